@@ -9,8 +9,8 @@ from hypothesis import settings
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
 
-# A deadline measures the machine, not the code (a first call may compile or plan). In CI the same examples are
-# drawn at every run and nothing is stored.
+# A deadline measures the machine, not the code (a first call may compile or plan). In CI the same
+# examples are drawn at every run and nothing is stored.
 settings.register_profile("default", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True, database=None, print_blob=True)
 settings.load_profile("ci" if os.environ.get("CI") else "default")
