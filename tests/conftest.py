@@ -1,7 +1,11 @@
-"""Settings every test shares: torch's threads and hypothesis' profiles."""
+"""What tests share: torch's threads, hypothesis' profiles, and how code is read from a page of the docs."""
 
 import os
+import re
+import textwrap
+from collections.abc import Callable
 
+import pytest
 import torch
 from hypothesis import settings
 
@@ -14,3 +18,21 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 settings.register_profile("default", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True, database=None, print_blob=True)
 settings.load_profile("ci" if os.environ.get("CI") else "default")
+
+FENCE = re.compile(
+    r"^(?P<indent> *)```(?:python|py)\b[^\n]*\n(?P<code>.*?)^(?P=indent)```", re.DOTALL | re.MULTILINE
+)
+
+
+@pytest.fixture(scope="session")
+def page_code() -> Callable[[str], str]:
+    """A page's Python blocks as one script, each on the lines it has in the page: a traceback fits it."""
+
+    def read(page: str) -> str:
+        script = ""
+        for block in FENCE.finditer(page):
+            first_line = page.count("\n", 0, block.start("code"))
+            script += "\n" * (first_line - script.count("\n")) + textwrap.dedent(block["code"])
+        return script
+
+    return read

@@ -1,11 +1,12 @@
 """What the documentation says is true: its code runs, and its API reference leaves no public name out."""
 
 import importlib
+import os
 import pkgutil
 import re
-import textwrap
-from collections.abc import Iterator
-from dataclasses import dataclass
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -14,58 +15,55 @@ import pytest
 import factorized_moe
 
 ROOT = Path(__file__).parents[1]
+PageCode = Callable[[str], str]  # the fixture of conftest.py
+
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 API_PAGES = sorted((ROOT / "docs" / "api").rglob("*.md"))
 
-FENCE = re.compile(
-    r"^(?P<indent> *)```(?P<language>\w*)[^\n]*\n(?P<code>.*?)^(?P=indent)```", re.DOTALL | re.MULTILINE
-)
 DIRECTIVE = re.compile(r"^::: (\S+)$", re.MULTILINE)
+SPHINX_ROLE = re.compile(r":(?:mod|class|meth|func|attr|data|exc|ref):`[^`]+`")
 
 
-@dataclass(frozen=True)
-class Block:
-    """One fenced Python block of a page, with the line its code starts on."""
-
-    code: str
-    line: int
-
-
-def python_blocks(text: str) -> list[Block]:
-    """The blocks of a page marked `python` or `py`, in order, those inside lists and notes included."""
-    return [
-        Block(textwrap.dedent(match["code"]), text.count("\n", 0, match.start("code")) + 1)
-        for match in FENCE.finditer(text)
-        if match["language"] in {"python", "py"}
-    ]
+def run_page(path: Path, script: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run a page's code in a process and a folder of its own: what it registers or writes stays there."""
+    copy = folder / f"{path.stem}.py"
+    copy.write_text(script, encoding="utf-8")
+    command = [sys.executable, "-W", "error", copy]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
 
 
-def run_blocks(text: str, name: str) -> None:
-    """Run a page's blocks in one namespace; a traceback shows the page and the line in it."""
-    namespace = {"__name__": "__main__"}
-    for block in python_blocks(text):
-        padded = "\n" * (block.line - 1) + block.code
-        exec(compile(padded, name, "exec"), namespace)
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_code_on_page_runs(path: Path, page_code: PageCode, tmp_path: Path) -> None:
+    script = page_code(path.read_text(encoding="utf-8"))
+    if script:
+        result = run_page(path, script, tmp_path)
+        assert result.returncode == 0, result.stderr
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_code_on_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    run_blocks(page.read_text(encoding="utf-8"), str(page))
+def test_every_python_block_is_read(page_code: PageCode) -> None:
+    for path in PAGES:
+        text = path.read_text(encoding="utf-8")
+        assert bool(page_code(text)) == bool(re.search(r"^\s*(```|~~~)\s*\{?\s*\.?py", text, re.MULTILINE)), (
+            path
+        )
+    assert page_code((ROOT / "README.md").read_text(encoding="utf-8"))
 
 
-def test_readme_has_code() -> None:
-    assert python_blocks((ROOT / "README.md").read_text(encoding="utf-8"))
-
-
-def test_failing_code_is_found_and_located() -> None:
+def test_failing_code_is_found_and_located(page_code: PageCode, tmp_path: Path) -> None:
     other = "```bash\nnot python\n```\n\n"
     page = f"Text\n\n```python\nx = 1\n```\n\n{other}1. A list\n\n    ```py\n    assert x == 2\n    ```\n"
-    assert [block.line for block in python_blocks(page)] == [4, 14]
-    with pytest.raises(AssertionError) as failure:
-        run_blocks(page, "page.md")
-    last = failure.traceback[-1]
-    assert (Path(last.path).name, last.lineno + 1) == ("page.md", 14)
+    result = run_page(Path("page.md"), page_code(page), tmp_path)
+    assert result.returncode == 1
+    assert re.search(r'page\.py", line 14,.*AssertionError', result.stderr, re.DOTALL)
+
+
+def test_docstrings_are_markdown() -> None:
+    for path in sorted((ROOT / "factorized_moe").rglob("*.py")):
+        roles = SPHINX_ROLE.findall(path.read_text(encoding="utf-8"))
+        assert not roles, (
+            f"{path.name}: the site shows {roles[0]} as it is; write `name` or [`name`][its.full.path]"
+        )
 
 
 def public_modules() -> Iterator[ModuleType]:

@@ -8,6 +8,7 @@ import sys
 import tomllib
 import venv
 import zipfile
+from collections.abc import Callable
 from importlib.metadata import packages_distributions
 from itertools import chain
 from pathlib import Path
@@ -59,7 +60,9 @@ def test_wheel_holds_the_package_alone(wheel: Path) -> None:
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
 
 
-def test_installed_wheel_runs_the_readme(wheel: Path, tmp_path: Path) -> None:
+def test_installed_wheel_runs_the_readme(
+    wheel: Path, page_code: Callable[[str], str], tmp_path: Path
+) -> None:
     venv.create(tmp_path / "env", with_pip=True)
     python = tmp_path / "env" / "bin" / "python"
     pip = [python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-compile"]
@@ -70,10 +73,9 @@ def test_installed_wheel_runs_the_readme(wheel: Path, tmp_path: Path) -> None:
     assert "factorized_moe" in asked
     assert not asked & {"entmax", "matplotlib", "mlxtend", "pandas", "PIL", "sklearn", "tqdm"}
 
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"^```python\n(.*?)^```", readme, re.DOTALL | re.MULTILINE)
-    (tmp_path / "quick_start.py").write_text("\n".join(blocks), encoding="utf-8")
-    run(python, "-W", "error", "quick_start.py", cwd=tmp_path)
+    script = page_code((ROOT / "README.md").read_text(encoding="utf-8"))
+    (tmp_path / "readme.py").write_text(script, encoding="utf-8")
+    run(python, "-W", "error", "readme.py", cwd=tmp_path)
     assert "demo" in run(tmp_path / "env" / "bin" / "factorized-moe", "--help", cwd=tmp_path)
 
 
