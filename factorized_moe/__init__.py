@@ -1,0 +1,23 @@
+"""Weight tensors of many experts, held in factorised form and contracted without ever being built.
+
+Example:
+    >>> import torch
+    >>> from factorized_moe import FactorizedExpertTensor
+    >>> w = FactorizedExpertTensor((8, 4), 16, 32, decomposition="tucker", rank=(4, 2, 8, 8), bias=True)
+    >>> w(torch.randn(5, 16), [torch.rand(5, 8), torch.rand(5, 4)]).shape
+    torch.Size([5, 32])
+"""
+
+from factorized_moe.decompositions import Decomposition, ParameterBudget, available_decompositions, register
+from factorized_moe.network import Node, TensorNetwork
+from factorized_moe.tensor import FactorizedExpertTensor
+
+__all__ = [
+    "Decomposition",
+    "FactorizedExpertTensor",
+    "Node",
+    "ParameterBudget",
+    "TensorNetwork",
+    "available_decompositions",
+    "register",
+]

@@ -1,0 +1,303 @@
+"""Lowering: each step of a plan becomes the operation that suits its labels, in a memory order that needs no copy.
+
+Legend, for a step on two operands: S labels that both have and the result keeps, K labels that both have and the
+result loses (they are contracted), L and R labels that only the left or only the right operand has. A *leaf* is a
+parameter or a vector: its memory order is given. The order of every other value is free, so a pass from the answer
+back to the leaves collects the order that each value's consumer wants, and a second pass makes the operations.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from factorized_moe.contraction.operations import (
+    Add,
+    AppendOne,
+    Arrange,
+    BatchedMatMul,
+    Expand,
+    MatMul,
+    Multiply,
+    Operation,
+)
+from factorized_moe.network import BATCH
+
+__all__ = ["Draft", "lower"]
+
+Labels = tuple[str, ...]
+Lowered = tuple[tuple[int, ...], Operation, Labels, str, int, int]
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A step before lowering: its operands' positions, the orders of those that are leaves, what is kept."""
+
+    operands: tuple[int, ...]
+    leaves: dict[int, Labels | None]
+    kept: frozenset[str]
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """A step on two operands with its labels sorted into the four groups, each in the order to be used."""
+
+    left: int
+    right: int
+    shared: Labels
+    only_left: Labels
+    only_right: Labels
+    contracted: Labels
+    summed: bool
+
+    @property
+    def is_matrix_product(self) -> bool:
+        return bool(self.contracted) and not self.shared and BATCH not in self.only_right
+
+
+def lower(
+    drafts: Sequence[Draft],
+    answers: Sequence[int],
+    output: Labels,
+    sizes: dict[str, int],
+    *,
+    padded: int | None,
+    first_free: int,
+) -> list[Lowered]:
+    """Lower a plan's drafts.
+
+    Args:
+        drafts: The steps of all terms; the one at index k makes value ``first_free + k``.
+        answers: The value that closes each term; the answers are added up.
+        output: The labels of the answer, in order.
+        sizes: The size of every label.
+        padded: The position of a vector that lacks the last entry of its label, a constant 1; or ``None``.
+        first_free: The number of leaves.
+
+    Returns:
+        For each step its operands, operation, result labels, formula, FLOPs and elements.
+    """
+    orders: dict[int, Labels] = {p: o for d in drafts for p, o in d.leaves.items() if o is not None}
+    leaves = set(orders)
+    builder = _Builder(sizes, first_free)
+    for position, order in sorted(orders.items()):
+        builder.place[position] = position
+        inputs = order[1:] if order[:1] == (BATCH,) else ()
+        folded = position == padded and len(inputs) == 1 and _absorbed(position, drafts, first_free)
+        if position == padded and not folded:
+            builder.append_one(position, order)
+        if len(inputs) > 1:
+            builder.split_group(position, order)
+
+    pairs, wanted = _want(drafts, leaves, orders, output, sizes, first_free)
+    for index, draft in enumerate(drafts):
+        value = first_free + index
+        pair = pairs[index]
+        if pair is None:
+            builder.arrange(draft.operands[0], value, orders, output)
+        else:
+            bias = padded in (pair.left, pair.right) and builder.place[padded] == padded
+            builder.contract(pair, value, orders, wanted[value], bias)
+    total = answers[0]
+    for answer in answers[1:]:
+        total = builder.add(total, answer, output)
+    return builder.steps
+
+
+def _absorbed(position: int, drafts: Sequence[Draft], first_free: int) -> bool:
+    """Whether a vector meets, in every step that uses it, nothing but a node with which it makes a matrix product."""
+    for draft in drafts:
+        if position in draft.operands:
+            others = [p for p in draft.operands if p != position]
+            if not others or others[0] >= first_free:
+                return False
+            mine, theirs = draft.leaves[position], draft.leaves[others[0]]
+            assert mine is not None  # both are leaves
+            assert theirs is not None
+            if BATCH in theirs or mine[1] not in theirs or mine[1] in draft.kept:
+                return False
+    return True
+
+
+def _want(
+    drafts: Sequence[Draft],
+    leaves: set[int],
+    orders: dict[int, Labels],
+    output: Labels,
+    sizes: dict[str, int],
+    first_free: int,
+) -> tuple[list[_Pair | None], dict[int, Labels]]:
+    """Sort every step's labels into groups, from the answer backwards, so that each value suits its consumer."""
+    labels = {position: frozenset(order) for position, order in orders.items()}
+    for index, draft in enumerate(drafts):
+        labels[first_free + index] = frozenset().union(*(labels[p] for p in draft.operands)) & draft.kept
+    canonical = (BATCH, *(label for label in sizes if label != BATCH))
+    wanted: dict[int, Labels] = {}
+    pairs: list[_Pair | None] = [None] * len(drafts)
+    for index in reversed(range(len(drafts))):
+        draft, value = drafts[index], first_free + index
+        want = wanted.setdefault(value, output)
+        if len(draft.operands) == 1:
+            wanted[draft.operands[0]] = tuple(x for x in want if x in labels[draft.operands[0]])
+            continue
+        pair = _sort_labels(draft, labels, leaves, orders, want, canonical)
+        pairs[index] = pair
+        if pair.contracted:
+            wanted[pair.left] = pair.shared + pair.only_left + pair.contracted
+            wanted[pair.right] = pair.shared + pair.contracted + pair.only_right
+        else:
+            wanted[pair.left] = tuple(x for x in want if x in labels[pair.left])
+            wanted[pair.right] = tuple(x for x in want if x in labels[pair.right])
+    return pairs, wanted
+
+
+def _sort_labels(
+    draft: Draft,
+    labels: dict[int, frozenset[str]],
+    leaves: set[int],
+    orders: dict[int, Labels],
+    want: Labels,
+    canonical: Labels,
+) -> _Pair:
+    left, right = draft.operands
+    both = labels[left] & labels[right]
+    # The operand without a batch goes right (a matrix product's parameter); otherwise whichever the consumer wants.
+    first = next((x for x in want if (x in labels[left]) != (x in labels[right])), None)
+    if BATCH not in labels[left] if BATCH in labels[left] ^ labels[right] else first in labels[right]:
+        left, right = right, left
+    memory = orders[right] if right in leaves else orders[left] if left in leaves else canonical
+
+    def ordered(group: Iterable[str], order: Labels) -> Labels:
+        members = set(group)
+        return tuple(x for x in order if x in members)
+
+    only_right = (labels[right] - both) & draft.kept
+    return _Pair(
+        left,
+        right,
+        shared=ordered(both & draft.kept, want),
+        only_left=ordered((labels[left] - both) & draft.kept, want),
+        only_right=ordered(only_right, orders[right] if right in leaves else want),
+        contracted=ordered(both - draft.kept, memory),
+        summed=bool((labels[left] ^ labels[right]) - draft.kept),
+    )
+
+
+class _Builder:
+    """Collects lowered steps and keeps, for each value, its place among all values so far and its labels' order."""
+
+    def __init__(self, sizes: dict[str, int], first_free: int) -> None:
+        self.sizes = sizes
+        self.steps: list[Lowered] = []
+        self.place: dict[int, int] = {}
+        self.first_free = first_free
+
+    def _emit(
+        self,
+        value: int,
+        operands: tuple[int, ...],
+        operation: Operation,
+        labels: Labels,
+        formula: str,
+        flops: int = 0,
+        elements: int | None = None,
+    ) -> None:
+        count = self._size(labels) if elements is None else elements
+        self.steps.append((tuple(self.place[p] for p in operands), operation, labels, formula, flops, count))
+        self.place[value] = self.first_free + len(self.steps) - 1
+
+    def _size(self, labels: Iterable[str]) -> int:
+        return math.prod(self.sizes[label] for label in labels)
+
+    def _axis(self, labels: Iterable[str]) -> int:
+        labels = tuple(labels)
+        return -1 if BATCH in labels else self._size(labels)
+
+    def _to(self, order: Labels, groups: Sequence[Labels], always: bool = False) -> Arrange:
+        """Brings a value of some order to grouped axes; labels in no group are summed."""
+        target = tuple(label for group in groups for label in group)
+        gone = tuple(axis for axis, label in enumerate(order) if label not in target)
+        left = tuple(label for label in order if label in target)
+        permutation = tuple(left.index(label) for label in target)
+        plain = all(len(group) == 1 for group in groups) and not always
+        return Arrange(
+            gone or None,
+            None if permutation == tuple(range(len(left))) else permutation,
+            None if plain else tuple(self._axis(group) for group in groups),
+        )
+
+    def _split(self, groups: Sequence[Labels]) -> Arrange:
+        """Takes grouped axes apart again."""
+        if all(len(group) == 1 for group in groups):
+            return Arrange()
+        return Arrange(shape=tuple(self._axis((label,)) for group in groups for label in group))
+
+    def append_one(self, position: int, order: Labels) -> None:
+        self._emit(position, (position,), AppendOne(), order, _formula([order], order))
+
+    def split_group(self, position: int, order: Labels) -> None:
+        shape = tuple(self._axis((label,)) for label in order)
+        self._emit(position, (position,), Expand(Arrange(shape=shape)), order, _formula([order], order), elements=0)
+
+    def contract(self, pair: _Pair, value: int, orders: dict[int, Labels], want: Labels, bias: bool) -> None:
+        left, right = orders[pair.left], orders[pair.right]
+        operation: Operation
+        if not pair.contracted:
+            result = tuple(x for x in want if x in pair.shared + pair.only_left + pair.only_right)
+            operands = [(left, pair.shared + pair.only_left), (right, pair.shared + pair.only_right)]
+            arranged = [self._to(order, [(x,) if x in names else () for x in result]) for order, names in operands]
+            # An operand that has every label needs no shape; one of size-1 axes broadcasts.
+            arranged = [
+                replace(a, shape=None) if set(result) == set(names) else a
+                for a, (_, names) in zip(arranged, operands, strict=True)
+            ]
+            operation = Multiply(arranged[0], arranged[1])
+        elif pair.is_matrix_product:
+            result = pair.only_left + pair.only_right
+            kept = tuple(x for x in right if x in pair.contracted + pair.only_right)
+            transposed = bool(pair.only_right) and kept == pair.only_right + pair.contracted
+            groups = [pair.only_right, pair.contracted] if transposed else [pair.contracted, pair.only_right]
+            operation = MatMul(
+                self._to(left, [pair.only_left, pair.contracted]),
+                self._to(right, groups),
+                transposed,
+                bias,
+                self._split([pair.only_left, pair.only_right]),
+            )
+        else:
+            result = pair.shared + pair.only_left + pair.only_right
+            operation = BatchedMatMul(
+                self._to(left, [pair.shared, pair.only_left, pair.contracted]),
+                self._to(right, [pair.shared, pair.contracted, pair.only_right]),
+                self._split([pair.shared, pair.only_left, pair.only_right]),
+            )
+        orders[value] = result
+        count = self._size(set(left) | set(right))
+        flops = (2 if pair.contracted or pair.summed else 1) * count
+        self._emit(value, (pair.left, pair.right), operation, result, _formula([left, right], result), flops)
+
+    def arrange(self, operand: int, value: int, orders: dict[int, Labels], output: Labels) -> None:
+        order = orders[operand]
+        present = tuple(x for x in output if x in order)
+        arrange = self._to(order, [(x,) for x in present])
+        missing = tuple(axis for axis, x in enumerate(output) if x not in order)
+        orders[value] = output
+        if arrange == Arrange() and not missing:
+            self.place[value] = self.place[operand]
+            return
+        expanded = tuple(self._axis((x,)) for x in output) if missing else None
+        flops = self._size(order) if arrange.sum_axes else 0
+        self._emit(value, (operand,), Expand(arrange, missing, expanded), output, _formula([order], output), flops)
+
+    def add(self, left: int, right: int, output: Labels) -> int:
+        value = -1 - len(self.steps)  # a key of its own: drafts' values are positive
+        self._emit(value, (left, right), Add(), output, _formula([output, output], output), self._size(output))
+        return value
+
+
+def _formula(operands: Iterable[Labels], result: Labels) -> str:
+    def words(labels: Labels) -> str:
+        return " ".join(label for label in labels if label != BATCH) or "1"
+
+    return f"{', '.join(words(labels) for labels in operands)} -> {words(result)}"

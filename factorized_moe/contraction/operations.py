@@ -1,0 +1,146 @@
+"""The operations that a plan's steps are lowered to: small, immutable recipes that act on torch tensors.
+
+Each recipe holds only ints, so it is hashable, pickles, and disappears when ``torch.compile`` or ``torch.export``
+trace through it. None of them contracts more than two tensors.
+
+Legend: B batch, S labels that both operands keep, L and R labels of the left and right operand only, K contracted
+labels. A group of labels is one axis here, flattened by an :class:`Arrange`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "Add",
+    "AppendOne",
+    "Arrange",
+    "BatchedMatMul",
+    "Expand",
+    "MatMul",
+    "Multiply",
+    "MultiplySum",
+    "Operation",
+]
+
+
+@dataclass(frozen=True)
+class Arrange:
+    """Sum some axes away, permute the others, and give the result a shape; ``None`` leaves a stage out.
+
+    ``shape`` holds at most one ``-1``, the axis that carries the batch.
+    """
+
+    sum_axes: tuple[int, ...] | None = None
+    permutation: tuple[int, ...] | None = None
+    shape: tuple[int, ...] | None = None
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        if self.sum_axes is not None:
+            tensor = tensor.sum(self.sum_axes)
+        if self.permutation is not None:
+            tensor = tensor.permute(self.permutation)
+        if self.shape is not None:
+            tensor = tensor.reshape(self.shape)
+        return tensor
+
+
+@dataclass(frozen=True)
+class MatMul:
+    """One product with a parameter matrix: ``(B*L, K) x (K, R) -> (B, L, R)``.
+
+    Args:
+        left: Brings the left operand to ``(B*L, K)``.
+        right: Brings the parameter to ``(K, R)``, or to ``(R, K)`` if ``transposed``.
+        transposed: Whether the parameter's contracted axis is its last one in memory.
+        bias: Whether the parameter has one more row than the left operand has columns: the row that is added.
+        result: Gives the product its shape.
+    """
+
+    left: Arrange
+    right: Arrange
+    transposed: bool
+    bias: bool
+    result: Arrange
+
+    def __call__(self, left: Tensor, right: Tensor) -> Tensor:
+        left, right = self.left(left), self.right(right)
+        if self.transposed:
+            right = right.t()
+        if self.bias:
+            # split, not two slices: its backward is one concatenation instead of two zero-filled copies.
+            weight, row = right.split((right.shape[0] - 1, 1))
+            return self.result(torch.addmm(row, left, weight))
+        return self.result(torch.mm(left, right))
+
+
+@dataclass(frozen=True)
+class BatchedMatMul:
+    """One small product per sample: ``(S, L, K) x (S, K, R) -> (S, L, R)``."""
+
+    left: Arrange
+    right: Arrange
+    result: Arrange
+
+    def __call__(self, left: Tensor, right: Tensor) -> Tensor:
+        return self.result(torch.bmm(self.left(left), self.right(right)))
+
+
+@dataclass(frozen=True)
+class Multiply:
+    """A broadcast product in which nothing is summed: ``(S, L, 1) * (S, 1, R) -> (S, L, R)``."""
+
+    left: Arrange
+    right: Arrange
+
+    def __call__(self, left: Tensor, right: Tensor) -> Tensor:
+        return self.left(left) * self.right(right)
+
+
+@dataclass(frozen=True)
+class MultiplySum:
+    """A broadcast product, then a sum: for contracted labels too small for a matrix product to pay."""
+
+    left: Arrange
+    right: Arrange
+    sum_axes: tuple[int, ...]
+
+    def __call__(self, left: Tensor, right: Tensor) -> Tensor:
+        return (self.left(left) * self.right(right)).sum(self.sum_axes)
+
+
+@dataclass(frozen=True)
+class AppendOne:
+    """Appends a 1 to every input, for networks in which the bias row is not one matrix product's last row."""
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        return torch.nn.functional.pad(tensor, (0, 1), value=1.0)
+
+
+@dataclass(frozen=True)
+class Expand:
+    """Rearranges one value, and repeats it along axes that it lacks; the last step of a term."""
+
+    arrange: Arrange
+    missing: tuple[int, ...] = ()
+    sizes: tuple[int, ...] | None = None
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        tensor = self.arrange(tensor)
+        for axis in self.missing:
+            tensor = tensor.unsqueeze(axis)
+        return tensor if self.sizes is None else tensor.expand(self.sizes)
+
+
+@dataclass(frozen=True)
+class Add:
+    """Adds the values of two terms of a sum of networks."""
+
+    def __call__(self, left: Tensor, right: Tensor) -> Tensor:
+        return left + right
+
+
+Operation = MatMul | BatchedMatMul | Multiply | MultiplySum | AppendOne | Expand | Add

@@ -1,0 +1,211 @@
+"""The contract for a decomposition: one method that describes a network; everything else has a derived default.
+
+Legend: ``N_k`` experts of mode k, ``I`` in_features (one more with a bias), ``O`` out_features.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Integral, Real
+from types import MappingProxyType
+from typing import Any
+
+from torch import Tensor
+
+from factorized_moe.contraction.costs import num_parameters
+from factorized_moe.network import TensorNetwork
+
+__all__ = ["Decomposition", "Initialisation", "ParameterBudget", "Rank", "RankLike", "variance_preserving"]
+
+Rank = int | tuple[int, ...]
+"""A rank in its canonical form: an int, or one int for each mode or bond."""
+
+Initialisation = Callable[[TensorNetwork, Mapping[str, Tensor]], None]
+"""Fills the parameters of a network, given by name, in place."""
+
+
+@dataclass(frozen=True)
+class ParameterBudget:
+    """A rank given as the most parameters that the weight tensor may have (a gate is not counted).
+
+    Args:
+        parameters: The most parameters.
+
+    Example:
+        >>> from factorized_moe import FactorizedExpertTensor
+        >>> w = FactorizedExpertTensor((8,), 16, 32, decomposition="cp", rank=ParameterBudget(1000))
+        >>> w.rank, w.num_parameters
+        (17, 952)
+    """
+
+    parameters: int
+
+    def __post_init__(self) -> None:
+        if isinstance(self.parameters, bool) or not isinstance(self.parameters, Integral) or self.parameters < 1:
+            raise ValueError(f"a parameter budget is a positive int, got {self.parameters!r}")
+
+
+RankLike = int | float | str | Sequence[int] | ParameterBudget
+"""What a rank may be given as: an int, a tuple, ``"same"``, a fraction of the dense size, or a budget."""
+
+
+def variance_preserving(network: TensorNetwork, tensors: Mapping[str, Tensor]) -> None:
+    """Gaussian parameters such that every entry of the dense tensor has mean 0 and variance ``1 / in_features``.
+
+    Then one expert alone (a one-hot coefficient vector) keeps the variance of its input. The variance of an entry of
+    the dense tensor is the product of the nodes' variances and the bonds' sizes, summed over the terms of a sum, so
+    all nodes of a term get one variance. (``tltorch``'s ``normal_`` divides by the ranks twice on tensor trains.)
+
+    Args:
+        network: The network.
+        tensors: Its parameters by name, filled in place.
+    """
+    target = 1.0 / network.size_of(network.in_labels) / len(network.terms)
+    bonds = set(network.bonds)
+    for term in network.terms:
+        paths = network.size_of({label for node in term for label in node.labels} & bonds)
+        std = (target / paths) ** (0.5 / len(term))
+        for node in term:
+            tensors[node.parameter].normal_(0.0, std)
+
+
+class Decomposition(ABC):
+    """A family of factorisations. Subclass it, write :meth:`network`, and register an instance.
+
+    Attributes:
+        initialisations: Ways to fill the parameters, by name; the first is the default. Every decomposition has
+            ``"variance_preserving"``.
+        tensorly_algorithm: The name of the function in ``tensorly.decomposition`` that fits it, if there is one.
+        tensorly_starts: Keyword arguments for that function; each is tried, and the best result is kept.
+        tltorch_name: The name of the same factorisation in TensorLy-Torch, if there is one.
+
+    Example:
+        >>> from factorized_moe import FactorizedExpertTensor, register
+        >>> class SharedInput(Decomposition):
+        ...     def network(self, expert_dims, in_features, out_features, rank):
+        ...         experts = [f"expert_{k}" for k in range(len(expert_dims))]
+        ...         nodes = {"input": "in rank", "core": [*experts, "rank", "out"]}
+        ...         return TensorNetwork.from_modes(
+        ...             expert_dims, in_features, out_features, nodes=nodes, bonds={"rank": rank}
+        ...         )
+        >>> w = FactorizedExpertTensor((4,), 8, 6, decomposition=SharedInput(), rank=3)
+        >>> w.to_dense().shape
+        torch.Size([4, 8, 6])
+    """
+
+    initialisations: Mapping[str, Initialisation] = MappingProxyType({"variance_preserving": variance_preserving})
+    tensorly_algorithm: str | None = None
+    tensorly_starts: Sequence[Mapping[str, Any]] = (MappingProxyType({}),)
+    tltorch_name: str | None = None
+
+    @abstractmethod
+    def network(self, expert_dims: tuple[int, ...], in_features: int, out_features: int, rank: Any) -> TensorNetwork:
+        """Describe the network.
+
+        Args:
+            expert_dims: The sizes of the expert modes, none or more.
+            in_features: The size of the input mode; with a bias, one more than the layer's.
+            out_features: The size of the output mode.
+            rank: A rank as :meth:`check_rank` returns it.
+        """
+
+    def check_rank(self, rank: Rank, shape: tuple[int, ...]) -> Rank:
+        """Hook: bring a rank to its canonical form, or refuse it.
+
+        Args:
+            rank: A positive int, or a tuple of positive ints.
+            shape: The dense shape, ``(*expert_dims, I, O)``.
+
+        Raises:
+            ValueError: If the rank does not suit this decomposition. By default, if it is not one int.
+        """
+        if not isinstance(rank, int):
+            raise ValueError(f"rank of {type(self).__name__} is one int, got {rank}")
+        return rank
+
+    def useful_rank(self, rank: Rank, shape: tuple[int, ...]) -> Rank:
+        """Hook: the part of a rank beyond which more parameters add nothing; the rank itself by default.
+
+        A rank given as ints is taken as it is. Budgets choose among useful ranks, and a fit pads with zeros.
+
+        Args:
+            rank: A rank as :meth:`check_rank` returns it.
+            shape: The dense shape, ``(*expert_dims, I, O)``.
+        """
+        return rank
+
+    def to_tensorly(self, tensors: Mapping[str, Tensor]) -> Any:
+        """Hook: TensorLy's tuple type holding views of the parameters, which are given by name."""
+        raise TypeError(f"TensorLy has no tensor type for {type(self).__name__}")
+
+    def from_tensorly(self, value: Any) -> dict[str, Tensor]:
+        """Hook: the parameters by name, from TensorLy's tuple type (or a plain tuple or list of the same form)."""
+        raise TypeError(f"TensorLy has no tensor type for {type(self).__name__}")
+
+    def tltorch_arguments(self, value: Any) -> tuple[Any, ...]:
+        """Hook: what the TensorLy-Torch class is made from, given what :meth:`to_tensorly` returns."""
+        return tuple(value)
+
+    def from_tltorch(self, value: Any) -> dict[str, Tensor]:
+        """Hook: the parameters by name, from the TensorLy-Torch class."""
+        return self.from_tensorly(value.decomposition)
+
+    def resolve_rank(self, rank: RankLike, shape: tuple[int, ...]) -> Rank:
+        """The canonical rank for a dense shape.
+
+        Args:
+            rank: An int, a tuple of ints in TensorLy's convention, ``"same"`` (as many parameters as the dense
+                tensor), a float between 0 and 1 (that fraction of them), or a :class:`ParameterBudget`. The last
+                three never give more parameters than asked for.
+            shape: The dense shape, ``(*expert_dims, I, O)``.
+
+        Raises:
+            TypeError: If the rank is of no such type.
+            ValueError: If it is out of range, of the wrong length, or a budget is too small.
+        """
+        if isinstance(rank, bool) or not isinstance(rank, Integral | Real | str | Sequence | ParameterBudget):
+            raise TypeError(f"rank is an int, a tuple of ints, 'same', a fraction or a ParameterBudget, got {rank!r}")
+        if isinstance(rank, ParameterBudget):
+            return self._rank_for_budget(int(rank.parameters), shape)
+        if isinstance(rank, str):
+            if rank != "same":
+                raise ValueError(f"the only rank given as a word is 'same', got {rank!r}")
+            return self._rank_for_budget(math.prod(shape), shape)
+        if isinstance(rank, Integral):
+            if rank < 1:
+                raise ValueError(f"rank must be at least 1, got {rank}")
+            return self.check_rank(int(rank), shape)
+        if isinstance(rank, Real):
+            if not 0.0 < float(rank) <= 1.0:
+                raise ValueError(
+                    f"a float rank is a fraction of the dense size, above 0 and at most 1, got {rank!r}; "
+                    "give an int for a rank"
+                )
+            return self._rank_for_budget(int(float(rank) * math.prod(shape)), shape)
+        entries = tuple(rank)
+        if any(isinstance(entry, bool) or not isinstance(entry, Integral) or entry < 1 for entry in entries):
+            raise ValueError(f"every entry of a rank tuple is a positive int, got {entries}")
+        return self.check_rank(tuple(int(entry) for entry in entries), shape)
+
+    def _rank_for_budget(self, budget: int, shape: tuple[int, ...]) -> Rank:
+        """The useful part of the largest int rank within a budget, by bisection."""
+        *expert_dims, in_features, out_features = shape
+
+        def cost(size: int) -> int:
+            rank = self.useful_rank(self.check_rank(size, shape), shape)
+            return num_parameters(self.network(tuple(expert_dims), in_features, out_features, rank))
+
+        smallest = cost(1)
+        if budget < smallest:
+            raise ValueError(
+                f"a budget of {budget:,} parameters is too small for {type(self).__name__} of shape {shape}: "
+                f"the smallest possible is {smallest:,}"
+            )
+        low, high = 1, max(2, budget + 1)  # a rank above the budget has more parameters than the budget
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if cost(middle) <= budget else (low, middle)
+        return self.useful_rank(self.check_rank(low, shape), shape)

@@ -1,0 +1,275 @@
+"""Tensor networks as data: which parameter tensors there are and how their indices are joined.
+
+A network describes the dense weight tensor of shape ``(*expert_dims, in_features, out_features)`` as a sum over
+*bonds* of a product of *nodes*. It holds no numbers and imports nothing but the standard library, so it can be
+hashed, compared, cached, pickled and printed. Planning, execution, costs, initial variance, storage and tests are
+all functions of this description.
+
+Legend: *node* one parameter tensor, *label* the name of an index, *bond* a label that is summed over,
+*expert mode* one of the leading modes of the dense tensor.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+__all__ = ["BATCH", "Node", "TensorNetwork"]
+
+BATCH = "batch"
+"""The label of the per-sample index. Plans use it; no network may."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """One tensor of a network: its name and its labels, in memory order.
+
+    Args:
+        name: The node's name, unique in its network. It is the parameter's name in a state dict.
+        labels: The labels of its axes, outermost in memory first.
+        parameter: The parameter that the node reads, its own (``name``) by default. Two nodes that name the same
+            parameter share it.
+
+    Example:
+        >>> Node("input", ("in", "rank"))
+        Node(name='input', labels=('in', 'rank'), parameter='input')
+    """
+
+    name: str
+    labels: tuple[str, ...]
+    parameter: str = ""
+
+    def __post_init__(self) -> None:
+        labels = self.labels.split() if isinstance(self.labels, str) else self.labels
+        object.__setattr__(self, "labels", tuple(labels))
+        object.__setattr__(self, "parameter", self.parameter or self.name)
+        if not self.name.isidentifier():
+            raise ValueError(f"node name {self.name!r} must be a Python identifier, as it names a parameter")
+        repeated = [label for label, count in Counter(self.labels).items() if count > 1]
+        if repeated:
+            raise ValueError(f"node {self.name!r} uses label {repeated[0]!r} twice in {self.labels}; use two labels")
+
+
+@dataclass(frozen=True)
+class TensorNetwork:
+    """An immutable description of a factorised weight tensor. Build one with :meth:`from_modes`.
+
+    The dense tensor is the sum over ``terms`` of the product of each term's nodes, summed over all bonds. A bond may
+    join any number of nodes (CP's rank joins all of them). In a sum of several terms, a term that lacks an expert
+    label is the same for every expert of that mode.
+
+    Args:
+        terms: For each term of the sum, its nodes.
+        label_sizes: ``(label, size)`` for every label, external labels and bonds.
+        expert_labels: One label for each expert mode, in the order of ``expert_dims``.
+        in_labels: The group of labels that together form the input mode, outermost first.
+        out_labels: The group of labels that together form the output mode, outermost first.
+
+    Raises:
+        ValueError: If the parts do not fit together; the message names the node and the label.
+    """
+
+    terms: tuple[tuple[Node, ...], ...]
+    label_sizes: tuple[tuple[str, int], ...]
+    expert_labels: tuple[str, ...]
+    in_labels: tuple[str, ...] = ("in",)
+    out_labels: tuple[str, ...] = ("out",)
+
+    def __post_init__(self) -> None:
+        _check_sizes(self)
+        _check_nodes(self)
+        _check_external_labels(self)
+        _check_bonds(self)
+        _check_shared_parameters(self)
+
+    @classmethod
+    def from_modes(
+        cls,
+        expert_dims: Sequence[int],
+        in_features: int,
+        out_features: int,
+        *,
+        nodes: Mapping[str, str | Sequence[str] | Node] | Iterable[Node],
+        bonds: Mapping[str, int],
+        in_labels: Mapping[str, int] | None = None,
+        out_labels: Mapping[str, int] | None = None,
+    ) -> TensorNetwork:
+        """A network of one term whose external labels have the usual names.
+
+        The labels of the modes are ``expert_0``, ``expert_1``, ..., ``in`` and ``out``.
+
+        Args:
+            expert_dims: The sizes of the expert modes.
+            in_features: The size of the input mode.
+            out_features: The size of the output mode.
+            nodes: Nodes, or node names with their labels, in memory order: ``{"input": "in rank"}``.
+            bonds: The size of each bond.
+            in_labels: Sizes of the labels that form the input mode, if it is split: ``{"in_0": 4, "in_1": 8}``.
+            out_labels: The same for the output mode.
+
+        Raises:
+            ValueError: If the parts do not fit together.
+
+        Example:
+            >>> cp = TensorNetwork.from_modes(
+            ...     (8,),
+            ...     16,
+            ...     32,
+            ...     nodes={"expert_0": "expert_0 rank", "input": "in rank", "output": "out rank"},
+            ...     bonds={"rank": 4},
+            ... )
+            >>> cp.shape
+            (8, 16, 32)
+        """
+        experts = {f"expert_{k}": size for k, size in enumerate(expert_dims)}
+        inputs = dict(in_labels) if in_labels is not None else {"in": in_features}
+        outputs = dict(out_labels) if out_labels is not None else {"out": out_features}
+        for group, size, mode in ((inputs, in_features, "input"), (outputs, out_features, "output")):
+            if math.prod(group.values()) != size:
+                raise ValueError(f"the {mode} labels {group} multiply to {math.prod(group.values())}, not to {size}")
+        external = experts | inputs | outputs
+        clash = sorted(external.keys() & bonds.keys())
+        if clash:
+            raise ValueError(f"label {clash[0]!r} names both a mode and a bond; rename the bond")
+        if isinstance(nodes, Mapping):
+            nodes = [n if isinstance(n, Node) else Node(name, n) for name, n in nodes.items()]  # type: ignore[arg-type]
+        return cls(
+            terms=(tuple(nodes),),
+            label_sizes=tuple((external | dict(bonds)).items()),
+            expert_labels=tuple(experts),
+            in_labels=tuple(inputs),
+            out_labels=tuple(outputs),
+        )
+
+    def __add__(self, other: TensorNetwork) -> TensorNetwork:
+        """The network of the sum of two weight tensors of the same modes; node names must differ."""
+        if not isinstance(other, TensorNetwork):
+            return NotImplemented
+        mine, theirs = self.sizes, other.sizes
+        differing = sorted(label for label in mine.keys() & theirs.keys() if mine[label] != theirs[label])
+        if differing:
+            label = differing[0]
+            raise ValueError(f"label {label!r} has size {mine[label]} in one term and {theirs[label]} in the other")
+        if (self.in_labels, self.out_labels) != (other.in_labels, other.out_labels):
+            raise ValueError("the terms of a sum must group their input and output labels in the same way")
+        shorter, longer = sorted((self.expert_labels, other.expert_labels), key=len)
+        if not set(shorter) <= set(longer):
+            raise ValueError(f"expert labels {shorter} of one term are not among {longer} of the other")
+        return TensorNetwork(
+            terms=self.terms + other.terms,
+            label_sizes=tuple((dict(mine) | dict(theirs)).items()),
+            expert_labels=longer,
+            in_labels=self.in_labels,
+            out_labels=self.out_labels,
+        )
+
+    @cached_property
+    def sizes(self) -> dict[str, int]:
+        """The size of every label."""
+        return dict(self.label_sizes)
+
+    @cached_property
+    def nodes(self) -> tuple[Node, ...]:
+        """All nodes, in the order of the terms."""
+        return tuple(node for term in self.terms for node in term)
+
+    @cached_property
+    def external_labels(self) -> tuple[str, ...]:
+        """The labels of the dense tensor's modes: experts, input group, output group."""
+        return (*self.expert_labels, *self.in_labels, *self.out_labels)
+
+    @cached_property
+    def bonds(self) -> tuple[str, ...]:
+        """The labels that are summed over."""
+        external = set(self.external_labels)
+        return tuple(label for label, _ in self.label_sizes if label not in external)
+
+    @cached_property
+    def expert_dims(self) -> tuple[int, ...]:
+        """The sizes of the expert modes."""
+        return tuple(self.sizes[label] for label in self.expert_labels)
+
+    @cached_property
+    def shape(self) -> tuple[int, ...]:
+        """The dense tensor's shape, ``(*expert_dims, I, O)``."""
+        return (*self.expert_dims, self.size_of(self.in_labels), self.size_of(self.out_labels))
+
+    @cached_property
+    def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every parameter, by its name, in the order of the nodes; a shared one occurs once."""
+        return {node.parameter: tuple(self.sizes[label] for label in node.labels) for node in self.nodes}
+
+    def size_of(self, labels: Iterable[str]) -> int:
+        """The product of the sizes of some labels."""
+        return math.prod(self.sizes[label] for label in labels)
+
+    def __str__(self) -> str:
+        """One line a term: ``expert_0 (expert_0=8 rank=4), input (in=16 rank=4), ...``."""
+
+        def line(term: tuple[Node, ...]) -> str:
+            return ", ".join(f"{n.name} ({' '.join(f'{x}={self.sizes[x]}' for x in n.labels)})" for n in term)
+
+        return "\n+ ".join(line(term) for term in self.terms)
+
+
+def _check_sizes(network: TensorNetwork) -> None:
+    for label, size in network.label_sizes:
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise ValueError(f"label {label!r} has size {size!r}; a size is a positive int")
+    if BATCH in network.sizes:
+        raise ValueError(f"label {BATCH!r} is reserved for the samples' index; rename it")
+
+
+def _check_nodes(network: TensorNetwork) -> None:
+    repeated = [name for name, count in Counter(node.name for node in network.nodes).items() if count > 1]
+    if repeated:
+        raise ValueError(f"two nodes are named {repeated[0]!r}; node names must differ")
+    if not all(network.terms) or not network.terms:
+        raise ValueError("every term of a network needs at least one node")
+    for node in network.nodes:
+        for label in node.labels:
+            if label not in network.sizes:
+                raise ValueError(f"node {node.name!r} uses label {label!r}, which has no size; add it to the bonds")
+
+
+def _check_external_labels(network: TensorNetwork) -> None:
+    repeated = [label for label, count in Counter(network.external_labels).items() if count > 1]
+    if repeated:
+        raise ValueError(f"label {repeated[0]!r} stands for two modes; each mode needs its own label")
+    for number, term in enumerate(network.terms):
+        carried = {label for node in term for label in node.labels}
+        # In a sum, a term without an expert label is shared by that mode's experts; alone, it is a mistake.
+        needed = network.external_labels if len(network.terms) == 1 else network.in_labels + network.out_labels
+        missing = [label for label in needed if label not in carried]
+        if missing:
+            names = [node.name for node in term]
+            raise ValueError(f"no node of term {number} {names} carries the mode's label {missing[0]!r}; add it to one")
+    everywhere = {label for node in network.nodes for label in node.labels}
+    missing = [label for label in network.external_labels if label not in everywhere]
+    if missing:
+        raise ValueError(f"no node carries the mode's label {missing[0]!r}; add it to one")
+
+
+def _check_bonds(network: TensorNetwork) -> None:
+    for bond in network.bonds:
+        uses = [[node.name for node in term if bond in node.labels] for term in network.terms]
+        if not any(uses):
+            raise ValueError(f"bond {bond!r} has a size but is on no node; remove it or add it to two nodes")
+        for names in uses:
+            if len(names) == 1:
+                raise ValueError(f"bond {bond!r} dangles: only node {names[0]!r} carries it; a bond joins two or more")
+
+
+def _check_shared_parameters(network: TensorNetwork) -> None:
+    first: dict[str, Node] = {}
+    for node in network.nodes:
+        other = first.setdefault(node.parameter, node)
+        shapes = [tuple(network.sizes[label] for label in n.labels) for n in (other, node)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                f"nodes {other.name!r} {shapes[0]} and {node.name!r} {shapes[1]} share parameter {node.parameter!r} "
+                "but differ in shape"
+            )

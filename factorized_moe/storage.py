@@ -1,0 +1,216 @@
+"""The one parameter container, a TensorLy-Torch ``FactorizedTensor``, and the ways to TensorLy and back.
+
+This is the only module that imports ``tltorch``. Importing ``tltorch`` sets TensorLy's global backend to PyTorch;
+nothing here depends on that backend: every call into TensorLy names its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import tensorly
+import torch
+from tltorch.factorized_tensors.core import FactorizedTensor
+from tltorch.tensor_hooks._tensor_dropout import TensorDropout
+from torch import Tensor, nn
+
+from factorized_moe.contraction import dense_request, execute, make_plan
+from factorized_moe.decompositions import Decomposition, available_decompositions, get_decomposition
+from factorized_moe.network import TensorNetwork
+
+__all__ = ["NetworkTensor", "Operands"]
+
+
+@dataclass(frozen=True)
+class Operands:
+    """The tensors of a network's nodes, in order: what a forward hook on :class:`NetworkTensor` may return."""
+
+    operands: tuple[Tensor, ...]
+
+
+class NetworkTensor(FactorizedTensor, name="network"):  # type: ignore[misc, call-arg]
+    """The parameters of a network: one named parameter for each node.
+
+    Calling it returns itself, through any forward hooks (TensorLy-Torch's way to add tensor dropout); read the
+    nodes' tensors from the result's ``operands``.
+
+    Args:
+        network: The description.
+        decomposition: Where the description comes from; needed for TensorLy's formats only.
+        rank: The canonical rank, for information.
+        device: Where the parameters are.
+        dtype: Their type.
+
+    Attributes:
+        shape: The dense shape, ``(*expert_dims, I, O)``.
+
+    Raises:
+        ValueError: If a parameter's name is an attribute of every container; rename the node.
+
+    Example:
+        >>> from factorized_moe import FactorizedExpertTensor
+        >>> w = FactorizedExpertTensor((8,), 16, 32, decomposition="cp", rank=4)
+        >>> {name: tuple(p.shape) for name, p in w.weight.named_parameters()}
+        {'expert_0': (8, 4), 'input': (16, 4), 'output': (32, 4)}
+    """
+
+    def __init__(
+        self,
+        network: TensorNetwork,
+        decomposition: Decomposition | None = None,
+        rank: Any = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.source = decomposition
+        self.shape = network.shape
+        self.order = len(network.shape)
+        self.rank = rank
+        for name, shape in network.parameter_shapes.items():
+            if hasattr(self, name):
+                raise ValueError(f"a node's parameter cannot be named {name!r}, an attribute of its container; rename")
+            self.register_parameter(name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
+        self._operand_names = tuple(node.parameter for node in network.nodes)
+
+    @classmethod
+    def new(
+        cls, shape: tuple[int, ...], rank: Any, decomposition: str | Decomposition = "", **kwargs: Any
+    ) -> NetworkTensor:
+        """A container for a dense shape of two or more modes, its parameters initialised: TensorLy-Torch's way."""
+        source = get_decomposition(decomposition)
+        resolved = source.resolve_rank(rank, tuple(shape))
+        network = source.network(tuple(shape[:-2]), shape[-2], shape[-1], resolved)
+        tensor = NetworkTensor(network, source, resolved, **kwargs)
+        with torch.no_grad():
+            source.initialisations["variance_preserving"](tensor.network, tensor.tensors)
+        return tensor
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """The parameters by name; a shared one occurs once."""
+        return {name: getattr(self, name) for name in self.network.parameter_shapes}
+
+    @property
+    def operands(self) -> tuple[Tensor, ...]:
+        """The nodes' tensors, in the order of the network's nodes."""
+        return tuple(getattr(self, name) for name in self._operand_names)
+
+    @property
+    def decomposition(self) -> Any:
+        """TensorLy's tuple type, as TensorLy-Torch's containers give it."""
+        return self.to_tensorly()
+
+    def to_tensor(self) -> Tensor:
+        """The dense tensor, ``(*expert_dims, I, O)``."""
+        plan = make_plan(self.network, dense_request(self.network))
+        return execute(plan, self.operands).reshape(self.shape)
+
+    def assign(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copy values into all parameters.
+
+        Args:
+            tensors: One tensor for each parameter, by name, of the parameter's shape.
+
+        Raises:
+            ValueError: If names or shapes differ; nothing is copied then.
+        """
+        if tensors.keys() != self.tensors.keys():
+            differing = sorted(tensors.keys() ^ self.tensors.keys())
+            raise ValueError(f"names on one side only: {differing}; the parameters are {sorted(self.tensors)}")
+        for name, parameter in self.tensors.items():
+            if tensors[name].shape != parameter.shape:
+                raise ValueError(
+                    f"{name!r} has shape {tuple(tensors[name].shape)}, its parameter {tuple(parameter.shape)}"
+                )
+        with torch.no_grad():
+            for name, parameter in self.tensors.items():
+                parameter.copy_(tensors[name])
+
+    def to_tensorly(self) -> Any:
+        """TensorLy's own tuple type (``CPTensor``, ``TuckerTensor``, ``TTTensor``, ``TRTensor``), sharing memory.
+
+        Raises:
+            TypeError: If TensorLy has no type for this decomposition.
+        """
+        source = self._known_source()
+        with tensorly.backend_context("pytorch", local_threadsafe=True):
+            return source.to_tensorly(self.tensors)
+
+    def to_tltorch(self) -> FactorizedTensor:
+        """TensorLy-Torch's own container, sharing memory where its parameters have the same layout.
+
+        Raises:
+            TypeError: If TensorLy-Torch has no such container.
+        """
+        source = self._known_source()
+        if source.tltorch_name is None:
+            raise TypeError(f"TensorLy-Torch has no factorisation like {type(source).__name__}")
+        with tensorly.backend_context("pytorch", local_threadsafe=True):
+            parts = source.tltorch_arguments(source.to_tensorly(self.tensors))
+            kind = FactorizedTensor._factorizations[source.tltorch_name]
+            return kind(*(_as_parameters(part) for part in parts))
+
+    def _known_source(self) -> Decomposition:
+        if self.source is None:
+            raise TypeError("a hand-written network has no TensorLy format")
+        return self.source
+
+    def __repr__(self) -> str:
+        return f"NetworkTensor({self.network})"
+
+
+def _as_parameters(part: Any) -> Any:
+    if isinstance(part, Tensor):
+        return part if isinstance(part, nn.Parameter) else nn.Parameter(part.detach())
+    return [_as_parameters(element) for element in part]
+
+
+class NetworkTensorDropout(TensorDropout, factorization=NetworkTensor):  # type: ignore[misc, call-arg]
+    """Tensor dropout on the bonds, registered with ``tltorch.tensor_hooks.tensor_dropout(layer.weight, p)``.
+
+    Each value of each bond longer than ``min_dim`` is dropped with probability p, and the rest scaled by
+    ``1 / (1 - p)``, so that the dense tensor's mean is kept. The mask has a fixed shape, so it compiles.
+    """
+
+    def _apply_tensor_dropout(self, tensor: NetworkTensor, training: bool = True) -> NetworkTensor | Operands:
+        if not self.proba or not (training or self.drop_test):
+            return tensor
+        operands = list(tensor.operands)
+        start = 0
+        for term in tensor.network.terms:
+            bonds = {bond for bond in tensor.network.bonds if tensor.network.sizes[bond] > self.min_dim}
+            for position, node in enumerate(term, start=start):
+                for axis, label in enumerate(node.labels):
+                    if label in bonds:  # once for each bond: on the first node that carries it
+                        bonds.remove(label)
+                        operands[position] = self._drop(operands[position], axis)
+            start += len(term)
+        return Operands(tuple(operands))
+
+    def _drop(self, operand: Tensor, axis: int) -> Tensor:
+        kept = torch.rand(operand.shape[axis], device=operand.device) >= self.proba
+        mask = kept.to(operand.dtype) / (1.0 - float(self.proba))
+        return operand * mask.reshape([-1 if k == axis else 1 for k in range(operand.ndim)])
+
+
+def _complete_tltorch() -> None:
+    """Give TensorLy-Torch's registry the decompositions it lacks, such as the tensor ring; never replace one.
+
+    Its registry replaces silently, so only free names are used.
+    """
+    for name in available_decompositions():
+        if name not in FactorizedTensor._factorizations:
+
+            class Registered(NetworkTensor, name=name):  # type: ignore[call-arg]
+                _source_name = name
+
+                @classmethod
+                def new(cls, shape: tuple[int, ...], rank: Any = "same", **kwargs: Any) -> NetworkTensor:  # type: ignore[override]
+                    return NetworkTensor.new(shape, rank, cls._source_name, **kwargs)
+
+
+_complete_tltorch()

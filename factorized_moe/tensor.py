@@ -1,0 +1,388 @@
+"""The factorised weight tensor of many experts, and its contraction with an input and coefficient vectors.
+
+Legend: ``*batch`` any leading shape, ``I`` in_features, ``O`` out_features, ``N_k`` experts of mode k.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from factorized_moe.contraction import (
+    ContractionPlan,
+    dense_request,
+    execute,
+    expert_rank_bound,
+    forward_request,
+    make_plan,
+    num_parameters,
+)
+from factorized_moe.contraction.planning import DEFAULT_BATCH_SIZE
+from factorized_moe.decompositions import Decomposition, get_decomposition, name_of
+from factorized_moe.decompositions.base import Initialisation, RankLike
+from factorized_moe.fitting import fit
+from factorized_moe.network import TensorNetwork
+from factorized_moe.storage import NetworkTensor
+
+__all__ = ["FactorizedExpertTensor"]
+
+
+class FactorizedExpertTensor(nn.Module):
+    """A weight tensor of shape ``(*expert_dims, I (+1), O)`` held in factorised form; the dense one is never built.
+
+    Args:
+        expert_dims: ``(N_0, N_1, ..)``, the sizes of the expert modes; empty for a plain factorised matrix.
+        in_features: ``I``.
+        out_features: ``O``.
+        decomposition: A registered name, such as ``"cp"``, ``"tucker"``, ``"tt"`` or ``"tr"``, or an instance.
+        rank: An int, a tuple of ints in TensorLy's convention (Tucker: one for each mode; TT and TR: one for each
+            bond, first and last included), ``"same"``, a fraction of the dense size, or a ``ParameterBudget``.
+        bias: Whether each expert has a bias: one more row of its matrix, the last.
+        init: The name of one of the decomposition's initialisations, or a function that fills the parameters in
+            place; its first one by default.
+        device: Where the parameters are; ``"meta"`` allocates nothing (see :meth:`reset_parameters`).
+        dtype: Their type.
+
+    Attributes:
+        weight: The parameters, a :class:`~factorized_moe.storage.NetworkTensor`.
+        decomposition: The decomposition, an instance.
+        rank: The rank in its canonical form.
+        network: The description of the weight tensor.
+
+    Raises:
+        TypeError: If an argument is of the wrong type.
+        ValueError: If a size or a rank is out of range, a name is unknown, or an initial value is not finite.
+
+    Example:
+        >>> w = FactorizedExpertTensor((8, 4), 16, 32, decomposition="tucker", rank=(4, 2, 8, 8), bias=True)
+        >>> x, coefficients = torch.randn(5, 16), [torch.rand(5, 8), torch.rand(5, 4)]
+        >>> w(x, coefficients).shape
+        torch.Size([5, 32])
+        >>> w.to_dense().shape, w.expert(3, 1).shape
+        (torch.Size([8, 4, 17, 32]), torch.Size([17, 32]))
+        >>> w.num_parameters, w.expert_rank_bound
+        (944, 8)
+    """
+
+    def __init__(
+        self,
+        expert_dims: Sequence[int],
+        in_features: int,
+        out_features: int,
+        decomposition: str | Decomposition = "cp",
+        rank: RankLike | None = None,
+        *,
+        bias: bool = False,
+        init: str | Initialisation | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.expert_dims = _expert_dims(expert_dims)
+        self.in_features = _size("in_features", in_features)
+        self.out_features = _size("out_features", out_features)
+        self.bias = bool(bias)
+        self.decomposition = get_decomposition(decomposition)
+        if rank is None:
+            raise TypeError("rank is missing; give an int, a tuple of ints, 'same', a fraction or a ParameterBudget")
+        rows = self.in_features + self.bias
+        self.rank = self.decomposition.resolve_rank(rank, (*self.expert_dims, rows, self.out_features))
+        self.network = self.decomposition.network(self.expert_dims, rows, self.out_features, self.rank)
+        self._init = _initialisation(self.decomposition, init)
+        self.weight = NetworkTensor(self.network, self.decomposition, self.rank, device=device, dtype=dtype)
+        self._plan = self.plan()
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Fill the parameters anew. Call it after ``to_empty`` when the tensor was made on the meta device.
+
+        Raises:
+            ValueError: If the initialisation leaves a value that is not finite.
+        """
+        with torch.no_grad():
+            self._init(self.network, self.weight.tensors)
+        for name, parameter in self.weight.named_parameters():
+            if not parameter.is_meta and not torch.isfinite(parameter).all():
+                raise ValueError(f"the initialisation left a NaN or an infinite value in parameter {name!r}")
+
+    def forward(self, x: Tensor, coefficients: Sequence[Tensor]) -> Tensor:
+        """Mix the experts' matrices by the coefficients and apply them to the input, without building any.
+
+        ``y_o = sum W[n_0, .., i, o] a_0[n_0] .. x_i``, with a constant 1 appended to ``x`` if there is a bias.
+
+        Args:
+            x: The input, ``(*batch, I)``; any leading shape, none and empty included.
+            coefficients: For each expert mode a tensor ``(*batch, N_k)``.
+
+        Returns:
+            The output, ``(*batch, O)``.
+
+        Raises:
+            TypeError: If dtypes or devices differ, or the coefficients are not a sequence of tensors.
+            ValueError: If a shape does not fit.
+        """
+        self._check_call(x, coefficients)
+        operands = self.weight().operands
+        if x.ndim == 2:
+            return execute(self._plan, (*operands, x, *coefficients))
+        batch = x.shape[:-1]
+        rows = [tensor.reshape(-1, tensor.shape[-1]) for tensor in (x, *coefficients)]
+        return execute(self._plan, (*operands, *rows)).reshape(*batch, self.out_features)
+
+    def to_dense(self) -> Tensor:
+        """The dense tensor, ``(*expert_dims, I (+1), O)``; with a bias, row ``[..., -1, :]`` holds the biases."""
+        plan = make_plan(self.network, dense_request(self.network))
+        return execute(plan, self.weight().operands).reshape(self.network.shape)
+
+    def expert(self, *indices: int | None) -> Tensor:
+        """One expert's matrix, or a slice of several, without building the dense tensor.
+
+        Args:
+            indices: For each expert mode the expert's number (negative ones count from the end), or ``None`` to keep
+                the mode. Modes left out at the end are kept.
+
+        Returns:
+            The matrix ``(I (+1), O)``, with the kept expert modes in front.
+
+        Raises:
+            TypeError: If an index is not an int or ``None``.
+            ValueError: If there are too many indices or one is out of range.
+        """
+        if len(indices) > len(self.expert_dims):
+            raise ValueError(f"{len(indices)} indices for {len(self.expert_dims)} expert modes {self.expert_dims}")
+        fixed: dict[str, int] = {}
+        for mode, index in enumerate(indices):
+            if index is None:
+                continue
+            if isinstance(index, bool) or not isinstance(index, Integral):
+                raise TypeError(f"index of expert mode {mode} is an int or None, got {index!r}")
+            size = self.expert_dims[mode]
+            if not -size <= index < size:
+                raise ValueError(f"index {index} of expert mode {mode} is out of range for its {size} experts")
+            fixed[self.network.expert_labels[mode]] = int(index) % size
+        operands = [
+            _select(operand, node.labels, fixed)
+            for node, operand in zip(self.network.nodes, self.weight().operands, strict=True)
+        ]
+        request = dense_request(self.network, fixed)
+        kept = [self.network.sizes[label] for label in self.network.expert_labels if label not in fixed]
+        return execute(make_plan(self.network, request), operands).reshape(*kept, *self.network.shape[-2:])
+
+    def plan(self, batch_size: int = DEFAULT_BATCH_SIZE) -> ContractionPlan:
+        """The plan of the forward pass, its costs reported for a number of samples.
+
+        Args:
+            batch_size: The number of samples.
+
+        Returns:
+            The plan; its ``repr`` is a table of its steps.
+        """
+        return make_plan(self.network, forward_request(self.network, self.bias), batch_size)
+
+    @property
+    def num_parameters(self) -> int:
+        """The number of parameters of the weight tensor; a shared one counts once."""
+        return num_parameters(self.network)
+
+    @property
+    def expert_rank_bound(self) -> int:
+        """An upper bound on the rank of each expert's matrix: a minimum cut of the network."""
+        return expert_rank_bound(self.network)
+
+    @classmethod
+    def from_dense(
+        cls,
+        dense: Tensor,
+        decomposition: str | Decomposition = "cp",
+        rank: RankLike | None = None,
+        *,
+        bias: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> FactorizedExpertTensor:
+        """Approximate a dense tensor. :meth:`relative_error` tells how well.
+
+        Args:
+            dense: The tensor, ``(*expert_dims, I, O)``, or with one more row ``I + 1`` if ``bias``.
+            decomposition: A registered name or an instance.
+            rank: As in the constructor.
+            bias: Whether the last row of each expert's matrix is its bias.
+            device: Where the parameters go; the dense tensor's device by default.
+            dtype: Their type; the dense tensor's by default.
+
+        Raises:
+            TypeError: If the tensor is not of a real floating type.
+            ValueError: If it has fewer than two modes, or an entry that is not finite.
+
+        Example:
+            >>> w = FactorizedExpertTensor.from_dense(torch.ones(3, 4, 5), decomposition="cp", rank=1)
+            >>> w.relative_error(torch.ones(3, 4, 5)) < 1e-6
+            True
+        """
+        if not isinstance(dense, Tensor) or not dense.is_floating_point():
+            kind = dense.dtype if isinstance(dense, Tensor) else type(dense).__name__
+            raise TypeError(f"dense must be a tensor of a real floating type, got {kind}")
+        if dense.ndim < 2:
+            raise ValueError(f"dense must be (*expert_dims, I, O), at least two modes, got shape {tuple(dense.shape)}")
+        *expert_dims, rows, out_features = dense.shape
+        tensor = cls(
+            expert_dims,
+            rows - bool(bias),
+            out_features,
+            decomposition,
+            rank,
+            bias=bias,
+            init=_leave_empty,
+            device=dense.device if device is None else device,
+            dtype=dense.dtype if dtype is None else dtype,
+        )
+        tensor._init = _initialisation(tensor.decomposition, None)
+        tensor.weight.assign(fit(dense, tensor.decomposition, tensor.network, tensor.rank))
+        return tensor
+
+    @torch.no_grad()
+    def relative_error(self, dense: Tensor) -> float:
+        """``||W - dense|| / ||dense||`` in the Frobenius norm; builds the dense tensor.
+
+        Args:
+            dense: The tensor to compare with, ``(*expert_dims, I (+1), O)``.
+
+        Returns:
+            The error, 0 for an exact fit.
+        """
+        return float(torch.linalg.vector_norm(self.to_dense() - dense) / torch.linalg.vector_norm(dense))
+
+    def to_tensorly(self) -> Any:
+        """TensorLy's own ``CPTensor``, ``TuckerTensor``, ``TTTensor`` or ``TRTensor``, sharing memory.
+
+        Raises:
+            TypeError: If TensorLy has no type for this decomposition.
+        """
+        return self.weight.to_tensorly()
+
+    @classmethod
+    def from_tensorly(
+        cls, value: Any, decomposition: str | Decomposition, rank: RankLike, *, bias: bool = False
+    ) -> FactorizedExpertTensor:
+        """Take over TensorLy's tuple type of the modes ``(*expert_dims, I (+1), O)``; the values are copied.
+
+        Args:
+            value: A ``CPTensor``, ``TuckerTensor``, ``TTTensor`` or ``TRTensor`` of torch tensors.
+            decomposition: The decomposition it is of.
+            rank: Its rank.
+            bias: Whether the last row of the input mode is the bias.
+
+        Raises:
+            TypeError: If TensorLy has no type for this decomposition.
+            ValueError: If its tensors do not have the shapes that the rank gives.
+
+        Example:
+            >>> w = FactorizedExpertTensor((8,), 16, 32, decomposition="tr", rank=3)
+            >>> copy = FactorizedExpertTensor.from_tensorly(w.to_tensorly(), "tr", w.rank)
+            >>> torch.equal(copy.to_dense(), w.to_dense())
+            True
+        """
+        source = get_decomposition(decomposition)
+        tensors = source.from_tensorly(value)
+        first = next(iter(tensors.values()))
+        *expert_dims, rows, out_features = value.shape
+        tensor = cls(
+            expert_dims,
+            rows - bool(bias),
+            out_features,
+            source,
+            rank,
+            bias=bias,
+            init=_leave_empty,
+            device=first.device,
+            dtype=first.dtype,
+        )
+        tensor._init = _initialisation(source, None)
+        tensor.weight.assign(tensors)
+        return tensor
+
+    def extra_repr(self) -> str:
+        """The constructor's arguments, for ``print``."""
+        return (
+            f"expert_dims={self.expert_dims}, in_features={self.in_features}, out_features={self.out_features}, "
+            f"decomposition={name_of(self.decomposition)!r}, rank={self.rank}, bias={self.bias}"
+        )
+
+    def _check_call(self, x: Tensor, coefficients: Sequence[Tensor]) -> None:
+        if isinstance(coefficients, Tensor) or not all(isinstance(a, Tensor) for a in (x, *coefficients)):
+            raise TypeError(
+                "forward takes a tensor x and a sequence of coefficient tensors, one for each expert mode; "
+                f"got {type(x).__name__} and {type(coefficients).__name__}; with one mode, write [coefficients]"
+            )
+        if x.ndim == 0 or x.shape[-1] != self.in_features:
+            raise ValueError(
+                f"x has shape {tuple(x.shape)}, expected (*batch, {self.in_features}): the last axis is in_features"
+            )
+        if len(coefficients) != len(self.expert_dims):
+            raise ValueError(
+                f"got {len(coefficients)} coefficient tensors for {len(self.expert_dims)} expert modes "
+                f"{self.expert_dims}; give one tensor for each mode"
+            )
+        parameter = self.weight.operands[0]
+        mixed = x.dtype != parameter.dtype
+        for mode, a in enumerate(coefficients):
+            if a.shape[:-1] != x.shape[:-1] or a.shape[-1:] != self.expert_dims[mode : mode + 1]:
+                raise ValueError(
+                    f"coefficients of expert mode {mode} have shape {tuple(a.shape)}, expected "
+                    f"{(*x.shape[:-1], self.expert_dims[mode])}: the leading shape of x, then the mode's experts"
+                )
+            mixed |= a.dtype != parameter.dtype
+            if a.device != x.device:
+                raise TypeError(f"x is on {x.device}, coefficients of expert mode {mode} on {a.device}; move one")
+        if x.device != parameter.device:
+            raise TypeError(f"x is on {x.device}, the parameters on {parameter.device}; move one")
+        if mixed and not torch.is_autocast_enabled(x.device.type):
+            dtypes = ", ".join(str(a.dtype) for a in coefficients)
+            raise TypeError(
+                f"x is {x.dtype}, coefficients are {dtypes or 'none'}, the parameters {parameter.dtype}; "
+                "convert them to one dtype, or use torch.autocast"
+            )
+
+
+def _leave_empty(network: TensorNetwork, tensors: Mapping[str, Tensor]) -> None:
+    """Zeros, for parameters that are about to be assigned."""
+    for tensor in tensors.values():
+        tensor.zero_()
+
+
+def _initialisation(decomposition: Decomposition, init: str | Initialisation | None) -> Initialisation:
+    known = decomposition.initialisations
+    if init is None:
+        return next(iter(known.values()))
+    if isinstance(init, str):
+        if init not in known:
+            raise ValueError(f"{type(decomposition).__name__} has no initialisation {init!r}; it has {sorted(known)}")
+        return known[init]
+    if not isinstance(init, Callable):  # type: ignore[arg-type]
+        raise TypeError(f"init is a name or a function that fills the parameters, got {init!r}")
+    return init
+
+
+def _expert_dims(expert_dims: Sequence[int]) -> tuple[int, ...]:
+    if isinstance(expert_dims, str) or not isinstance(expert_dims, Sequence):
+        raise TypeError(f"expert_dims is a sequence with one int for each expert mode, got {expert_dims!r}")
+    return tuple(_size(f"expert_dims[{mode}]", size) for mode, size in enumerate(expert_dims))
+
+
+def _size(name: str, size: int) -> int:
+    if isinstance(size, bool) or not isinstance(size, Integral):
+        raise TypeError(f"{name} must be an int, got {size!r}")
+    if size < 1:
+        raise ValueError(f"{name} must be at least 1, got {size}")
+    return int(size)
+
+
+def _select(operand: Tensor, labels: tuple[str, ...], fixed: Mapping[str, int]) -> Tensor:
+    for axis in reversed(range(len(labels))):
+        if labels[axis] in fixed:
+            operand = operand.select(axis, fixed[labels[axis]])
+    return operand
