@@ -194,7 +194,8 @@ class NetworkTensorDropout(TensorDropout, factorization=NetworkTensor):  # type:
     def _drop(self, operand: Tensor, axis: int) -> Tensor:
         kept = torch.rand(operand.shape[axis], device=operand.device) >= self.proba
         mask = kept.to(operand.dtype) / (1.0 - float(self.proba))
-        return operand * mask.reshape([-1 if k == axis else 1 for k in range(operand.ndim)])
+        dropped: Tensor = operand * mask.reshape([-1 if k == axis else 1 for k in range(operand.ndim)])
+        return dropped
 
 
 def _complete_tltorch() -> None:
