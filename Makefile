@@ -27,7 +27,7 @@ endef
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(STAMPS)/demo ## train a small model on real digits, report its experts in results/demo (replaced at each run)
+demo: $(STAMPS)/demo ## train on real digits, show the experts in results/demo (replaced at each run)
 	@$(BIN)/factorized-moe demo --out $(RESULTS) --force
 
 test: $(STAMPS)/dev ## run the whole test suite, doctests and documentation included

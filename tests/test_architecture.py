@@ -130,9 +130,7 @@ def imports_point_one_way(modules: list[Module]) -> Iterator[str]:
 def no_import_cycles(modules: list[Module]) -> Iterator[str]:
     names = {module.name for module in modules if not module.is_package}
     edges = {
-        module.name: {
-            name for name in names for found in module.internal_imports if is_within(found.target, name)
-        }
+        module.name: {name for name in names for found in module.internal_imports if is_within(found.target, name)}
         for module in modules
         if not module.is_package
     }

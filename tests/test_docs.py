@@ -44,9 +44,7 @@ def test_code_on_page_runs(path: Path, page_code: PageCode, tmp_path: Path) -> N
 def test_every_python_block_is_read(page_code: PageCode) -> None:
     for path in PAGES:
         text = path.read_text(encoding="utf-8")
-        assert bool(page_code(text)) == bool(re.search(r"^\s*(```|~~~)\s*\{?\s*\.?py", text, re.MULTILINE)), (
-            path
-        )
+        assert bool(page_code(text)) == bool(re.search(r"^\s*(```|~~~)\s*\{?\s*\.?py", text, re.MULTILINE)), path
     assert page_code((ROOT / "README.md").read_text(encoding="utf-8"))
 
 
@@ -61,19 +59,15 @@ def test_failing_code_is_found_and_located(page_code: PageCode, tmp_path: Path) 
 def test_docstrings_are_markdown() -> None:
     for path in sorted((ROOT / "factorized_moe").rglob("*.py")):
         roles = SPHINX_ROLE.findall(path.read_text(encoding="utf-8"))
-        assert not roles, (
-            f"{path.name}: the site shows {roles[0]} as it is; write `name` or [`name`][its.full.path]"
-        )
+        assert not roles, f"{path.name}: the site shows {roles[0]} as it is; write `name` or [`name`][its.full.path]"
 
 
 def public_modules() -> Iterator[ModuleType]:
-    """The package and every module of it with an `__all__` whose path has no private part."""
+    """The package and the modules directly in it; the public names of a folder are those that it re-exports."""
     yield factorized_moe
-    for found in pkgutil.walk_packages(factorized_moe.__path__, "factorized_moe."):
-        if not any(part.startswith("_") for part in found.name.split(".")):
-            module = importlib.import_module(found.name)
-            if hasattr(module, "__all__"):
-                yield module
+    for found in pkgutil.iter_modules(factorized_moe.__path__, "factorized_moe."):
+        if not found.name.rpartition(".")[2].startswith("_"):
+            yield importlib.import_module(found.name)
 
 
 def documented_targets(pages: list[str]) -> set[str]:

@@ -60,9 +60,7 @@ def test_wheel_holds_the_package_alone(wheel: Path) -> None:
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
 
 
-def test_installed_wheel_runs_the_readme(
-    wheel: Path, page_code: Callable[[str], str], tmp_path: Path
-) -> None:
+def test_installed_wheel_runs_the_readme(wheel: Path, page_code: Callable[[str], str], tmp_path: Path) -> None:
     venv.create(tmp_path / "env", with_pip=True)
     python = tmp_path / "env" / "bin" / "python"
     pip = [python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-compile"]
@@ -81,9 +79,7 @@ def test_installed_wheel_runs_the_readme(
 
 def declared(requirements: list[str]) -> set[str]:
     """Distribution names in a list of requirements, in their normal form."""
-    return {
-        re.split(r"[\s<>=!~;\[]", requirement)[0].lower().replace("_", "-") for requirement in requirements
-    }
+    return {re.split(r"[\s<>=!~;\[]", requirement)[0].lower().replace("_", "-") for requirement in requirements}
 
 
 def test_every_import_is_declared() -> None:
@@ -101,9 +97,7 @@ def test_every_import_is_declared() -> None:
             for module in {module.partition(".")[0] for module in modules} - {"factorized_moe"}:
                 if module not in sys.stdlib_module_names:
                     names = {name.lower().replace("_", "-") for name in distributions.get(module, [module])}
-                    assert names & allowed, (
-                        f"{path.name} imports {module}, which pyproject.toml does not declare"
-                    )
+                    assert names & allowed, f"{path.name} imports {module}, which pyproject.toml does not declare"
 
 
 def test_constraints_pin_every_declared_dependency() -> None:
