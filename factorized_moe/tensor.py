@@ -125,8 +125,8 @@ class FactorizedExpertTensor(nn.Module):
             TypeError: If dtypes or devices differ, or the coefficients are not a sequence of tensors.
             ValueError: If a shape does not fit.
         """
-        self._check_call(x, coefficients)
         operands = self.weight().operands
+        self._check_call(x, coefficients, operands[0])
         if x.ndim == 2:
             return execute(self._plan, (*operands, x, *coefficients))
         batch = x.shape[:-1]
@@ -312,7 +312,7 @@ class FactorizedExpertTensor(nn.Module):
             f"decomposition={name_of(self.decomposition)!r}, rank={self.rank}, bias={self.bias}"
         )
 
-    def _check_call(self, x: Tensor, coefficients: Sequence[Tensor]) -> None:
+    def _check_call(self, x: Tensor, coefficients: Sequence[Tensor], parameter: Tensor) -> None:
         if isinstance(coefficients, Tensor) or not all(isinstance(a, Tensor) for a in (x, *coefficients)):
             raise TypeError(
                 "forward takes a tensor x and a sequence of coefficient tensors, one for each expert mode; "
@@ -327,13 +327,13 @@ class FactorizedExpertTensor(nn.Module):
                 f"got {len(coefficients)} coefficient tensors for {len(self.expert_dims)} expert modes "
                 f"{self.expert_dims}; give one tensor for each mode"
             )
-        parameter = self.weight.operands[0]
+        batch = x.shape[:-1]
         mixed = x.dtype != parameter.dtype
         for mode, a in enumerate(coefficients):
-            if a.shape[:-1] != x.shape[:-1] or a.shape[-1:] != self.expert_dims[mode : mode + 1]:
+            if a.shape != (*batch, self.expert_dims[mode]):
                 raise ValueError(
                     f"coefficients of expert mode {mode} have shape {tuple(a.shape)}, expected "
-                    f"{(*x.shape[:-1], self.expert_dims[mode])}: the leading shape of x, then the mode's experts"
+                    f"{(*batch, self.expert_dims[mode])}: the leading shape of x, then the mode's experts"
                 )
             mixed |= a.dtype != parameter.dtype
             if a.device != x.device:

@@ -34,7 +34,7 @@ def execute(plan: ContractionPlan, operands: Sequence[Tensor]) -> Tensor:
     """
     values: list[Tensor | None] = list(operands)
     for step in plan.steps:
-        values.append(step.operation(*(values[position] for position in step.operands)))  # type: ignore[arg-type]
+        values.append(step.operation(*[values[position] for position in step.operands]))  # type: ignore[arg-type]
         for position in step.frees:  # without autograd, a value's memory is free at once
             values[position] = None
     answer = values[-1]

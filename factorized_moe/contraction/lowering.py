@@ -17,6 +17,7 @@ from factorized_moe.contraction.operations import (
     AppendOne,
     Arrange,
     BatchedMatMul,
+    Dot,
     Expand,
     MatMul,
     Multiply,
@@ -54,6 +55,10 @@ class _Pair:
     @property
     def is_matrix_product(self) -> bool:
         return bool(self.contracted) and not self.shared and BATCH not in self.only_right
+
+    @property
+    def is_inner_product(self) -> bool:
+        return bool(self.contracted) and not self.only_left and not self.only_right
 
 
 def lower(
@@ -214,23 +219,26 @@ class _Builder:
         labels = tuple(labels)
         return -1 if BATCH in labels else self._size(labels)
 
-    def _to(self, order: Labels, groups: Sequence[Labels], always: bool = False) -> Arrange:
-        """Brings a value of some order to grouped axes; labels in no group are summed."""
+    def _to(self, order: Labels, groups: Sequence[Labels]) -> Arrange | None:
+        """Brings a value of some order to grouped axes; labels in no group are summed. ``None`` if nothing is to do."""
         target = tuple(label for group in groups for label in group)
-        gone = tuple(axis for axis, label in enumerate(order) if label not in target)
-        left = tuple(label for label in order if label in target)
-        permutation = tuple(left.index(label) for label in target)
-        plain = all(len(group) == 1 for group in groups) and not always
-        return Arrange(
+        # An axis of size 1 needs no sum: it goes last and the shape leaves it out.
+        idle = tuple(label for label in order if label not in target and self.sizes[label] == 1 and label != BATCH)
+        gone = tuple(axis for axis, label in enumerate(order) if label not in target + idle)
+        left = tuple(label for label in order if label in target + idle)
+        permutation = tuple(left.index(label) for label in target + idle)
+        plain = not idle and all(len(group) == 1 for group in groups)
+        arrange = Arrange(
             gone or None,
             None if permutation == tuple(range(len(left))) else permutation,
             None if plain else tuple(self._axis(group) for group in groups),
         )
+        return None if arrange == Arrange() else arrange
 
-    def _split(self, groups: Sequence[Labels]) -> Arrange:
+    def _split(self, groups: Sequence[Labels]) -> Arrange | None:
         """Takes grouped axes apart again."""
         if all(len(group) == 1 for group in groups):
-            return Arrange()
+            return None
         return Arrange(shape=tuple(self._axis((label,)) for group in groups for label in group))
 
     def append_one(self, position: int, order: Labels) -> None:
@@ -243,17 +251,11 @@ class _Builder:
     def contract(self, pair: _Pair, value: int, orders: dict[int, Labels], want: Labels, bias: bool) -> None:
         left, right = orders[pair.left], orders[pair.right]
         operation: Operation
-        if not pair.contracted:
+        matrix = pair.is_matrix_product
+        if not matrix and self._size(pair.contracted) == 1:
             result = tuple(x for x in want if x in pair.shared + pair.only_left + pair.only_right)
-            operands = [(left, pair.shared + pair.only_left), (right, pair.shared + pair.only_right)]
-            arranged = [self._to(order, [(x,) if x in names else () for x in result]) for order, names in operands]
-            # An operand that has every label needs no shape; one of size-1 axes broadcasts.
-            arranged = [
-                replace(a, shape=None) if set(result) == set(names) else a
-                for a, (_, names) in zip(arranged, operands, strict=True)
-            ]
-            operation = Multiply(arranged[0], arranged[1])
-        elif pair.is_matrix_product:
+            operation = Multiply(self._align(left, result), self._align(right, result))
+        elif matrix:
             result = pair.only_left + pair.only_right
             kept = tuple(x for x in right if x in pair.contracted + pair.only_right)
             transposed = bool(pair.only_right) and kept == pair.only_right + pair.contracted
@@ -265,6 +267,10 @@ class _Builder:
                 bias,
                 self._split([pair.only_left, pair.only_right]),
             )
+        elif pair.is_inner_product:
+            result = pair.shared
+            operands = [self._to(order, [pair.shared, pair.contracted]) for order in (left, right)]
+            operation = Dot(operands[0], operands[1], self._split([pair.shared]))
         else:
             result = pair.shared + pair.only_left + pair.only_right
             operation = BatchedMatMul(
@@ -277,17 +283,26 @@ class _Builder:
         flops = (2 if pair.contracted or pair.summed else 1) * count
         self._emit(value, (pair.left, pair.right), operation, result, _formula([left, right], result), flops)
 
+    def _align(self, order: Labels, result: Labels) -> Arrange | None:
+        """Brings an operand of a product to the result's axes, of size 1 where it lacks the label."""
+        mine = [x for x in result if x in order]
+        arrange = self._to(order, [(x,) for x in mine])
+        if len(mine) == len(result):
+            return arrange
+        shape = tuple(self._axis((x,)) if x in order else 1 for x in result)
+        return replace(arrange or Arrange(), shape=shape)
+
     def arrange(self, operand: int, value: int, orders: dict[int, Labels], output: Labels) -> None:
         order = orders[operand]
         present = tuple(x for x in output if x in order)
         arrange = self._to(order, [(x,) for x in present])
         missing = tuple(axis for axis, x in enumerate(output) if x not in order)
         orders[value] = output
-        if arrange == Arrange() and not missing:
+        if arrange is None and not missing:
             self.place[value] = self.place[operand]
             return
         expanded = tuple(self._axis((x,)) for x in output) if missing else None
-        flops = self._size(order) if arrange.sum_axes else 0
+        flops = self._size(order) if arrange is not None and arrange.sum_axes else 0
         self._emit(value, (operand,), Expand(arrange, missing, expanded), output, _formula([order], output), flops)
 
     def add(self, left: int, right: int, output: Labels) -> int:

@@ -19,10 +19,10 @@ __all__ = [
     "AppendOne",
     "Arrange",
     "BatchedMatMul",
+    "Dot",
     "Expand",
     "MatMul",
     "Multiply",
-    "MultiplySum",
     "Operation",
 ]
 
@@ -60,56 +60,75 @@ class MatMul:
         result: Gives the product its shape.
     """
 
-    left: Arrange
-    right: Arrange
+    left: Arrange | None
+    right: Arrange | None
     transposed: bool
     bias: bool
-    result: Arrange
+    result: Arrange | None
 
     def __call__(self, left: Tensor, right: Tensor) -> Tensor:
-        left, right = self.left(left), self.right(right)
+        if self.left is not None:
+            left = self.left(left)
+        if self.right is not None:
+            right = self.right(right)
         if self.transposed:
             right = right.t()
         if self.bias:
-            # split, not two slices: its backward is one concatenation instead of two zero-filled copies.
-            weight, row = right.split((right.shape[0] - 1, 1))
-            return self.result(torch.addmm(row, left, weight))
-        return self.result(torch.mm(left, right))
+            # One split, not two slices: its backward is one concatenation instead of two zero-filled copies.
+            weight, row = torch.split_with_sizes(right, (right.shape[0] - 1, 1))
+            product = torch.addmm(row, left, weight)
+        else:
+            product = torch.mm(left, right)
+        return product if self.result is None else self.result(product)
 
 
 @dataclass(frozen=True)
 class BatchedMatMul:
     """One small product per sample: ``(S, L, K) x (S, K, R) -> (S, L, R)``."""
 
-    left: Arrange
-    right: Arrange
-    result: Arrange
+    left: Arrange | None
+    right: Arrange | None
+    result: Arrange | None
 
     def __call__(self, left: Tensor, right: Tensor) -> Tensor:
-        return self.result(torch.bmm(self.left(left), self.right(right)))
+        if self.left is not None:
+            left = self.left(left)
+        if self.right is not None:
+            right = self.right(right)
+        product = torch.bmm(left, right)
+        return product if self.result is None else self.result(product)
 
 
 @dataclass(frozen=True)
 class Multiply:
     """A broadcast product in which nothing is summed: ``(S, L, 1) * (S, 1, R) -> (S, L, R)``."""
 
-    left: Arrange
-    right: Arrange
+    left: Arrange | None
+    right: Arrange | None
 
     def __call__(self, left: Tensor, right: Tensor) -> Tensor:
-        return self.left(left) * self.right(right)
+        if self.left is not None:
+            left = self.left(left)
+        if self.right is not None:
+            right = self.right(right)
+        return left * right
 
 
 @dataclass(frozen=True)
-class MultiplySum:
-    """A broadcast product, then a sum: for contracted labels too small for a matrix product to pay."""
+class Dot:
+    """One inner product per sample: ``(S, K) . (S, K) -> (S)``."""
 
-    left: Arrange
-    right: Arrange
-    sum_axes: tuple[int, ...]
+    left: Arrange | None
+    right: Arrange | None
+    result: Arrange | None
 
     def __call__(self, left: Tensor, right: Tensor) -> Tensor:
-        return (self.left(left) * self.right(right)).sum(self.sum_axes)
+        if self.left is not None:
+            left = self.left(left)
+        if self.right is not None:
+            right = self.right(right)
+        product = (left * right).sum(-1)
+        return product if self.result is None else self.result(product)
 
 
 @dataclass(frozen=True)
@@ -124,12 +143,13 @@ class AppendOne:
 class Expand:
     """Rearranges one value, and repeats it along axes that it lacks; the last step of a term."""
 
-    arrange: Arrange
+    arrange: Arrange | None
     missing: tuple[int, ...] = ()
     sizes: tuple[int, ...] | None = None
 
     def __call__(self, tensor: Tensor) -> Tensor:
-        tensor = self.arrange(tensor)
+        if self.arrange is not None:
+            tensor = self.arrange(tensor)
         for axis in self.missing:
             tensor = tensor.unsqueeze(axis)
         return tensor if self.sizes is None else tensor.expand(self.sizes)
@@ -143,4 +163,4 @@ class Add:
         return left + right
 
 
-Operation = MatMul | BatchedMatMul | Multiply | MultiplySum | AppendOne | Expand | Add
+Operation = MatMul | BatchedMatMul | Dot | Multiply | AppendOne | Expand | Add

@@ -47,18 +47,19 @@ class CP(Decomposition):
 
     def network(self, expert_dims: tuple[int, ...], in_features: int, out_features: int, rank: int) -> TensorNetwork:
         experts = {f"expert_{k}": f"expert_{k} rank" for k in range(len(expert_dims))}
-        nodes = {**experts, "input": "in rank", "output": "out rank"}
+        nodes = {**experts, "input": "in rank", "output": "rank out"}
         return TensorNetwork.from_modes(expert_dims, in_features, out_features, nodes=nodes, bonds={"rank": rank})
 
     def to_tensorly(self, tensors: Mapping[str, Tensor]) -> CPTensor:
-        return CPTensor((None, list(tensors.values())))
+        *factors, output = tensors.values()
+        return CPTensor((None, [*factors, output.t()]))
 
     def from_tensorly(self, value: Any) -> dict[str, Tensor]:
         weights, factors = value
         first = factors[0] if weights is None else factors[0] * weights
         experts = {f"expert_{k}": factor for k, factor in enumerate([first, *factors[1:]][:-2])}
         inputs, outputs = [first, *factors[1:]][-2:]
-        return {**experts, "input": inputs, "output": outputs}
+        return {**experts, "input": inputs, "output": outputs.t()}
 
     def tltorch_arguments(self, value: Any) -> tuple[Any, ...]:
         weights, factors = value

@@ -29,7 +29,7 @@ def replicate_with_noise(network: TensorNetwork, tensors: Mapping[str, Tensor]) 
         core.copy_(torch.eye(*core.shape[1:], dtype=core.dtype, device=core.device))
         if mode == 0:
             core.mul_(torch.randn_like(core).add_(1.0))
-    bounds = {"input": tensors["input"].shape[0], "output": tensors["output"][0].numel()}
+    bounds = {"input": tensors["input"].shape[0], "output": tensors["output"][..., 0].numel()}
     for name, fan_in in bounds.items():
         torch.nn.init.uniform_(tensors[name], -(fan_in**-0.5), fan_in**-0.5)
 
@@ -38,8 +38,8 @@ class TensorRing(Decomposition):
     """``W[n, .., i, o] = trace(G_0[n] .. G_in[i] G_out[o])`` (Zhao et al. 2016; uMoE paper Eq. 3).
 
     The rank is one int for each bond, first and last included and equal: ``(r_0, r_1, .., r_0)``, or one int for all.
-    Parameters ``sum r_k d_k r_(k+1)`` over the modes. A core keeps its mode first in memory, the output core with the
-    ring's closing bond before its other one, so that no product copies a parameter.
+    Parameters ``sum r_k d_k r_(k+1)`` over the modes. A core keeps its mode first in memory, the output core last and
+    with the ring's closing bond before its other one, so that no product copies a parameter.
     """
 
     initialisations = MappingProxyType({"paper": replicate_with_noise, "variance_preserving": variance_preserving})
@@ -62,19 +62,19 @@ class TensorRing(Decomposition):
     ) -> TensorNetwork:
         modes = {**{f"expert_{k}": f"expert_{k}" for k in range(len(expert_dims))}, "input": "in"}
         nodes = {name: (label, f"bond_{k}", f"bond_{k + 1}") for k, (name, label) in enumerate(modes.items())}
-        nodes["output"] = ("out", "bond_0", f"bond_{len(modes)}")
+        nodes["output"] = ("bond_0", f"bond_{len(modes)}", "out")
         bonds = {f"bond_{k}": size for k, size in enumerate(rank[:-1])}
         return TensorNetwork.from_modes(expert_dims, in_features, out_features, nodes=nodes, bonds=bonds)
 
     def to_tensorly(self, tensors: Mapping[str, Tensor]) -> TRTensor:
         *cores, last = tensors.values()
-        return TRTensor([*(core.transpose(0, 1) for core in cores), last.permute(2, 0, 1)])
+        return TRTensor([*(core.transpose(0, 1) for core in cores), last.permute(1, 2, 0)])
 
     def from_tensorly(self, value: Any) -> dict[str, Tensor]:
         *cores, last = value
         names = [f"expert_{k}" for k in range(len(cores) - 1)]
         first = dict(zip([*names, "input"], (core.transpose(0, 1) for core in cores), strict=True))
-        return {**first, "output": last.permute(1, 2, 0)}
+        return {**first, "output": last.permute(2, 0, 1)}
 
 
 register("tr", TensorRing(), aliases=("tensor_ring",))

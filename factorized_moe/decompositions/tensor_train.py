@@ -30,7 +30,7 @@ def replicate_with_noise(network: TensorNetwork, tensors: Mapping[str, Tensor]) 
         slices.copy_(torch.eye(*slices.shape[1:], dtype=core.dtype, device=core.device))
         if mode == 0:
             slices.mul_(torch.randn_like(slices).add_(1.0))
-    bounds = {"input": tensors["input"].shape[0], "output": tensors["output"].shape[1]}
+    bounds = {"input": tensors["input"].shape[0], "output": tensors["output"].shape[0]}
     for name, fan_in in bounds.items():
         torch.nn.init.uniform_(tensors[name], -(fan_in**-0.5), fan_in**-0.5)
 
@@ -40,7 +40,7 @@ class TensorTrain(Decomposition):
 
     The rank is one int for each bond, first and last included and equal to 1: ``(1, r_1, .., 1)``, or one int for
     all inner bonds. Parameters ``N_0 r_1 + sum r_k N_k r_(k+1) + r I r' + r' O``. A core keeps its mode first in
-    memory and the output core its bond last, so that no product copies a parameter.
+    memory, the output core last, so that no product copies a parameter.
     """
 
     initialisations = MappingProxyType({"paper": replicate_with_noise, "variance_preserving": variance_preserving})
@@ -73,16 +73,16 @@ class TensorTrain(Decomposition):
             for k, (name, label) in enumerate(modes.items())
         }
         bonds = {f"bond_{k}": size for k, size in enumerate(rank[1:-1], start=1)}
-        nodes["output"] = ("out", f"bond_{len(modes)}")
+        nodes["output"] = (f"bond_{len(modes)}", "out")
         return TensorNetwork.from_modes(expert_dims, in_features, out_features, nodes=nodes, bonds=bonds)
 
     def to_tensorly(self, tensors: Mapping[str, Tensor]) -> TTTensor:
         first, *middle, last = tensors.values()
-        return TTTensor([first.unsqueeze(0), *(core.transpose(0, 1) for core in middle), last.t().unsqueeze(2)])
+        return TTTensor([first.unsqueeze(0), *(core.transpose(0, 1) for core in middle), last.unsqueeze(2)])
 
     def from_tensorly(self, value: Any) -> dict[str, Tensor]:
         first, *middle, last = value
-        cores = [first.squeeze(0), *(core.transpose(0, 1) for core in middle), last.squeeze(2).t()]
+        cores = [first.squeeze(0), *(core.transpose(0, 1) for core in middle), last.squeeze(2)]
         names = [*(f"expert_{k}" for k in range(len(cores) - 2)), "input", "output"]
         return dict(zip(names, cores, strict=True))
 

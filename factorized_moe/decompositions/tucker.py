@@ -25,9 +25,9 @@ def replicate_with_noise(network: TensorNetwork, tensors: Mapping[str, Tensor]) 
     for mode in range(len(network.expert_dims)):
         factor = tensors[f"expert_{mode}"]  # (N_k, R_k)
         factor.normal_(1.0, 1.0) if mode == 0 else factor.fill_(1.0)
-    for name in ("input", "output"):
+    for name, bond_axis in (("input", 1), ("output", 0)):
         factor = tensors[name].normal_()
-        factor.div_(factor.norm(dim=1, keepdim=True))
+        factor.div_(factor.norm(dim=bond_axis, keepdim=True))
     core = tensors["core"].normal_()
     core.div_(core.norm())
 
@@ -59,20 +59,20 @@ class Tucker(Decomposition):
         names = [f"expert_{k}" for k in range(len(expert_dims))]
         bonds = [f"rank_{name}" for name in [*names, "in", "out"]]
         experts = {name: f"{name} rank_{name}" for name in names}
-        nodes = {**experts, "input": "in rank_in", "output": "out rank_out", "core": bonds}
+        nodes = {**experts, "input": "in rank_in", "output": "rank_out out", "core": bonds}
         return TensorNetwork.from_modes(
             expert_dims, in_features, out_features, nodes=nodes, bonds=dict(zip(bonds, rank, strict=True))
         )
 
     def to_tensorly(self, tensors: Mapping[str, Tensor]) -> TuckerTensor:
-        *factors, core = tensors.values()
-        return TuckerTensor((core, factors))
+        *factors, output, core = tensors.values()
+        return TuckerTensor((core, [*factors, output.t()]))
 
     def from_tensorly(self, value: Any) -> dict[str, Tensor]:
         core, factors = value
         *experts, inputs, outputs = factors
         named = {f"expert_{k}": factor for k, factor in enumerate(experts)}
-        return {**named, "input": inputs, "output": outputs, "core": core}
+        return {**named, "input": inputs, "output": outputs.t(), "core": core}
 
 
 register("tucker", Tucker())
