@@ -24,7 +24,7 @@ ORDER = (
     ("decompositions",),
     ("storage", "fitting"),
     ("tensor",),
-    ("gating", "layers"),
+    ("activations", "gating", "layers"),
     ("compat", "surgery", "interpret", "testing"),
     ("demo",),
     ("cli",),
@@ -39,7 +39,7 @@ QUARANTINE = {
 }
 
 # The core knows decompositions through their contract and the registry alone.
-CORE = {"network", "contraction", "storage", "fitting", "tensor", "gating", "layers"}
+CORE = {"network", "contraction", "storage", "fitting", "tensor", "activations", "gating", "layers"}
 CONTRACT = {"decompositions.base", "decompositions.registry"}
 
 

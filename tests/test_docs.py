@@ -67,7 +67,9 @@ def public_modules() -> Iterator[ModuleType]:
     yield factorized_moe
     for found in pkgutil.iter_modules(factorized_moe.__path__, "factorized_moe."):
         if not found.name.rpartition(".")[2].startswith("_"):
-            yield importlib.import_module(found.name)
+            module = importlib.import_module(found.name)
+            assert hasattr(module, "__all__"), f"{found.name} does not say which of its names are public"
+            yield module
 
 
 def documented_targets(pages: list[str]) -> set[str]:
