@@ -1,0 +1,38 @@
+"""The conformance suite: what every decomposition must keep, and the strategies that draw its structures.
+
+A decomposition of your own is held to every law by two lines in a test file; the class's name starts with `Test`, so
+that pytest collects it:
+
+```python
+class TestMine(DecompositionContract):
+    decomposition = MyDecomposition()
+```
+
+The suite needs pytest and hypothesis: `pip install 'factorized-moe[test]'`.
+"""
+
+try:
+    import hypothesis  # noqa: F401
+    import pytest  # noqa: F401
+except ImportError as missing:
+    raise ImportError(
+        f"factorized_moe.testing needs {missing.name}, which is not installed; "
+        "install the suite's requirements with: pip install 'factorized-moe[test]'"
+    ) from missing
+
+from factorized_moe.testing.contract import LAWS, DecompositionContract, Law
+from factorized_moe.testing.oracles import contract_dense, count_flops, dense_from_nodes
+from factorized_moe.testing.strategies import Structure, draw_rank, networks, structures
+
+__all__ = [
+    "LAWS",
+    "DecompositionContract",
+    "Law",
+    "Structure",
+    "contract_dense",
+    "count_flops",
+    "dense_from_nodes",
+    "draw_rank",
+    "networks",
+    "structures",
+]

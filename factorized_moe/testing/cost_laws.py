@@ -1,0 +1,182 @@
+"""The laws of what a decomposition says about itself: parameters, FLOPs, rank bounds, budgets, variance, fit.
+
+Each law is a function of a decomposition and a structure that raises `AssertionError` if it does not hold.
+
+Legend: `N_k` experts of mode k, `I` in_features, `O` out_features.
+"""
+
+from __future__ import annotations
+
+import math
+import pickle
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from factorized_moe.decompositions import Decomposition, ParameterBudget
+from factorized_moe.network import BATCH
+from factorized_moe.tensor import FactorizedExpertTensor
+from factorized_moe.testing.comparison import oracle_dense
+from factorized_moe.testing.oracles import count_flops
+from factorized_moe.testing.strategies import Structure
+
+__all__ = [
+    "budget_is_kept",
+    "description_is_a_value",
+    "fit_recovers",
+    "initial_variance",
+    "parameter_count",
+    "plan_costs_are_exact",
+    "rank_bound_holds",
+    "rank_bound_is_met",
+]
+
+VARIANCE_DRAWS = 300
+"""So many that five standard errors are below half the variance for every built-in decomposition."""
+
+FIT_TOLERANCE = 1e-3
+"""Alternating algorithms stop near, not at, an exact fit; from a wrong one the error is of order 1."""
+
+RANK_TOLERANCE = 1e-11
+"""Singular values below this share of the largest are zeros."""
+
+
+def description_is_a_value(decomposition: Decomposition, structure: Structure) -> None:
+    """Equal arguments give equal, hashable networks and plans, which survive pickling."""
+    network, again = structure.network(decomposition), structure.network(decomposition)
+    assert network == again, "two calls of network() with the same arguments differ"
+    assert hash(network) == hash(again), "equal networks differ in their hash"
+    assert network.shape == structure.shape, f"the network's shape is {network.shape}, asked was {structure.shape}"
+    plan = structure.tensor(decomposition).plan()
+    for value in (network, plan):
+        assert pickle.loads(pickle.dumps(value)) == value, f"{type(value).__name__} differs after pickling"
+
+
+def parameter_count(decomposition: Decomposition, structure: Structure) -> None:
+    """`num_parameters` is the number of elements in the state dict, counted by hand from the nodes too."""
+    w = structure.tensor(decomposition)
+    stored = sum(tensor.numel() for tensor in w.state_dict().values())
+    counted = 0
+    for name in {node.parameter for node in w.network.nodes}:
+        labels = next(node.labels for node in w.network.nodes if node.parameter == name)
+        counted += math.prod(dict(w.network.label_sizes)[label] for label in labels)
+    message = f"num_parameters is {w.num_parameters}, the state dict has {stored}, the nodes have {counted}"
+    assert w.num_parameters == stored == counted, message
+
+
+def plan_costs_are_exact(decomposition: Decomposition, structure: Structure) -> None:
+    """A plan's FLOPs equal a count from its labels, and its steps make as many elements as they say."""
+    w = structure.tensor(decomposition)
+    for samples in (1, 5):
+        plan = w.plan(samples)
+        counted = count_flops(plan)
+        assert plan.flops == counted, f"the plan says {plan.flops} FLOPs, its labels give {counted}"
+        x, coefficients = replace(structure, batch_shape=(samples,)).arguments()
+        values: list[Tensor] = [*w.weight.operands, x, *coefficients]
+        sizes = w.network.sizes | {BATCH: samples}
+        largest = 0
+        for step in plan.steps:
+            operands = [values[position] for position in step.operands]
+            value = step.operation(*operands)
+            expected = math.prod(sizes[label] for label in step.labels)
+            assert value.numel() == expected, f"{step.formula!r} makes {value.numel()} elements, its labels {expected}"
+            view = step.elements == 0 and any(value.data_ptr() == operand.data_ptr() for operand in operands)
+            elements = 0 if view else expected
+            assert step.elements == elements, f"{step.formula!r} makes {elements} elements, it says {step.elements}"
+            largest = max(largest, elements)
+            values.append(value)
+        assert plan.largest_intermediate == largest, f"largest is {largest}, not {plan.largest_intermediate}"
+
+
+def rank_bound_holds(decomposition: Decomposition, structure: Structure) -> None:
+    """No expert's matrix has a rank above `expert_rank_bound`."""
+    w = structure.tensor(decomposition)
+    found = _largest_expert_rank(w)
+    assert found <= w.expert_rank_bound, f"an expert has rank {found}, above the bound {w.expert_rank_bound}"
+
+
+def rank_bound_is_met(decomposition: Decomposition, structure: Structure) -> None:
+    """Some expert with Gaussian parameters has the rank `expert_rank_bound`.
+
+    A minimum cut is met by the decompositions in use, but not by every network (Cui et al. 2016, "Quantum max-flow
+    min-cut"): opt out where it is not.
+    """
+    ranks = [_largest_expert_rank(replace(structure, seed=structure.seed + k).tensor(decomposition)) for k in range(3)]
+    bound = structure.tensor(decomposition).expert_rank_bound
+    assert max(ranks) == bound, f"Gaussian experts have rank {max(ranks)}, the bound is {bound}"
+
+
+def _largest_expert_rank(w: FactorizedExpertTensor) -> int:
+    return int(torch.linalg.matrix_rank(oracle_dense(w).detach(), rtol=RANK_TOLERANCE).max())
+
+
+def budget_is_kept(decomposition: Decomposition, structure: Structure) -> None:
+    """A budget, a fraction and `"same"` never give more parameters than asked for; too small a budget is refused."""
+    shape = structure.shape
+    *expert_dims, rows, out_features = shape
+
+    def cost(size: int) -> int:
+        return replace(structure, rank=size).tensor(decomposition).num_parameters
+
+    try:
+        decomposition.check_rank(1, shape)
+    except ValueError:
+        return  # ranks of this decomposition are not ints, and budgets look for an int
+    dense = math.prod(shape)
+    smallest = cost(1)
+    for rank, budget in (
+        (ParameterBudget(smallest + structure.seed % 50), smallest + structure.seed % 50),
+        ("same", dense),
+        (0.7, int(0.7 * dense)),
+    ):
+        if budget < smallest:
+            try:
+                decomposition.resolve_rank(rank, shape)
+            except ValueError:
+                continue
+            raise AssertionError(f"rank {rank!r} of {shape} is accepted, but {budget} parameters are too few")
+        network = decomposition.network(tuple(expert_dims), rows, out_features, decomposition.resolve_rank(rank, shape))
+        used = sum(math.prod(s) for s in network.parameter_shapes.values())
+        assert used <= budget, f"rank {rank!r} of {shape} gives {used} parameters, asked were at most {budget}"
+
+
+def initial_variance(decomposition: Decomposition, structure: Structure) -> None:
+    """Under `"variance_preserving"` an entry of the dense tensor has mean 0 and variance `1 / I` (or `I + 1`)."""
+    target = 1.0 / structure.shape[-2]
+    means, squares = [], []
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(structure.seed)
+        w = FactorizedExpertTensor(
+            structure.expert_dims,
+            structure.in_features,
+            structure.out_features,
+            decomposition,
+            structure.rank,
+            bias=structure.bias,
+            init="variance_preserving",
+            dtype=torch.float64,
+        )
+        for _ in range(VARIANCE_DRAWS):
+            w.reset_parameters()
+            dense = oracle_dense(w).detach()
+            means.append(dense.mean())
+            squares.append(dense.square().mean())
+    for name, values, expected in (("mean", means, 0.0), ("variance", squares, target)):
+        estimate = torch.stack(values)
+        error = 5.0 * estimate.std() / VARIANCE_DRAWS**0.5
+        mean = estimate.mean().item()
+        assert abs(mean - expected) <= error, (
+            f"initial {name} is {mean:.3e} within {error:.0e}, expected {expected:.3e}"
+        )
+    assert error <= 0.5 * target, f"the initial variance varies too much to be measured: {mean:.2e} within {error:.0e}"
+
+
+def fit_recovers(decomposition: Decomposition, structure: Structure) -> None:
+    """A dense tensor that the decomposition can represent exactly is fitted, and the error is told truly."""
+    dense = oracle_dense(structure.tensor(decomposition)).detach()
+    w = FactorizedExpertTensor.from_dense(dense, decomposition, structure.rank, bias=structure.bias)
+    error = ((oracle_dense(w) - dense).norm() / dense.norm()).item()
+    assert error <= FIT_TOLERANCE, f"an exact tensor is fitted with relative error {error:.1e}, allowed {FIT_TOLERANCE}"
+    told = w.relative_error(dense)
+    assert abs(told - error) <= 1e-10 + 1e-6 * error, f"relative_error() says {told:.3e}, it is {error:.3e}"
