@@ -30,20 +30,20 @@ class MuMoE(nn.Module):
         out_features: ``O``.
         expert_dims: The number of experts of each expert mode; ``prod(expert_dims)`` experts in all.
         decomposition: A registered name or an instance.
-        rank: As for :class:`FactorizedExpertTensor`; a ``ParameterBudget`` does not count the gate.
+        rank: As for `FactorizedExpertTensor`; a ``ParameterBudget`` does not count the gate.
         bias: Whether every expert has a bias.
         gate: The activation of the gate (a name such as ``"entmax15"``, or a function of logits), or a module that
             maps ``(*batch, I)`` to one coefficient tensor ``(*batch, N_k)`` for each expert mode.
         gate_norm: ``"batch"`` (the paper's choice for vision), ``"layer"`` (for language) or ``None``: how the
             logits are normalised before the activation. Ignored where ``gate`` is a module.
         input_norm: Whether a ``LayerNorm`` is applied to the experts' input; the gate sees the input as it is.
-        init: As for :class:`FactorizedExpertTensor`.
+        init: As for `FactorizedExpertTensor`.
         device: Where the parameters are.
         dtype: Their type.
 
     Attributes:
         gate: The gate; its output is the tuple of coefficients, for hooks to read or change.
-        experts: The :class:`FactorizedExpertTensor`.
+        experts: The `FactorizedExpertTensor`.
 
     Raises:
         TypeError: If an argument is of the wrong type.
@@ -121,20 +121,20 @@ class MuMoEBlock(nn.Module):
         out_features: ``O``.
         expert_dims: The number of experts of each expert mode.
         decomposition: A registered name or an instance.
-        rank: The rank of both layers, as for :class:`FactorizedExpertTensor`.
+        rank: The rank of both layers, as for `FactorizedExpertTensor`.
         second_rank: The rank of the second layer, where it differs.
         bias: Whether every expert has a bias.
         activation: What is applied between the layers; GELU by default, as in the paper.
-        gate: As for :class:`MuMoE`.
-        gate_norm: As for :class:`MuMoE`.
-        input_norm: As for :class:`MuMoE`.
-        init: As for :class:`FactorizedExpertTensor`.
+        gate: As for `MuMoE`.
+        gate_norm: As for `MuMoE`.
+        input_norm: As for `MuMoE`.
+        init: As for `FactorizedExpertTensor`.
         device: Where the parameters are.
         dtype: Their type.
 
     Attributes:
         gate: The gate.
-        first: The first layer's :class:`FactorizedExpertTensor`.
+        first: The first layer's `FactorizedExpertTensor`.
         second: The second layer's.
 
     Raises:
@@ -201,7 +201,7 @@ class MuMoEBlock(nn.Module):
 
 
 class CPMuMoE(MuMoE):
-    """:class:`MuMoE` in CP form (uMoE paper, Eq. 2).
+    """`MuMoE` in CP form (uMoE paper, Eq. 2).
 
     Example:
         >>> sum(p.numel() for p in CPMuMoE(768, 1000, expert_dims=[256], rank=283).parameters())
@@ -215,7 +215,7 @@ class CPMuMoE(MuMoE):
 
 
 class TuckerMuMoE(MuMoE):
-    """:class:`MuMoE` in Tucker form (uMoE v1, Eq. 3).
+    """`MuMoE` in Tucker form (uMoE v1, Eq. 3).
 
     Example:
         >>> TuckerMuMoE(16, 10, expert_dims=[8], rank=(4, 6, 6))(torch.randn(5, 16)).shape
@@ -229,7 +229,7 @@ class TuckerMuMoE(MuMoE):
 
 
 class TTMuMoE(MuMoE):
-    """:class:`MuMoE` in tensor-train form (uMoE v1, Eq. 4).
+    """`MuMoE` in tensor-train form (uMoE v1, Eq. 4).
 
     Example:
         >>> TTMuMoE(16, 10, expert_dims=[8], rank=(1, 4, 6, 1))(torch.randn(5, 16)).shape
@@ -243,7 +243,7 @@ class TTMuMoE(MuMoE):
 
 
 class TRMuMoE(MuMoE):
-    """:class:`MuMoE` in tensor-ring form (uMoE paper, Eq. 3).
+    """`MuMoE` in tensor-ring form (uMoE paper, Eq. 3).
 
     Example:
         >>> TRMuMoE(16, 10, expert_dims=[8], rank=(4, 4, 6, 4))(torch.randn(5, 16)).shape

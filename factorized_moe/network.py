@@ -55,7 +55,7 @@ class Node:
 
 @dataclass(frozen=True)
 class TensorNetwork:
-    """An immutable description of a factorised weight tensor. Build one with :meth:`from_modes`.
+    """An immutable description of a factorised weight tensor. Build one with `from_modes`.
 
     The dense tensor is the sum over ``terms`` of the product of each term's nodes, summed over all bonds. A bond may
     join any number of nodes (CP's rank joins all of them). In a sum of several terms, a term that lacks an expert

@@ -25,7 +25,7 @@ __all__ = ["NetworkTensor", "Operands"]
 
 @dataclass(frozen=True)
 class Operands:
-    """The tensors of a network's nodes, in order: what a forward hook on :class:`NetworkTensor` may return."""
+    """The tensors of a network's nodes, in order: what a forward hook on `NetworkTensor` may return."""
 
     operands: tuple[Tensor, ...]
 
@@ -53,7 +53,7 @@ class NetworkTensor(FactorizedTensor, name="network"):  # type: ignore[misc, cal
         >>> from factorized_moe import FactorizedExpertTensor
         >>> w = FactorizedExpertTensor((8,), 16, 32, decomposition="cp", rank=4)
         >>> {name: tuple(p.shape) for name, p in w.weight.named_parameters()}
-        {'expert_0': (8, 4), 'input': (16, 4), 'output': (32, 4)}
+        {'expert_0': (8, 4), 'input': (16, 4), 'output': (4, 32)}
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class NetworkTensor(FactorizedTensor, name="network"):  # type: ignore[misc, cal
         """The nodes' tensors, in the order of the network's nodes."""
         held = self._parameters  # a plain dictionary: five times faster than getattr, which goes through Module's
         if len(held) == len(self.network.parameter_shapes):
-            return tuple([held[name] for name in self._operand_names])  # type: ignore[misc]
+            return tuple([held[name] for name in self._operand_names])
         return tuple([getattr(self, name) for name in self._operand_names])  # some are parametrized
 
     @property

@@ -10,13 +10,17 @@ from numbers import Integral
 from typing import Any
 
 import torch
+import torch.utils.checkpoint
 from torch import Tensor, nn
 
 from factorized_moe.contraction import (
     ContractionPlan,
+    LimitError,
+    candidate_plans,
     dense_request,
     execute,
     expert_rank_bound,
+    fastest_plan,
     forward_request,
     make_plan,
     num_parameters,
@@ -27,6 +31,7 @@ from factorized_moe.decompositions.base import Initialisation, RankLike
 from factorized_moe.fitting import fit
 from factorized_moe.network import TensorNetwork
 from factorized_moe.storage import NetworkTensor
+from factorized_moe.validation import check_call, check_expert_dims, check_size
 
 __all__ = ["FactorizedExpertTensor"]
 
@@ -44,11 +49,13 @@ class FactorizedExpertTensor(nn.Module):
         bias: Whether each expert has a bias: one more row of its matrix, the last.
         init: The name of one of the decomposition's initialisations, or a function that fills the parameters in
             place; its first one by default.
-        device: Where the parameters are; ``"meta"`` allocates nothing (see :meth:`reset_parameters`).
+        checkpoint: Whether training recomputes the contraction in the backward pass instead of keeping its
+            intermediate values.
+        device: Where the parameters are; ``"meta"`` allocates nothing (see `reset_parameters`).
         dtype: Their type.
 
     Attributes:
-        weight: The parameters, a :class:`~factorized_moe.storage.NetworkTensor`.
+        weight: The parameters, a `factorized_moe.storage.NetworkTensor`.
         decomposition: The decomposition, an instance.
         rank: The rank in its canonical form.
         network: The description of the weight tensor.
@@ -78,13 +85,14 @@ class FactorizedExpertTensor(nn.Module):
         *,
         bias: bool = False,
         init: str | Initialisation | None = None,
+        checkpoint: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.expert_dims = _expert_dims(expert_dims)
-        self.in_features = _size("in_features", in_features)
-        self.out_features = _size("out_features", out_features)
+        self.expert_dims = check_expert_dims(expert_dims)
+        self.in_features = check_size("in_features", in_features)
+        self.out_features = check_size("out_features", out_features)
         self.bias = bool(bias)
         self.decomposition = get_decomposition(decomposition)
         if rank is None:
@@ -94,7 +102,8 @@ class FactorizedExpertTensor(nn.Module):
         self.network = self.decomposition.network(self.expert_dims, rows, self.out_features, self.rank)
         self._init = _initialisation(self.decomposition, init)
         self.weight = NetworkTensor(self.network, self.decomposition, self.rank, device=device, dtype=dtype)
-        self._plan = self.plan()
+        self.checkpoint = checkpoint
+        self._plan = make_plan(self.network, forward_request(self.network, self.bias))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -126,12 +135,21 @@ class FactorizedExpertTensor(nn.Module):
             ValueError: If a shape does not fit.
         """
         operands = self.weight().operands
-        self._check_call(x, coefficients, operands[0])
-        if x.ndim == 2:
-            return execute(self._plan, (*operands, x, *coefficients))
+        check_call(x, coefficients, self.in_features, self.expert_dims, operands[0])
+        if x.ndim == 2 and len(self.network.out_labels) == 1:
+            return self._execute((*operands, x, *coefficients))
         batch = x.shape[:-1]
         rows = [tensor.reshape(-1, tensor.shape[-1]) for tensor in (x, *coefficients)]
-        return execute(self._plan, (*operands, *rows)).reshape(*batch, self.out_features)
+        return self._execute((*operands, *rows)).reshape(*batch, self.out_features)
+
+    def _execute(self, operands: tuple[Tensor, ...]) -> Tensor:
+        if self.checkpoint and torch.is_grad_enabled():
+            # The contraction draws no random numbers, so none of their state needs keeping.
+            answer: Tensor = torch.utils.checkpoint.checkpoint(
+                execute, self._plan, operands, use_reentrant=False, preserve_rng_state=False
+            )
+            return answer
+        return execute(self._plan, operands)
 
     def to_dense(self) -> Tensor:
         """The dense tensor, ``(*expert_dims, I (+1), O)``; with a bias, row ``[..., -1, :]`` holds the biases."""
@@ -165,23 +183,69 @@ class FactorizedExpertTensor(nn.Module):
                 raise ValueError(f"index {index} of expert mode {mode} is out of range for its {size} experts")
             fixed[self.network.expert_labels[mode]] = int(index) % size
         operands = [
-            _select(operand, node.labels, fixed)
+            operand[tuple(fixed.get(label, slice(None)) for label in node.labels)]
             for node, operand in zip(self.network.nodes, self.weight().operands, strict=True)
         ]
         request = dense_request(self.network, fixed)
         kept = [self.network.sizes[label] for label in self.network.expert_labels if label not in fixed]
         return execute(make_plan(self.network, request), operands).reshape(*kept, *self.network.shape[-2:])
 
-    def plan(self, batch_size: int = DEFAULT_BATCH_SIZE) -> ContractionPlan:
+    def plan(
+        self,
+        batch_size: int | None = None,
+        *,
+        optimize: str | None = None,
+        memory_limit: int | None = None,
+        batch_sizes: Sequence[int] | None = None,
+        backward: bool = False,
+    ) -> ContractionPlan:
         """The plan of the forward pass, its costs reported for a number of samples.
 
+        Without ``optimize`` and ``memory_limit`` this only reports. With either, the layer is planned anew and keeps
+        the plan: it is no part of the state dict, stays valid whatever is loaded, and follows a copy or a pickle.
+
         Args:
-            batch_size: The number of samples.
+            batch_size: The number of samples; 64 by default.
+            optimize: ``"flops"`` to plan from the description alone, always with the same result, or ``"measure"`` to
+                time the best candidates on the parameters' device.
+            memory_limit: The most bytes that any intermediate value may take at ``batch_size``, in the parameters'
+                type. For a limit per token, give ``batch_size=1``.
+            batch_sizes: The numbers of samples to time; ``batch_size`` alone by default.
+            backward: Whether to time the backward pass too.
 
         Returns:
             The plan; its ``repr`` is a table of its steps.
+
+        Raises:
+            ValueError: If an argument is out of range, or no order keeps to the memory limit; the message gives the
+                smallest that is possible.
+
+        Example:
+            >>> w = FactorizedExpertTensor((8, 4), 16, 32, decomposition="tucker", rank=4)
+            >>> w.plan(batch_size=256).flops
+            266240
+            >>> plan = w.plan(batch_size=256, optimize="measure")
         """
-        return make_plan(self.network, forward_request(self.network, self.bias), batch_size)
+        size = DEFAULT_BATCH_SIZE if batch_size is None else batch_size
+        if optimize not in (None, "flops", "measure"):
+            raise ValueError(f"optimize is 'flops' or 'measure', got {optimize!r}")
+        if optimize is None and memory_limit is None:
+            return self._plan.at_batch_size(size)
+        request = forward_request(self.network, self.bias)
+        element = self.weight.operands[0].element_size()
+        limit = None if memory_limit is None else memory_limit // element
+        try:
+            plans = candidate_plans(self.network, request, size, limit)
+        except LimitError as error:
+            raise ValueError(
+                f"memory_limit of {memory_limit:,} bytes is too small at batch size {size:,}: the smallest possible "
+                f"is {error.smallest * element:,} bytes"
+            ) from None
+        if optimize == "measure":
+            self._plan = fastest_plan(plans, self.weight().operands, batch_sizes or (size,), backward=backward)
+        else:
+            self._plan = plans[0]
+        return self._plan
 
     @property
     def num_parameters(self) -> int:
@@ -204,7 +268,7 @@ class FactorizedExpertTensor(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> FactorizedExpertTensor:
-        """Approximate a dense tensor. :meth:`relative_error` tells how well.
+        """Approximate a dense tensor. `relative_error` tells how well.
 
         Args:
             dense: The tensor, ``(*expert_dims, I, O)``, or with one more row ``I + 1`` if ``bias``.
@@ -312,41 +376,6 @@ class FactorizedExpertTensor(nn.Module):
             f"decomposition={name_of(self.decomposition)!r}, rank={self.rank}, bias={self.bias}"
         )
 
-    def _check_call(self, x: Tensor, coefficients: Sequence[Tensor], parameter: Tensor) -> None:
-        if isinstance(coefficients, Tensor) or not all(isinstance(a, Tensor) for a in (x, *coefficients)):
-            raise TypeError(
-                "forward takes a tensor x and a sequence of coefficient tensors, one for each expert mode; "
-                f"got {type(x).__name__} and {type(coefficients).__name__}; with one mode, write [coefficients]"
-            )
-        if x.ndim == 0 or x.shape[-1] != self.in_features:
-            raise ValueError(
-                f"x has shape {tuple(x.shape)}, expected (*batch, {self.in_features}): the last axis is in_features"
-            )
-        if len(coefficients) != len(self.expert_dims):
-            raise ValueError(
-                f"got {len(coefficients)} coefficient tensors for {len(self.expert_dims)} expert modes "
-                f"{self.expert_dims}; give one tensor for each mode"
-            )
-        batch = x.shape[:-1]
-        mixed = x.dtype != parameter.dtype
-        for mode, a in enumerate(coefficients):
-            if a.shape != (*batch, self.expert_dims[mode]):
-                raise ValueError(
-                    f"coefficients of expert mode {mode} have shape {tuple(a.shape)}, expected "
-                    f"{(*batch, self.expert_dims[mode])}: the leading shape of x, then the mode's experts"
-                )
-            mixed |= a.dtype != parameter.dtype
-            if a.device != x.device:
-                raise TypeError(f"x is on {x.device}, coefficients of expert mode {mode} on {a.device}; move one")
-        if x.device != parameter.device:
-            raise TypeError(f"x is on {x.device}, the parameters on {parameter.device}; move one")
-        if mixed and not torch.is_autocast_enabled(x.device.type):
-            dtypes = ", ".join(str(a.dtype) for a in coefficients)
-            raise TypeError(
-                f"x is {x.dtype}, coefficients are {dtypes or 'none'}, the parameters {parameter.dtype}; "
-                "convert them to one dtype, or use torch.autocast"
-            )
-
 
 def _leave_empty(network: TensorNetwork, tensors: Mapping[str, Tensor]) -> None:
     """Zeros, for parameters that are about to be assigned."""
@@ -365,24 +394,3 @@ def _initialisation(decomposition: Decomposition, init: str | Initialisation | N
     if not isinstance(init, Callable):  # type: ignore[arg-type]
         raise TypeError(f"init is a name or a function that fills the parameters, got {init!r}")
     return init
-
-
-def _expert_dims(expert_dims: Sequence[int]) -> tuple[int, ...]:
-    if isinstance(expert_dims, str) or not isinstance(expert_dims, Sequence):
-        raise TypeError(f"expert_dims is a sequence with one int for each expert mode, got {expert_dims!r}")
-    return tuple(_size(f"expert_dims[{mode}]", size) for mode, size in enumerate(expert_dims))
-
-
-def _size(name: str, size: int) -> int:
-    if isinstance(size, bool) or not isinstance(size, Integral):
-        raise TypeError(f"{name} must be an int, got {size!r}")
-    if size < 1:
-        raise ValueError(f"{name} must be at least 1, got {size}")
-    return int(size)
-
-
-def _select(operand: Tensor, labels: tuple[str, ...], fixed: Mapping[str, int]) -> Tensor:
-    for axis in reversed(range(len(labels))):
-        if labels[axis] in fixed:
-            operand = operand.select(axis, fixed[labels[axis]])
-    return operand

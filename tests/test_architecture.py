@@ -19,7 +19,7 @@ LONGEST_FILE = 400
 
 # Top-level modules, lowest first: a module imports from its own line and the lines above it.
 ORDER = (
-    ("network",),
+    ("network", "validation"),
     ("contraction",),
     ("decompositions",),
     ("storage", "fitting"),
@@ -39,7 +39,7 @@ QUARANTINE = {
 }
 
 # The core knows decompositions through their contract and the registry alone.
-CORE = {"network", "contraction", "storage", "fitting", "tensor", "activations", "gating", "layers"}
+CORE = {"network", "validation", "contraction", "storage", "fitting", "tensor", "activations", "gating", "layers"}
 CONTRACT = {"decompositions.base", "decompositions.registry"}
 
 

@@ -1,23 +1,21 @@
-"""From a request on a network to its result: plan once (:mod:`.planning`), replay fast (:mod:`.execution`)."""
+"""From a request on a network to its result: plan once (`planning`), replay fast (`execution`)."""
 
 from factorized_moe.contraction.costs import expert_rank_bound, num_parameters
 from factorized_moe.contraction.execution import execute
-from factorized_moe.contraction.planning import (
-    ContractionPlan,
-    Request,
-    Step,
-    dense_request,
-    forward_request,
-    make_plan,
-)
+from factorized_moe.contraction.measuring import fastest_plan
+from factorized_moe.contraction.plan import ContractionPlan, Request, Step
+from factorized_moe.contraction.planning import LimitError, candidate_plans, dense_request, forward_request, make_plan
 
 __all__ = [
     "ContractionPlan",
+    "LimitError",
     "Request",
     "Step",
+    "candidate_plans",
     "dense_request",
     "execute",
     "expert_rank_bound",
+    "fastest_plan",
     "forward_request",
     "make_plan",
     "num_parameters",

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from factorized_moe.contraction.planning import ContractionPlan
+from factorized_moe.contraction.plan import ContractionPlan
 
 __all__ = ["execute"]
 

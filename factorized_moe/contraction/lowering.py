@@ -17,10 +17,10 @@ from factorized_moe.contraction.operations import (
     AppendOne,
     Arrange,
     BatchedMatMul,
-    Dot,
     Expand,
     MatMul,
     Multiply,
+    MultiplySum,
     Operation,
 )
 from factorized_moe.network import BATCH
@@ -28,7 +28,7 @@ from factorized_moe.network import BATCH
 __all__ = ["Draft", "lower"]
 
 Labels = tuple[str, ...]
-Lowered = tuple[tuple[int, ...], Operation, Labels, str, int, int]
+Lowered = tuple[tuple[int, ...], Operation, Labels, str, int, int, int, int]
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,7 @@ def lower(
     *,
     padded: int | None,
     first_free: int,
+    multiply: bool,
 ) -> list[Lowered]:
     """Lower a plan's drafts.
 
@@ -79,15 +80,18 @@ def lower(
         sizes: The size of every label.
         padded: The position of a vector that lacks the last entry of its label, a constant 1; or ``None``.
         first_free: The number of leaves.
+        multiply: Whether small products per sample become a multiplication and a sum.
 
     Returns:
-        For each step its operands, operation, result labels, formula, FLOPs and elements.
+        For each step its operands, operation, result labels, formula, FLOPs, elements, and elements read that grow
+        with the batch and that do not.
     """
     orders: dict[int, Labels] = {p: o for d in drafts for p, o in d.leaves.items() if o is not None}
     leaves = set(orders)
     builder = _Builder(sizes, first_free)
     for position, order in sorted(orders.items()):
         builder.place[position] = position
+        builder.labels[position] = order
         inputs = order[1:] if order[:1] == (BATCH,) else ()
         folded = position == padded and len(inputs) == 1 and _absorbed(position, drafts, first_free)
         if position == padded and not folded:
@@ -103,7 +107,7 @@ def lower(
             builder.arrange(draft.operands[0], value, orders, output)
         else:
             bias = padded in (pair.left, pair.right) and builder.place[padded] == padded
-            builder.contract(pair, value, orders, wanted[value], bias)
+            builder.contract(pair, value, orders, wanted[value], bias, multiply)
     total = answers[0]
     for answer in answers[1:]:
         total = builder.add(total, answer, output)
@@ -196,6 +200,7 @@ class _Builder:
         self.sizes = sizes
         self.steps: list[Lowered] = []
         self.place: dict[int, int] = {}
+        self.labels: dict[int, Labels] = {}
         self.first_free = first_free
 
     def _emit(
@@ -209,7 +214,11 @@ class _Builder:
         elements: int | None = None,
     ) -> None:
         count = self._size(labels) if elements is None else elements
-        self.steps.append((tuple(self.place[p] for p in operands), operation, labels, formula, flops, count))
+        read = [self._size(self.labels[p]) for p in operands if BATCH in self.labels[p]]
+        fixed = [self._size(self.labels[p]) for p in operands if BATCH not in self.labels[p]]
+        places = tuple(self.place[p] for p in operands)
+        self.steps.append((places, operation, labels, formula, flops, count, sum(read), sum(fixed)))
+        self.labels[value] = labels
         self.place[value] = self.first_free + len(self.steps) - 1
 
     def _size(self, labels: Iterable[str]) -> int:
@@ -248,7 +257,9 @@ class _Builder:
         shape = tuple(self._axis((label,)) for label in order)
         self._emit(position, (position,), Expand(Arrange(shape=shape)), order, _formula([order], order), elements=0)
 
-    def contract(self, pair: _Pair, value: int, orders: dict[int, Labels], want: Labels, bias: bool) -> None:
+    def contract(
+        self, pair: _Pair, value: int, orders: dict[int, Labels], want: Labels, bias: bool, multiply: bool
+    ) -> None:
         left, right = orders[pair.left], orders[pair.right]
         operation: Operation
         matrix = pair.is_matrix_product
@@ -270,7 +281,15 @@ class _Builder:
         elif pair.is_inner_product:
             result = pair.shared
             operands = [self._to(order, [pair.shared, pair.contracted]) for order in (left, right)]
-            operation = Dot(operands[0], operands[1], self._split([pair.shared]))
+            operation = MultiplySum(operands[0], operands[1], -1, self._split([pair.shared]))
+        elif multiply:
+            result = pair.shared + pair.only_left + pair.only_right
+            operation = MultiplySum(
+                self._to(left, [pair.shared, pair.only_left, pair.contracted, ()]),
+                self._to(right, [pair.shared, (), pair.contracted, pair.only_right]),
+                2,
+                self._split([pair.shared, pair.only_left, pair.only_right]),
+            )
         else:
             result = pair.shared + pair.only_left + pair.only_right
             operation = BatchedMatMul(
@@ -300,6 +319,7 @@ class _Builder:
         orders[value] = output
         if arrange is None and not missing:
             self.place[value] = self.place[operand]
+            self.labels[value] = output
             return
         expanded = tuple(self._axis((x,)) for x in output) if missing else None
         flops = self._size(order) if arrange is not None and arrange.sum_axes else 0

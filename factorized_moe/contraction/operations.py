@@ -4,7 +4,7 @@ Each recipe holds only ints, so it is hashable, pickles, and disappears when ``t
 trace through it. None of them contracts more than two tensors.
 
 Legend: B batch, S labels that both operands keep, L and R labels of the left and right operand only, K contracted
-labels. A group of labels is one axis here, flattened by an :class:`Arrange`.
+labels. A group of labels is one axis here, flattened by an `Arrange`.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ __all__ = [
     "AppendOne",
     "Arrange",
     "BatchedMatMul",
-    "Dot",
     "Expand",
     "MatMul",
     "Multiply",
+    "MultiplySum",
     "Operation",
 ]
 
@@ -115,11 +115,19 @@ class Multiply:
 
 
 @dataclass(frozen=True)
-class Dot:
-    """One inner product per sample: ``(S, K) . (S, K) -> (S)``."""
+class MultiplySum:
+    """A broadcast product, then a sum: ``(S, L, K, 1) * (S, 1, K, R) -> (S, L, R)``, or ``(S, K) . (S, K) -> (S)``.
+
+    Args:
+        left: Brings the left operand to its axes.
+        right: Brings the right operand to its axes.
+        axis: The axis that is summed.
+        result: Gives the sum its shape.
+    """
 
     left: Arrange | None
     right: Arrange | None
+    axis: int
     result: Arrange | None
 
     def __call__(self, left: Tensor, right: Tensor) -> Tensor:
@@ -127,7 +135,7 @@ class Dot:
             left = self.left(left)
         if self.right is not None:
             right = self.right(right)
-        product = (left * right).sum(-1)
+        product = (left * right).sum(self.axis)
         return product if self.result is None else self.result(product)
 
 
@@ -163,4 +171,4 @@ class Add:
         return left + right
 
 
-Operation = MatMul | BatchedMatMul | Dot | Multiply | AppendOne | Expand | Add
+Operation = MatMul | BatchedMatMul | Multiply | MultiplySum | AppendOne | Expand | Add

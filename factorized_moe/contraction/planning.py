@@ -3,49 +3,33 @@
 A request says which per-sample vectors are contracted with the network and which labels the result keeps: the
 forward pass, the dense tensor and one expert's matrix are three requests on the same network. The order of the steps
 is found in two stages: a vector that shares its labels with one node only is absorbed into that node first; the few
-operands that remain are searched exhaustively by opt_einsum's dynamic programming. (A search over all operands is
-misled by labels that join more than two of them, and takes 100 times longer; see docs/architecture.md.)
+operands that remain are searched exhaustively. (A search over all operands gains nothing and takes 100 times longer;
+see docs/architecture.md.) A network too large for that is left to opt_einsum's dynamic programming.
 
 This is the only module that imports opt_einsum, and nothing of it runs in a forward pass.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 from opt_einsum.paths import DynamicProgramming
 
 from factorized_moe.contraction.lowering import Draft, lower
-from factorized_moe.contraction.operations import Operation
-from factorized_moe.network import BATCH, Node, TensorNetwork
+from factorized_moe.contraction.plan import ContractionPlan, Request, Step, check_batch_size
+from factorized_moe.contraction.search import MOVED, Operand, Pairs, search_order
+from factorized_moe.network import BATCH, TensorNetwork
 
-__all__ = ["ContractionPlan", "Request", "Step", "dense_request", "forward_request", "make_plan"]
+__all__ = ["DEFAULT_BATCH_SIZE", "LimitError", "candidate_plans", "dense_request", "forward_request", "make_plan"]
 
 DEFAULT_BATCH_SIZE = 64
 """Samples assumed when a plan's order is chosen. The choice hardly matters: over 1 to 32,768 samples the best order
 changes the FLOPs by at most 7%, so a layer is planned once, at construction."""
 
-EXHAUSTIVE_OPERANDS = 9
-"""Up to so many operands the search also tries outer products; 3**n splits are tried."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """What is asked of a network.
-
-    Args:
-        vectors: For each per-sample operand, its labels (without the batch's).
-        output: The labels that the result keeps, in order (without the batch's).
-        fixed: Labels that every operand has been sliced at; they are gone from the nodes.
-        append_one: Whether the first vector lacks the last entry of its label, a constant 1: the bias row.
-    """
-
-    vectors: tuple[tuple[str, ...], ...]
-    output: tuple[str, ...]
-    fixed: frozenset[str] = frozenset()
-    append_one: bool = False
+EXHAUSTIVE_OPERANDS = 10
+"""Up to so many operands every order is tried; 3**n splits, 0.2 s for ten."""
 
 
 def forward_request(network: TensorNetwork, bias: bool) -> Request:
@@ -60,122 +44,141 @@ def dense_request(network: TensorNetwork, fixed: Iterable[str] = ()) -> Request:
     return Request((), tuple(label for label in network.external_labels if label not in gone), fixed=gone)
 
 
-@dataclass(frozen=True)
-class Step:
-    """One step of a plan.
+class LimitError(ValueError):
+    """No order keeps to a memory limit.
 
-    Attributes:
-        operands: The positions of its one or two operands among the values so far.
-        operation: What is done with them.
-        labels: The labels of the result, in memory order.
-        formula: The step in words, ``in, in rank -> rank``.
-        flops: Multiplications and additions at the plan's batch size.
-        elements: Elements of the result at the plan's batch size.
-        frees: Earlier steps' values that no later step needs.
+    Args:
+        limit: The limit, in elements.
+        batch_size: The number of samples it was given for.
+        smallest: The smallest limit that some order keeps to.
     """
 
-    operands: tuple[int, ...]
-    operation: Operation
-    labels: tuple[str, ...]
-    formula: str
-    flops: int
-    elements: int
-    frees: tuple[int, ...] = ()
+    def __init__(self, limit: int, batch_size: int, smallest: int) -> None:
+        super().__init__(
+            f"no order keeps every intermediate within {limit:,} elements at batch size {batch_size:,}; "
+            f"the smallest possible is {smallest:,}"
+        )
+        self.smallest = smallest
 
 
 @dataclass(frozen=True)
-class ContractionPlan:
-    """A fixed list of pairwise steps that answers one request on one network.
-
-    The values are numbered: first the network's nodes, then the request's vectors, then each step's result. The last
-    value is the answer. A plan holds no tensors; it is hashable and pickles, and is valid for every batch size.
+class Strategy:
+    """How an order and its operations are chosen; candidates differ in it.
 
     Attributes:
-        network: The network that is contracted.
-        request: What is asked of it.
-        batch_size: The samples for which costs are reported.
-        steps: The steps, in order.
+        absorb: Whether a vector and a node that share labels with nothing else are contracted first.
+        moved: The cost of an element moved, in FLOPs.
+        limit: The most elements that an intermediate may have.
+        smallest: Whether the largest intermediate counts before the cost.
+        multiply: Whether small products per sample are lowered to a multiplication and a sum.
     """
 
-    network: TensorNetwork
-    request: Request
-    batch_size: int
-    steps: tuple[Step, ...]
-
-    @property
-    def flops(self) -> int:
-        """Multiplications and additions at the plan's batch size; a multiply-add counts as two."""
-        return sum(step.flops for step in self.steps)
-
-    @property
-    def largest_intermediate(self) -> int:
-        """Elements of the largest value that any step makes, the result included, at the plan's batch size."""
-        return max((step.elements for step in self.steps), default=0)
-
-    def __repr__(self) -> str:
-        rows = [(s.formula, type(s.operation).__name__, f"{s.flops:,}", f"{s.elements:,}") for s in self.steps]
-        rows = [("step", "operation", "FLOPs", "elements"), *rows]
-        widths = [max(len(row[column]) for row in rows) for column in range(4)]
-        lines = [
-            f"ContractionPlan for {len(self.network.nodes)} nodes, batch size {self.batch_size:,}: "
-            f"{self.flops:,} FLOPs, largest intermediate {self.largest_intermediate:,} elements"
-        ]
-        for row in rows:
-            left = "  ".join(cell.ljust(width) for cell, width in zip(row[:2], widths, strict=False))
-            right = "  ".join(cell.rjust(width) for cell, width in zip(row[2:], widths[2:], strict=True))
-            lines.append(f"  {left}  {right}")
-        return "\n".join(lines)
+    absorb: bool = True
+    moved: float = MOVED
+    limit: int | None = None
+    smallest: bool = False
+    multiply: bool = False
 
 
 @lru_cache(maxsize=4096)
-def make_plan(network: TensorNetwork, request: Request, batch_size: int = DEFAULT_BATCH_SIZE) -> ContractionPlan:
+def make_plan(
+    network: TensorNetwork, request: Request, batch_size: int = DEFAULT_BATCH_SIZE, memory_limit: int | None = None
+) -> ContractionPlan:
     """Plan a request: a cached, deterministic, pure function of the description.
 
     Args:
         network: The network.
         request: What is asked of it.
         batch_size: The number of samples to plan and report costs for.
+        memory_limit: The most elements that any value made by a step may have at that number of samples.
 
     Returns:
         The plan, valid for every batch size.
 
     Raises:
         ValueError: If the batch size is not a positive int.
+        LimitError: If no order keeps to the memory limit.
 
     Example:
         >>> from factorized_moe.decompositions import get_decomposition
         >>> network = get_decomposition("cp").network((8,), 16, 32, rank=4)
         >>> make_plan(network, forward_request(network, bias=False), batch_size=1)
-        ContractionPlan for 3 nodes, batch size 1: 452 FLOPs, largest intermediate 32 elements
+        ContractionPlan for 3 nodes, batch size 1
+          452 FLOPs; elements: 304 moved, 32 in the largest intermediate, 36 saved for training
           step                             operation  FLOPs  elements
           in, in rank -> rank              MatMul       128         4
           expert_0, expert_0 rank -> rank  MatMul        64         4
           rank, rank -> rank               Multiply       4         4
-          rank, out rank -> out            MatMul       256        32
+          rank, rank out -> out            MatMul       256        32
     """
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise ValueError(f"batch_size must be a positive int, got {batch_size!r}")
+    check_batch_size(batch_size)
+    plan = _plan(network, request, batch_size, Strategy())
+    if memory_limit is None or (plan is not None and plan.largest_intermediate <= memory_limit):
+        assert plan is not None  # without a limit there is always an order
+        return plan
+    tries = [
+        _plan(network, request, batch_size, Strategy(absorb, limit=memory_limit, smallest=smallest))
+        for smallest in (False, True)
+        for absorb in (True, False)
+    ]
+    fitting = [p for p in tries if p is not None and p.largest_intermediate <= memory_limit]
+    if not fitting:
+        least = [_plan(network, request, batch_size, Strategy(absorb, smallest=True)) for absorb in (True, False)]
+        smallest = min(p.largest_intermediate for p in least if p is not None)
+        raise LimitError(memory_limit, batch_size, smallest)
+    return min(fitting, key=lambda p: p.flops)
+
+
+def candidate_plans(
+    network: TensorNetwork, request: Request, batch_size: int = DEFAULT_BATCH_SIZE, memory_limit: int | None = None
+) -> tuple[ContractionPlan, ...]:
+    """Plans worth timing, the default one first: other orders, and other operations for the same order.
+
+    Args:
+        network: The network.
+        request: What is asked of it.
+        batch_size: The number of samples to plan for.
+        memory_limit: As for `make_plan`.
+
+    Returns:
+        Plans that differ in their steps.
+
+    Raises:
+        ValueError: As ``make_plan`` does.
+    """
+    plans = [make_plan(network, request, batch_size, memory_limit)]
+    for absorb in (True, False):
+        for moved in (0, MOVED, 8 * MOVED):
+            for multiply in (False, True):
+                plan = _plan(network, request, batch_size, Strategy(absorb, moved, memory_limit, False, multiply))
+                if plan is not None and (memory_limit is None or plan.largest_intermediate <= memory_limit):
+                    plans.append(plan)
+    return tuple({plan.steps: plan for plan in plans}.values())
+
+
+@lru_cache(maxsize=4096)
+def _plan(network: TensorNetwork, request: Request, batch_size: int, strategy: Strategy) -> ContractionPlan | None:
+    """The plan of one strategy, or ``None`` if the search finds no order within the strategy's limit."""
     sizes = network.sizes | {BATCH: batch_size}
     batch = (BATCH,) if request.vectors else ()
     vectors = [(*batch, *labels) for labels in request.vectors]
     output = (*batch, *request.output)
     position = {node.name: number for number, node in enumerate(network.nodes)}
     first_vector = len(position)
+    first_result = first_vector + len(vectors)
 
     drafts: list[Draft] = []
     answers: list[int] = []
-    next_value = first_vector + len(vectors)
     for term in network.terms:
         leaves = {position[n.name]: tuple(x for x in n.labels if x not in request.fixed) for n in term}
         leaves |= {first_vector + k: labels for k, labels in enumerate(vectors)}
-        pairs = _contraction_order(term, leaves, first_vector, frozenset(output), sizes)
-        term_drafts = _number(pairs, leaves, output, next_value)
-        drafts += term_drafts
-        next_value += len(term_drafts)
-        answers.append(next_value - 1)
+        pairs = _contraction_order(leaves, first_vector, frozenset(output), sizes, strategy)
+        if pairs is None:
+            return None
+        drafts += _number(pairs, leaves, output, first_result + len(drafts))
+        answers.append(first_result + len(drafts) - 1)
     padded = first_vector if request.append_one else None
-    first_result = first_vector + len(vectors)
-    lowered = lower(drafts, answers, output, sizes, padded=padded, first_free=first_result)
+    lowered = lower(drafts, answers, output, sizes, padded=padded, first_free=first_result, multiply=strategy.multiply)
     last_use = {p: k for k, (operands, *_) in enumerate(lowered) for p in operands if p >= first_result}
     frees = [tuple(p for p, last in last_use.items() if last == k) for k in range(len(lowered))]
     steps = tuple(Step(*step, frees=freed) for step, freed in zip(lowered, frees, strict=True))
@@ -183,15 +186,15 @@ def make_plan(network: TensorNetwork, request: Request, batch_size: int = DEFAUL
 
 
 def _contraction_order(
-    term: tuple[Node, ...],
     leaves: dict[int, tuple[str, ...]],
     first_vector: int,
     output: frozenset[str],
     sizes: dict[str, int],
-) -> list[tuple[int, int]]:
+    strategy: Strategy,
+) -> Pairs | None:
     """Pairs of positions to contract, counting on from the leaves: a merged pair takes the next negative number."""
     values = {position: frozenset(labels) for position, labels in leaves.items()}
-    pairs: list[tuple[int, int]] = []
+    pairs: Pairs = []
 
     def merge(left: int, right: int) -> None:
         union = values.pop(left) | values.pop(right)
@@ -203,42 +206,48 @@ def _contraction_order(
     vectors = [position for position in leaves if position >= first_vector]
     partner = {v: [n for n in nodes if values[n] & (values[v] - {BATCH})] for v in vectors}
     for vector in vectors:
-        mine = partner[vector]
+        mine = partner[vector] if strategy.absorb else []
         # Only where vector and node have each other alone; anything else is left to the search.
         if len(mine) == 1 and [mine] == [partner[v] for v in vectors if mine[0] in partner[v]]:
             merge(vector, mine[0])
     remaining = list(values)
-    for left, right in _search([values[p] for p in remaining], output, sizes):
-        first, second = remaining[left], remaining[right]
-        merge(first, second)
-        remaining = [p for p in remaining if p not in (first, second)] + [-len(pairs)]
+    operands = [Operand(values[p], leaves[p] if 0 <= p < first_vector else None) for p in remaining]
+    found = _search(operands, output, sizes, strategy)
+    if found is None:
+        return None
+    for left, right in found:
+        merge(remaining[left], remaining[right])
+        remaining.append(-len(pairs))
     return pairs
 
 
-def _search(operands: list[frozenset[str]], output: frozenset[str], sizes: dict[str, int]) -> list[tuple[int, int]]:
-    """The order of fewest FLOPs for a few operands, as positions in the shrinking list of operands."""
+def _search(
+    operands: Sequence[Operand], output: frozenset[str], sizes: dict[str, int], strategy: Strategy
+) -> Pairs | None:
     if len(operands) < 2:
         return []
+    if len(operands) <= EXHAUSTIVE_OPERANDS:
+        return search_order(
+            operands, output, sizes, moved=strategy.moved, limit=strategy.limit, smallest=strategy.smallest
+        )
     # Labels on one operand only are summed within the step that uses it. Ints instead of strings, because the
     # iteration order of string sets, and with it the choice among equals, differs from process to process.
     number = {label: k for k, label in enumerate(sizes)}
-    counts: dict[str, int] = {}
-    for operand in operands:
-        for label in operand:
-            counts[label] = counts.get(label, 0) + 1
-    inputs = [frozenset(number[x] for x in operand if x in output or counts[x] > 1) for operand in operands]
-    search = DynamicProgramming(minimize="flops", search_outer=len(operands) <= EXHAUSTIVE_OPERANDS)
-    path = search(
-        inputs,
-        frozenset(number[x] for x in output),
-        {number[x]: size for x, size in sizes.items()},
-    )
-    return [(pair[0], pair[1]) for pair in path]
+    carried = [x for operand in operands for x in operand.labels]
+    kept = [frozenset(number[x] for x in o.labels if x in output or carried.count(x) > 1) for o in operands]
+    search = DynamicProgramming(minimize="size" if strategy.smallest else "flops")
+    try:
+        path = search(kept, frozenset(number[x] for x in output), dict(enumerate(sizes.values())), strategy.limit)
+    except RuntimeError:  # opt_einsum's word for "no contraction within the limit"
+        return None
+    live, pairs = list(range(len(operands))), []
+    for pair in path:
+        pairs.append((live[pair[0]], live[pair[1]]))
+        live = [p for k, p in enumerate(live) if k not in pair] + [len(operands) + len(pairs) - 1]
+    return pairs
 
 
-def _number(
-    pairs: list[tuple[int, int]], leaves: dict[int, tuple[str, ...]], output: tuple[str, ...], next_value: int
-) -> list[Draft]:
+def _number(pairs: Pairs, leaves: dict[int, tuple[str, ...]], output: tuple[str, ...], next_value: int) -> list[Draft]:
     """Drafts of a term's steps with their final positions, closed by one that arranges the answer."""
     labels = {position: frozenset(names) for position, names in leaves.items()}
     place = {position: position for position in leaves}

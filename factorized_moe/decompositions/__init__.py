@@ -1,4 +1,4 @@
-"""Decompositions: the contract (:mod:`.base`), their names (:mod:`.registry`), and one file for each."""
+"""Decompositions: the contract (`base`), their names (`registry`), and one file for each."""
 
 from factorized_moe.decompositions.base import Decomposition, ParameterBudget, variance_preserving
 from factorized_moe.decompositions.cp import CP

@@ -73,7 +73,7 @@ def variance_preserving(network: TensorNetwork, tensors: Mapping[str, Tensor]) -
 
 
 class Decomposition(ABC):
-    """A family of factorisations. Subclass it, write :meth:`network`, and register an instance.
+    """A family of factorisations. Subclass it, write `network`, and register an instance.
 
     Attributes:
         initialisations: Ways to fill the parameters, by name; the first is the default. Every decomposition has
@@ -109,7 +109,7 @@ class Decomposition(ABC):
             expert_dims: The sizes of the expert modes, none or more.
             in_features: The size of the input mode; with a bias, one more than the layer's.
             out_features: The size of the output mode.
-            rank: A rank as :meth:`check_rank` returns it.
+            rank: A rank as `check_rank` returns it.
         """
 
     def check_rank(self, rank: Rank, shape: tuple[int, ...]) -> Rank:
@@ -132,7 +132,7 @@ class Decomposition(ABC):
         A rank given as ints is taken as it is. Budgets choose among useful ranks, and a fit pads with zeros.
 
         Args:
-            rank: A rank as :meth:`check_rank` returns it.
+            rank: A rank as `check_rank` returns it.
             shape: The dense shape, ``(*expert_dims, I, O)``.
         """
         return rank
@@ -146,7 +146,7 @@ class Decomposition(ABC):
         raise TypeError(f"TensorLy has no tensor type for {type(self).__name__}")
 
     def tltorch_arguments(self, value: Any) -> tuple[Any, ...]:
-        """Hook: what the TensorLy-Torch class is made from, given what :meth:`to_tensorly` returns."""
+        """Hook: what the TensorLy-Torch class is made from, given what `to_tensorly` returns."""
         return tuple(value)
 
     def from_tltorch(self, value: Any) -> dict[str, Tensor]:
@@ -158,7 +158,7 @@ class Decomposition(ABC):
 
         Args:
             rank: An int, a tuple of ints in TensorLy's convention, ``"same"`` (as many parameters as the dense
-                tensor), a float between 0 and 1 (that fraction of them), or a :class:`ParameterBudget`. The last
+                tensor), a float between 0 and 1 (that fraction of them), or a `ParameterBudget`. The last
                 three never give more parameters than asked for.
             shape: The dense shape, ``(*expert_dims, I, O)``.
 

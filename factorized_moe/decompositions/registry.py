@@ -21,7 +21,7 @@ def register(name: str, decomposition: Decomposition, *, aliases: tuple[str, ...
         aliases: Further names.
 
     Raises:
-        TypeError: If the decomposition is not an instance of :class:`Decomposition`.
+        TypeError: If the decomposition is not an instance of `Decomposition`.
         ValueError: If a name is empty or taken.
 
     Example:

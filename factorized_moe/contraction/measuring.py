@@ -1,0 +1,89 @@
+"""Choosing between plans by timing them on the device at hand."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from factorized_moe.contraction.execution import execute
+from factorized_moe.contraction.plan import ContractionPlan
+
+__all__ = ["fastest_plan"]
+
+ROUNDS = 7
+
+
+def fastest_plan(
+    plans: Sequence[ContractionPlan],
+    operands: Sequence[Tensor],
+    batch_sizes: Sequence[int],
+    *,
+    backward: bool = False,
+) -> ContractionPlan:
+    """The plan that is fastest over some batch sizes.
+
+    All plans are timed in turn, round after round, so that a change of the machine's speed meets them all. A plan's
+    score is the product over the batch sizes of its median time, relative to the first plan's; the first plan is
+    kept unless another beats it by more than 3%, which is noise.
+
+    Args:
+        plans: Plans of one request.
+        operands: The nodes' tensors.
+        batch_sizes: Numbers of samples.
+        backward: Whether to time the backward pass too.
+
+    Returns:
+        One of the plans.
+
+    Example:
+        >>> from factorized_moe import FactorizedExpertTensor
+        >>> from factorized_moe.contraction import candidate_plans, forward_request
+        >>> w = FactorizedExpertTensor((8, 8), 16, 32, decomposition="tucker", rank=4)
+        >>> plans = candidate_plans(w.network, forward_request(w.network, bias=False))
+        >>> fastest_plan(plans, w.weight.operands, [4]) in plans
+        True
+    """
+    scores = [1.0] * len(plans)
+    for batch_size in batch_sizes:
+        medians = _medians([_run(plan, operands, batch_size, backward) for plan in plans], operands[0].device)
+        scores = [score * median / medians[0] for score, median in zip(scores, medians, strict=True)]
+    best = min(range(len(plans)), key=scores.__getitem__)
+    return plans[best] if scores[best] < 0.97 ** len(batch_sizes) else plans[0]
+
+
+def _run(plan: ContractionPlan, operands: Sequence[Tensor], batch_size: int, backward: bool) -> Callable[[], None]:
+    request, like = plan.request, operands[0]
+    widths = [plan.network.size_of(labels) for labels in request.vectors]
+    if request.append_one:
+        widths[0] -= 1
+    leaves = [tensor.detach().requires_grad_(backward) for tensor in operands]
+    vectors = [
+        torch.rand(batch_size, width, dtype=like.dtype, device=like.device).requires_grad_(backward) for width in widths
+    ]
+
+    def run() -> None:
+        with torch.set_grad_enabled(backward):
+            answer = execute(plan, (*leaves, *vectors))
+        if backward:
+            torch.autograd.grad(answer.sum(), (*leaves, *vectors))
+
+    return run
+
+
+def _medians(runs: Sequence[Callable[[], None]], device: torch.device) -> list[float]:
+    """The median time of each, in seconds; the rounds take turns."""
+    times: list[list[float]] = [[] for _ in runs]
+    for run in runs:
+        run()  # memory is allocated and kernels are chosen at the first call
+    for _ in range(ROUNDS):
+        for run, mine in zip(runs, times, strict=True):
+            start = time.perf_counter()
+            run()
+            if device.type != "cpu":
+                torch.accelerator.synchronize(device)
+            mine.append(time.perf_counter() - start)
+    return [statistics.median(mine) for mine in times]

@@ -1,0 +1,141 @@
+"""A request on a network, and the plan that answers it: inert, hashable objects that hold no tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from factorized_moe.contraction.operations import Operation
+from factorized_moe.network import BATCH, TensorNetwork
+
+__all__ = ["ContractionPlan", "Request", "Step", "check_batch_size"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked of a network.
+
+    Args:
+        vectors: For each per-sample operand, its labels (without the batch's).
+        output: The labels that the result keeps, in order (without the batch's).
+        fixed: Labels that every operand has been sliced at; they are gone from the nodes.
+        append_one: Whether the first vector lacks the last entry of its label, a constant 1: the bias row.
+    """
+
+    vectors: tuple[tuple[str, ...], ...]
+    output: tuple[str, ...]
+    fixed: frozenset[str] = frozenset()
+    append_one: bool = False
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a plan.
+
+    Attributes:
+        operands: The positions of its one or two operands among the values so far.
+        operation: What is done with them.
+        labels: The labels of the result, in memory order.
+        formula: The step in words, ``in, in rank -> rank``.
+        flops: Multiplications and additions at the plan's batch size.
+        elements: Elements of the result at the plan's batch size.
+        read: Elements of the operands that grow with the batch, at the plan's batch size.
+        read_fixed: Elements of the other operands, the parameters.
+        frees: Earlier steps' values that no later step needs.
+    """
+
+    operands: tuple[int, ...]
+    operation: Operation
+    labels: tuple[str, ...]
+    formula: str
+    flops: int
+    elements: int
+    read: int
+    read_fixed: int
+    frees: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class ContractionPlan:
+    """A fixed list of pairwise steps that answers one request on one network.
+
+    The values are numbered: first the network's nodes, then the request's vectors, then each step's result. The last
+    value is the answer. A plan holds no tensors; it is hashable and pickles, and is valid for every batch size.
+
+    Attributes:
+        network: The network that is contracted.
+        request: What is asked of it.
+        batch_size: The samples for which costs are reported.
+        steps: The steps, in order.
+    """
+
+    network: TensorNetwork
+    request: Request
+    batch_size: int
+    steps: tuple[Step, ...]
+
+    @property
+    def flops(self) -> int:
+        """Multiplications and additions at the plan's batch size; a multiply-add counts as two."""
+        return sum(step.flops for step in self.steps)
+
+    @property
+    def largest_intermediate(self) -> int:
+        """Elements of the largest value that any step makes, the result included, at the plan's batch size."""
+        return max((step.elements for step in self.steps), default=0)
+
+    @property
+    def elements_moved(self) -> int:
+        """Elements that the steps read and write, parameters included, at the plan's batch size."""
+        return sum(step.read + step.read_fixed + step.elements for step in self.steps)
+
+    @property
+    def saved_activations(self) -> int:
+        """Elements that training keeps for the backward pass, at the plan's batch size, parameters left out.
+
+        A product keeps the operand that the other's gradient needs, so these are all operands of products.
+        """
+        nodes = len(self.network.nodes)
+        sizes = [self.network.size_of(labels) * self.batch_size for labels in self.request.vectors]
+        sizes += [step.elements for step in self.steps]
+        used = {p for step in self.steps if len(step.operands) == 2 for p in step.operands if p >= nodes}
+        return sum(sizes[position - nodes] for position in used)
+
+    def at_batch_size(self, batch_size: int) -> ContractionPlan:
+        """The same steps, with their costs for another number of samples.
+
+        Args:
+            batch_size: The number of samples.
+
+        Raises:
+            ValueError: If it is not a positive int.
+        """
+        check_batch_size(batch_size)
+
+        def rescaled(step: Step) -> Step:
+            if BATCH not in step.labels:
+                return step
+            grown = [count // self.batch_size * batch_size for count in (step.flops, step.elements, step.read)]
+            return replace(step, flops=grown[0], elements=grown[1], read=grown[2])
+
+        return replace(self, batch_size=batch_size, steps=tuple(rescaled(step) for step in self.steps))
+
+    def __repr__(self) -> str:
+        rows = [("step", "operation", "FLOPs", "elements")]
+        rows += [(s.formula, type(s.operation).__name__, f"{s.flops:,}", f"{s.elements:,}") for s in self.steps]
+        widths = [max(len(row[column]) for row in rows) for column in range(4)]
+        lines = [
+            f"ContractionPlan for {len(self.network.nodes)} nodes, batch size {self.batch_size:,}",
+            f"  {self.flops:,} FLOPs; elements: {self.elements_moved:,} moved, "
+            f"{self.largest_intermediate:,} in the largest intermediate, {self.saved_activations:,} saved for training",
+        ]
+        for row in rows:
+            left = "  ".join(cell.ljust(width) for cell, width in zip(row[:2], widths, strict=False))
+            right = "  ".join(cell.rjust(width) for cell, width in zip(row[2:], widths[2:], strict=True))
+            lines.append(f"  {left}  {right}")
+        return "\n".join(lines)
+
+
+def check_batch_size(batch_size: int) -> None:
+    """Refuse a number of samples that is not a positive int."""
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"batch_size must be a positive int, got {batch_size!r}")

@@ -1,0 +1,148 @@
+"""The order of pairwise contractions: an exhaustive search for a few operands.
+
+opt_einsum's dynamic programming counts FLOPs alone, and FLOPs are not time: among orders of nearly equal FLOPs one may
+copy a parameter at every call or write large intermediates. Here each step is charged for the elements it moves as
+well, which needs to know the memory order of the parameters.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+__all__ = ["MOVED", "Operand", "Pairs", "search_order"]
+
+MOVED = 8
+"""FLOPs in the time in which one element is read or written, as fitted by ``benchmarks/cost_model.py``."""
+
+COPIED = 200
+"""The same for an element of a parameter that is copied into another order, which no vector unit helps."""
+
+Pairs = list[tuple[int, int]]
+"""An order: positions in the list of operands; the result of pair k takes position ``len(operands) + k``."""
+
+
+@dataclass(frozen=True)
+class Operand:
+    """An operand of the search.
+
+    Attributes:
+        labels: Its labels.
+        memory: Their order in memory if it is a parameter, which a step may have to copy; otherwise ``None``.
+    """
+
+    labels: frozenset[str]
+    memory: tuple[str, ...] | None = None
+
+
+def search_order(
+    operands: Sequence[Operand],
+    output: frozenset[str],
+    sizes: dict[str, int],
+    *,
+    moved: float = MOVED,
+    limit: int | None = None,
+    smallest: bool = False,
+) -> Pairs | None:
+    """The cheapest order of all, outer products included, by dynamic programming over subsets: 3**n steps.
+
+    Args:
+        operands: The operands, at most about ten.
+        output: The labels that the result keeps.
+        sizes: The size of every label.
+        moved: The cost of an element moved, in FLOPs.
+        limit: The most elements that any intermediate may have.
+        smallest: Whether to make the largest intermediate as small as possible; the cost decides between equals.
+
+    Returns:
+        The order, or ``None`` if no order keeps to the limit.
+    """
+    count = len(operands)
+    carriers: dict[str, int] = {}
+    for position, operand in enumerate(operands):
+        for label in operand.labels:
+            carriers[label] = carriers.get(label, 0) | 1 << position
+    everyone = (1 << count) - 1
+    size: dict[frozenset[str], int] = {}
+
+    def size_of(labels: frozenset[str]) -> int:
+        if labels not in size:
+            size[labels] = math.prod(sizes[label] for label in labels)
+        return size[labels]
+
+    # For each set of operands: the largest intermediate and the cost so far, the split, and the labels left.
+    best: dict[int, tuple[int, float, int]] = {}
+    labels: dict[int, frozenset[str]] = {}
+    for position, operand in enumerate(operands):
+        best[1 << position] = (0, 0.0, 0)
+        labels[1 << position] = operand.labels
+    for group in range(1, everyone + 1):
+        if group in best:
+            continue
+        members = [1 << p for p in range(count) if group >> p & 1]
+        outside = everyone & ~group
+        union = frozenset().union(*(operands[m.bit_length() - 1].labels for m in members))
+        kept = frozenset(x for x in union if x in output or carriers[x] & outside)
+        labels[group] = kept
+        result = size_of(kept)
+        if limit is not None and result > limit:
+            continue
+        choice: tuple[int, float, int] | None = None
+        part = (group - 1) & group
+        while part:
+            other = group ^ part
+            if part > other and part in best and other in best:
+                left, right = best[part], best[other]
+                largest = max(left[0], right[0], result) if smallest else 0
+                step = _step_cost(part, other, labels, kept, operands, size_of, moved)
+                candidate = (largest, left[1] + right[1] + step, part)
+                if choice is None or candidate < choice:
+                    choice = candidate
+            part = (part - 1) & group
+        if choice is not None:
+            best[group] = choice
+    if everyone not in best:
+        return None
+    return _unroll(everyone, best, count)
+
+
+def _step_cost(
+    part: int,
+    other: int,
+    labels: dict[int, frozenset[str]],
+    kept: frozenset[str],
+    operands: Sequence[Operand],
+    size_of: object,
+    moved: float,
+) -> float:
+    assert callable(size_of)  # passed in so that its cache is shared by all steps of a search
+    left, right = labels[part], labels[other]
+    union = left | right
+    flops = (1 if union == kept else 2) * size_of(union)
+    elements = size_of(kept)
+    for mask, mine, theirs in ((part, left, right), (other, right, left)):
+        leaf = operands[mask.bit_length() - 1] if mask & (mask - 1) == 0 else None
+        if leaf is None or leaf.memory is None:
+            elements += size_of(mine)
+        elif not mine & theirs & kept:
+            contracted = [x in theirs and x not in kept for x in leaf.memory if x in mine]
+            # A matrix product reads the parameter in place if the contracted labels lie together at one end.
+            if contracted != sorted(contracted) and contracted != sorted(contracted, reverse=True):
+                flops += COPIED * size_of(mine)
+    return float(flops + moved * elements)
+
+
+def _unroll(group: int, best: dict[int, tuple[int, float, int]], count: int) -> Pairs:
+    pairs: Pairs = []
+
+    def visit(group: int) -> int:
+        part = best[group][2]
+        if not part:
+            return group.bit_length() - 1
+        first, second = visit(part), visit(group ^ part)
+        pairs.append((first, second))
+        return count + len(pairs) - 1
+
+    visit(group)
+    return pairs

@@ -1,0 +1,88 @@
+"""Checks of what users pass in, made before any work: what was given, what was expected, where, what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from numbers import Integral
+
+import torch
+from torch import Tensor
+
+__all__ = ["check_call", "check_expert_dims", "check_size"]
+
+
+def check_call(
+    x: Tensor, coefficients: Sequence[Tensor], in_features: int, expert_dims: tuple[int, ...], parameter: Tensor
+) -> None:
+    """Refuse an input and coefficients that do not fit a layer or each other.
+
+    Args:
+        x: The input, ``(*batch, I)``.
+        coefficients: For each expert mode a tensor ``(*batch, N_k)``.
+        in_features: ``I``.
+        expert_dims: The sizes of the expert modes.
+        parameter: One of the layer's parameters, for its type and device.
+
+    Raises:
+        TypeError: If dtypes or devices differ, or the coefficients are not a sequence of tensors.
+        ValueError: If a shape does not fit.
+    """
+    if isinstance(coefficients, Tensor) or not all(isinstance(a, Tensor) for a in (x, *coefficients)):
+        raise TypeError(
+            "forward takes a tensor x and a sequence of coefficient tensors, one for each expert mode; "
+            f"got {type(x).__name__} and {type(coefficients).__name__}; with one mode, write [coefficients]"
+        )
+    if x.ndim == 0 or x.shape[-1] != in_features:
+        raise ValueError(
+            f"x has shape {tuple(x.shape)}, expected (*batch, {in_features}): the last axis is in_features"
+        )
+    if len(coefficients) != len(expert_dims):
+        raise ValueError(
+            f"got {len(coefficients)} coefficient tensors for {len(expert_dims)} expert modes "
+            f"{expert_dims}; give one tensor for each mode"
+        )
+    batch = x.shape[:-1]
+    mixed = x.dtype != parameter.dtype
+    for mode, a in enumerate(coefficients):
+        if a.shape != (*batch, expert_dims[mode]):
+            raise ValueError(
+                f"coefficients of expert mode {mode} have shape {tuple(a.shape)}, expected "
+                f"{(*batch, expert_dims[mode])}: the leading shape of x, then the mode's experts"
+            )
+        mixed |= a.dtype != parameter.dtype
+        if a.device != x.device:
+            raise TypeError(f"x is on {x.device}, coefficients of expert mode {mode} on {a.device}; move one")
+    if x.device != parameter.device:
+        raise TypeError(f"x is on {x.device}, the parameters on {parameter.device}; move one")
+    if mixed and not torch.is_autocast_enabled(x.device.type):
+        dtypes = ", ".join(str(a.dtype) for a in coefficients)
+        raise TypeError(
+            f"x is {x.dtype}, coefficients are {dtypes or 'none'}, the parameters {parameter.dtype}; "
+            "convert them to one dtype, or use torch.autocast"
+        )
+
+
+def check_expert_dims(expert_dims: Sequence[int]) -> tuple[int, ...]:
+    """The sizes of the expert modes as ints.
+
+    Raises:
+        TypeError: If they are not a sequence of ints.
+        ValueError: If one is not positive.
+    """
+    if isinstance(expert_dims, str) or not isinstance(expert_dims, Sequence):
+        raise TypeError(f"expert_dims is a sequence with one int for each expert mode, got {expert_dims!r}")
+    return tuple(check_size(f"expert_dims[{mode}]", size) for mode, size in enumerate(expert_dims))
+
+
+def check_size(name: str, size: int) -> int:
+    """A size as an int; ``name`` is what the message calls it.
+
+    Raises:
+        TypeError: If it is not an int.
+        ValueError: If it is not positive.
+    """
+    if isinstance(size, bool) or not isinstance(size, Integral):
+        raise TypeError(f"{name} must be an int, got {size!r}")
+    if size < 1:
+        raise ValueError(f"{name} must be at least 1, got {size}")
+    return int(size)
