@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from factorized_moe.decompositions import Decomposition, ParameterBudget
+from factorized_moe.decompositions.base import RankLike
 from factorized_moe.network import BATCH
 from factorized_moe.tensor import FactorizedExpertTensor
 from factorized_moe.testing.comparison import oracle_dense
@@ -123,22 +124,20 @@ def budget_is_kept(decomposition: Decomposition, structure: Structure) -> None:
         decomposition.check_rank(1, shape)
     except ValueError:
         return  # ranks of this decomposition are not ints, and budgets look for an int
-    dense = math.prod(shape)
-    smallest = cost(1)
-    for rank, budget in (
-        (ParameterBudget(smallest + structure.seed % 50), smallest + structure.seed % 50),
-        ("same", dense),
-        (0.7, int(0.7 * dense)),
-    ):
-        if budget < smallest:
-            try:
-                decomposition.resolve_rank(rank, shape)
-            except ValueError:
-                continue
-            raise AssertionError(f"rank {rank!r} of {shape} is accepted, but {budget} parameters are too few")
-        network = decomposition.network(tuple(expert_dims), rows, out_features, decomposition.resolve_rank(rank, shape))
-        used = sum(math.prod(s) for s in network.parameter_shapes.values())
-        assert used <= budget, f"rank {rank!r} of {shape} gives {used} parameters, asked were at most {budget}"
+    dense, smallest = math.prod(shape), cost(1)
+    enough = smallest + structure.seed % 50
+    budgets: dict[RankLike, int] = {ParameterBudget(enough): enough, "same": dense, 0.7: int(0.7 * dense)}
+    if smallest > 1:
+        budgets[ParameterBudget(smallest - 1)] = smallest - 1
+    for asked, budget in budgets.items():
+        try:
+            rank = decomposition.resolve_rank(asked, shape)
+        except ValueError as refusal:
+            assert budget < smallest, f"rank {asked!r} of {shape} is refused, though {smallest} are enough: {refusal}"
+            continue
+        network = decomposition.network(tuple(expert_dims), rows, out_features, rank)
+        used = sum(math.prod(sizes) for sizes in network.parameter_shapes.values())
+        assert used <= budget, f"rank {asked!r} of {shape} gives {used} parameters, asked were at most {budget}"
 
 
 def initial_variance(decomposition: Decomposition, structure: Structure) -> None:
