@@ -1,0 +1,435 @@
+"""The gate: its values against a plain reference, and what a module of torch has to withstand."""
+
+import copy
+import functools
+import io
+import math
+import pickle
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from factorized_moe.activations import ACTIVATIONS, TopKSoftmax, entmax15
+from factorized_moe.gating import ExpertGate, check_expert_dims
+
+NORMS = ("batch", "layer", None)
+WIDTHS = ((), (7,), (4, 4), (8, 3), (2, 5, 1))
+
+each_norm = pytest.mark.parametrize("norm", NORMS)
+each_width = pytest.mark.parametrize("expert_dims", WIDTHS, ids=str)
+# torch._dynamo itself makes an instance of autograd.Function for every Function that it traces (torch 2.13,
+# torch/_dynamo/side_effects.py), and autograd.Function warns of that.
+traces_a_function = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+
+
+def trained_gate(expert_dims: Sequence[int] = (8, 3), norm: str | None = "batch", **options: Any) -> ExpertGate:
+    """A gate of 6 features in evaluation mode, with weights and running averages that are not the initial ones."""
+    torch.manual_seed(0)
+    gate = ExpertGate(6, expert_dims, norm=norm, **options)
+    if gate.projection is not None:
+        nn.init.normal_(gate.projection.weight)
+    if gate.batch_norm is not None:
+        nn.init.normal_(gate.batch_norm.running_mean)
+        nn.init.uniform_(gate.batch_norm.running_var, 0.5, 2.0)
+    return gate.eval()
+
+
+def reference_logits(gate: ExpertGate, x: Tensor) -> list[Tensor]:
+    """The same by one map and one normalisation for each expert mode, as the source writes it."""
+    logits, start = [], 0
+    for width in gate.expert_dims:
+        rows = slice(start, start + width)
+        one = (x @ gate.projection.weight[rows].T).reshape(-1, width)
+        if gate.norm == "batch":
+            statistics = gate.batch_norm.running_mean[rows].clone(), gate.batch_norm.running_var[rows].clone()
+            one = F.batch_norm(one, *statistics, training=gate.training)
+        if gate.norm == "layer":
+            one = F.layer_norm(one, (width,))
+        logits.append(one.reshape(*x.shape[:-1], width))
+        start += width
+    return logits
+
+
+# --- values
+
+
+@given(
+    batch=st.lists(st.integers(0, 4), max_size=3),
+    expert_dims=st.lists(st.integers(1, 6), max_size=4),
+    norm=st.sampled_from(NORMS),
+    activation=st.sampled_from(["softmax", "entmax15", "sparsemax", "entmax"]),
+    training=st.booleans(),
+)
+def test_equal_to_one_map_for_each_mode(
+    batch: list[int], expert_dims: list[int], norm: str | None, activation: str, training: bool
+) -> None:
+    gate = trained_gate(expert_dims, norm, activation=activation, dtype=torch.float64)
+    x = torch.randn(*batch, 6, dtype=torch.float64)
+    gate.train(training and math.prod(batch) > 1)
+    expected = reference_logits(gate, x)
+    logits, coefficients = copy.deepcopy(gate).logits(x), gate(x)
+    assert isinstance(logits, tuple)
+    assert isinstance(coefficients, tuple)
+    torch.testing.assert_close(logits, tuple(expected))
+    torch.testing.assert_close(coefficients, tuple(ACTIVATIONS[activation](one) for one in expected))
+
+
+@each_norm
+def test_training_starts_from_the_uniform_mixture(norm: str | None) -> None:
+    gate = ExpertGate(6, (8, 3), norm=norm)
+    for coefficients, width in zip(gate(torch.randn(10, 6)), (8, 3), strict=True):
+        torch.testing.assert_close(coefficients, torch.full((10, width), 1 / width))
+
+
+def test_running_averages_are_those_of_torch() -> None:
+    gate, plain = trained_gate((8, 3)), nn.BatchNorm1d(11, affine=False)
+    plain.load_state_dict(gate.batch_norm.state_dict())
+    gate.train()
+    for _ in range(3):
+        x = torch.randn(4, 5, 6)
+        gate(x)
+        plain(gate.projection(x).reshape(-1, 11))
+    torch.testing.assert_close(gate.batch_norm.state_dict(), plain.state_dict())
+
+
+@each_width
+@each_norm
+def test_gradients(norm: str | None, expert_dims: tuple[int, ...]) -> None:
+    gate = trained_gate(expert_dims, norm, dtype=torch.float64)
+    x = torch.randn(4, 6, dtype=torch.float64, requires_grad=True)
+    if expert_dims:
+        assert torch.autograd.gradcheck(gate, x)
+        assert torch.autograd.gradcheck(
+            lambda w: torch.func.functional_call(gate, {"projection.weight": w}, x), gate.projection.weight
+        )
+
+
+# --- the module
+
+
+@each_norm
+def test_state_dict_names(norm: str | None) -> None:
+    statistics = {"batch_norm.running_mean", "batch_norm.running_var", "batch_norm.num_batches_tracked"}
+    assert set(ExpertGate(6, (8, 3), norm=norm).state_dict()) == {"projection.weight"} | (
+        statistics if norm == "batch" else set()
+    )
+    assert ExpertGate(6, (), norm=norm).state_dict() == {}
+
+
+@each_norm
+@each_width
+def test_copies_pickles_and_checkpoints(expert_dims: tuple[int, ...], norm: str | None) -> None:
+    gate = trained_gate(expert_dims, norm)
+    x = torch.randn(3, 6)
+    file = io.BytesIO()
+    torch.save(gate.state_dict(), file)
+    file.seek(0)
+    loaded = ExpertGate(6, expert_dims, norm=norm).eval()
+    loaded.load_state_dict(torch.load(file, weights_only=True))
+    for other in (copy.deepcopy(gate), pickle.loads(pickle.dumps(gate)), loaded):
+        torch.testing.assert_close(other(x), gate(x), rtol=0, atol=0)
+
+
+@each_norm
+def test_meta_device_then_memory_then_start_values(norm: str | None) -> None:
+    gate = ExpertGate(6, (8, 3), norm=norm, device="meta")
+    assert all(tensor.is_meta for tensor in gate.state_dict().values())
+    assert [a.shape for a in gate(torch.empty(2, 5, 6, device="meta"))] == [(2, 5, 8), (2, 5, 3)]
+    gate.to_empty(device="cpu")
+    for tensor in gate.state_dict().values():
+        tensor.fill_(7)
+    gate.reset_parameters()
+    torch.testing.assert_close(gate.state_dict(), ExpertGate(6, (8, 3), norm=norm).state_dict())
+
+
+def test_a_framework_that_resets_each_module_finds_the_same_start_values() -> None:
+    gate = trained_gate()
+    for module in gate.modules():
+        module.reset_parameters()
+    torch.testing.assert_close(gate.state_dict(), ExpertGate(6, (8, 3)).state_dict())
+
+
+def test_construction_leaves_the_random_state() -> None:
+    before = torch.get_rng_state()
+    ExpertGate(6, (8, 3))
+    assert torch.get_rng_state().equal(before)
+
+
+@each_width
+def test_hooks_see_the_tuple_and_may_replace_it(expert_dims: tuple[int, ...]) -> None:
+    gate = trained_gate(expert_dims)
+    x = torch.randn(3, 6)
+    plain, seen = gate(x), []
+
+    def halve(module: nn.Module, inputs: tuple[Tensor], output: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        seen.append(output)
+        return tuple(coefficients / 2 for coefficients in output)
+
+    with gate.register_forward_hook(halve):
+        halved = gate(x)
+    torch.testing.assert_close(seen, [plain])
+    torch.testing.assert_close(halved, tuple(coefficients / 2 for coefficients in plain))
+
+
+def test_forward_stores_nothing() -> None:
+    gate = trained_gate()
+    before = {name: dict(vars(module)) for name, module in gate.named_modules()}
+    gate(torch.randn(5, 6, requires_grad=True))
+    assert {name: dict(vars(module)) for name, module in gate.named_modules()} == before
+
+
+def test_repr_says_how_the_gate_was_made() -> None:
+    assert ExpertGate(6, [8, 3]).extra_repr() == "in_features=6, expert_dims=(8, 3), activation=entmax15, norm='batch'"
+    gate = ExpertGate(6, [8], TopKSoftmax(3), None)
+    assert gate.extra_repr() == "in_features=6, expert_dims=(8,), activation=TopKSoftmax(k=3), norm=None"
+
+
+@pytest.mark.parametrize("activation", [torch.sigmoid, nn.Softplus(), functools.partial(torch.softmax, dim=-1)])
+def test_any_callable_is_an_activation(activation: Callable[[Tensor], Tensor]) -> None:
+    gate = trained_gate((4, 4), activation=activation)
+    x = torch.randn(3, 6)
+    torch.testing.assert_close(gate(x), tuple(activation(logits) for logits in gate.logits(x)))
+    assert "activation=" in repr(gate)
+
+
+def test_modes_of_one_width_cost_one_call_of_the_activation() -> None:
+    shapes = []
+
+    def recording(logits: Tensor) -> Tensor:
+        shapes.append(tuple(logits.shape))
+        return entmax15(logits)
+
+    for expert_dims in ((4,), (4, 4, 4), (4, 3)):
+        trained_gate(expert_dims, activation=recording)(torch.randn(2, 5, 6))
+    assert shapes == [(2, 5, 4), (2, 5, 3, 4), (2, 5, 4), (2, 5, 3)]
+
+
+# --- dtypes
+
+
+@each_norm
+@each_width
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("training", [False, True])
+def test_dtypes(dtype: torch.dtype, expert_dims: tuple[int, ...], norm: str | None, training: bool) -> None:
+    gate = trained_gate(expert_dims, norm, dtype=dtype).train(training)
+    assert all(parameter.dtype == dtype for parameter in gate.parameters())
+    x = torch.randn(9, 6).to(dtype).requires_grad_()
+    coefficients = gate(x)
+    expected = copy.deepcopy(gate).double()(x.double())
+    for one, reference in zip(coefficients, expected, strict=True):
+        assert one.dtype == dtype
+        torch.testing.assert_close(one.double(), reference, rtol=0, atol=8 * torch.finfo(dtype).eps)
+    if expert_dims:
+        sum(one.square().sum() for one in coefficients).backward()
+        assert gate.projection.weight.grad.dtype == dtype
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16], ids=str)
+def test_running_averages_stay_float32_under_half_precision(half: torch.dtype) -> None:
+    torch.manual_seed(0)
+    x = (torch.randn(512, 6) * 40 + 30).to(half)
+    cast, made = trained_gate((8,)).to(half), trained_gate((8,), dtype=half)
+    exact = trained_gate((8,)).double()
+    exact.load_state_dict(cast.state_dict())
+    made.load_state_dict(cast.state_dict())
+    for gate in (cast, made, exact):
+        gate.train()
+        for _ in range(50):
+            gate(x.to(gate.projection.weight.dtype))
+    for gate in (cast, made):
+        assert gate.batch_norm.running_mean.dtype == torch.float32
+        averages = {name: value.double() for name, value in gate.batch_norm.state_dict().items()}
+        expected = {name: value.double() for name, value in exact.batch_norm.state_dict().items()}
+        torch.testing.assert_close(averages, expected, rtol=2e-3, atol=0.1)
+
+
+@each_norm
+def test_autocast(norm: str | None) -> None:
+    gate = trained_gate((8, 3), norm)
+    x = torch.randn(5, 6)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        coefficients = gate(x)
+        gate(x.bfloat16())
+    torch.testing.assert_close(coefficients, gate(x), rtol=0, atol=0.05, check_dtype=False)
+    for one in coefficients:
+        torch.testing.assert_close(one.float().sum(-1), torch.ones(5), rtol=0, atol=1e-2)
+
+
+# --- the transformations of torch
+
+
+@each_norm
+@pytest.mark.parametrize("expert_dims", [(7,), (4, 4), (8, 3)], ids=str)
+@traces_a_function
+def test_compiles_whole_and_at_most_twice(norm: str | None, expert_dims: tuple[int, ...]) -> None:
+    torch.compiler.reset()
+    gate = trained_gate(expert_dims, norm)
+    graphs: list[torch.fx.GraphModule] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
+        graphs.append(graph)
+        compiled: Callable[..., Any] = torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
+        return compiled
+
+    compiled = torch.compile(gate, backend=backend, fullgraph=True)
+    for batch in (1, 2, 7, 256, 4096):
+        x = torch.randn(batch, 6)
+        torch.testing.assert_close(compiled(x), gate(x))
+    assert len(graphs) <= 2
+
+
+@traces_a_function
+def test_compiles_in_training_with_gradients() -> None:
+    torch.compiler.reset()
+    gate = trained_gate().train()
+    other = copy.deepcopy(gate)
+    compiled = torch.compile(other, backend="aot_eager", fullgraph=True)
+    for batch in (2, 9, 64):
+        x = torch.randn(batch, 6)
+        for module, run in ((gate, gate), (other, compiled)):
+            module.zero_grad()
+            sum(one.square().sum() for one in run(x)).backward()
+        torch.testing.assert_close(other.projection.weight.grad, gate.projection.weight.grad)
+    torch.testing.assert_close(other.state_dict(), gate.state_dict())
+
+
+@each_norm
+@traces_a_function
+def test_exports_with_a_dynamic_batch(norm: str | None) -> None:
+    gate = trained_gate((4, 4), norm)
+    program = torch.export.export(gate, (torch.randn(5, 6),), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    for batch in (1, 3, 50):
+        x = torch.randn(batch, 6)
+        torch.testing.assert_close(tuple(program.module()(x)), gate(x))
+
+
+@each_norm
+def test_vmap_and_jacobians(norm: str | None) -> None:
+    gate = trained_gate((4, 4), norm, dtype=torch.float64)
+    x = torch.randn(3, 5, 6, dtype=torch.float64)
+    torch.testing.assert_close(torch.vmap(gate)(x), gate(x))
+    jacobians = torch.vmap(torch.func.jacrev(gate))(x[0])
+    expected = [torch.autograd.functional.jacobian(gate, row) for row in x[0]]
+    torch.testing.assert_close(jacobians, tuple(torch.stack(rows) for rows in zip(*expected, strict=True)))
+
+
+# --- errors
+
+
+@pytest.mark.parametrize("positions", [(), (0,), (1,), (1, 1)])
+def test_batch_norm_in_training_needs_two_positions(positions: tuple[int, ...]) -> None:
+    gate = ExpertGate(6, (8, 3))
+    x = torch.randn(*positions, 6)
+    message = (
+        "ExpertGate: batch normalisation in training mode needs at least 2 positions, but the input of shape "
+        f"{tuple(x.shape)} has {math.prod(positions)}; give more, call eval(), or build the gate with norm='layer'"
+    )
+    with pytest.raises(ValueError, match="^" + re.escape(message)):
+        gate(x)
+    gate.batch_norm.eval()  # frozen averages are enough
+    assert [a.shape for a in gate(x)] == [(*positions, 8), (*positions, 3)]
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (
+            lambda: check_expert_dims(256),
+            TypeError,
+            "expert_dims: expected a sequence with one int per expert mode, but got 256 of type int; "
+            "write [256] for one mode of 256 experts",
+        ),
+        (
+            lambda: check_expert_dims("84"),
+            TypeError,
+            "expert_dims: expected a sequence with one int per expert mode, but got '84' of type str",
+        ),
+        (
+            lambda: check_expert_dims([8, 4.0]),
+            TypeError,
+            "expert_dims[1]: expected a positive int, but got 4.0 of type float; pass an int",
+        ),
+        (
+            lambda: check_expert_dims([True]),
+            TypeError,
+            "expert_dims[0]: expected a positive int, but got True of type bool",
+        ),
+        (lambda: check_expert_dims([np.bool_(True)]), TypeError, "expert_dims[0]: expected a positive int, but got "),
+        (
+            lambda: check_expert_dims([8, 0]),
+            ValueError,
+            "expert_dims[1]: expected a positive int, but got 0; pass 1 or more",
+        ),
+        (
+            lambda: ExpertGate(0, [8]),
+            ValueError,
+            "in_features: expected a positive int, but got 0; pass 1 or more",
+        ),
+        (
+            lambda: ExpertGate(6, [8], norm="group"),
+            ValueError,
+            "norm: expected 'batch', 'layer' or None, but got 'group'; pass None to leave the logits as they are",
+        ),
+        (
+            lambda: ExpertGate(6, [8], "entmx15"),
+            ValueError,
+            "activation: 'entmx15' is not a known name; did you mean 'entmax15'?",
+        ),
+        (
+            lambda: trained_gate()([1.0] * 6),
+            TypeError,
+            "ExpertGate: the input must be a floating-point tensor, but got list; convert it first",
+        ),
+        (
+            lambda: trained_gate()(torch.arange(6)),
+            TypeError,
+            "ExpertGate: the input must be a floating-point tensor, but got a tensor of torch.int64; convert it first",
+        ),
+        (
+            lambda: trained_gate(()).logits(torch.randn(2, 5)),
+            ValueError,
+            "ExpertGate: the input must have shape (*batch, 6), but got (2, 5); its last dimension is in_features",
+        ),
+        (
+            lambda: trained_gate()(torch.tensor(1.0)),
+            ValueError,
+            "ExpertGate: the input must have shape (*batch, 6), but got ()",
+        ),
+        (
+            lambda: trained_gate()(torch.randn(2, 6, dtype=torch.float64)),
+            TypeError,
+            "ExpertGate: the input is torch.float64 and the weight torch.float32; convert one of them, "
+            "or use torch.autocast",
+        ),
+        (
+            lambda: trained_gate()(torch.randn(2, 6, device="meta")),
+            TypeError,
+            "ExpertGate: the input is on meta and the weight on cpu; move one of them",
+        ),
+        (
+            lambda: trained_gate(activation=torch.sum)(torch.randn(2, 6)),
+            ValueError,
+            "ExpertGate: the activation sum returned shape () for logits of shape (2, 8); "
+            "it must keep the shape, one coefficient per expert",
+        ),
+    ],
+)
+def test_messages(call: Callable[[], object], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match="^" + re.escape(message)):
+        call()
+
+
+def test_expert_dims_take_any_integer_type() -> None:
+    assert check_expert_dims((np.int64(8), 4)) == (8, 4)
+    assert all(type(size) is int for size in check_expert_dims([np.int32(8)]))
+    assert check_expert_dims([]) == ()
+    assert ExpertGate(np.int64(6), torch.Size([8, 4])).in_features == 6
