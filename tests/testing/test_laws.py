@@ -85,7 +85,9 @@ forward("compiles_whole", "breaks the graph", graph_break)
 forward("compiles_whole", "wrong", lambda w, x, a: FORWARD(w, x, a) * (1.1 if torch.compiler.is_compiling() else 1))
 forward("compiles_few_times", "special sizes", lambda w, x, a: FORWARD(w, x, a) * (2 if x.shape[0] > 5 else 3))
 forward("exports_dynamic_batch", "special sizes", lambda w, x, a: FORWARD(w, x, a) * (2 if x.shape[0] > 5 else 3))
-forward("exports_dynamic_batch", "wrong", lambda w, x, a: FORWARD(w, x, a) * (2 if torch.compiler.is_exporting() else 1))
+forward(
+    "exports_dynamic_batch", "wrong", lambda w, x, a: FORWARD(w, x, a) * (2 if torch.compiler.is_exporting() else 1)
+)
 
 
 @breaks("gradients_equal_dense", "of parameters")
