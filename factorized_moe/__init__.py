@@ -9,15 +9,24 @@ Example:
 """
 
 from factorized_moe.decompositions import Decomposition, ParameterBudget, available_decompositions, register
+from factorized_moe.gating import ExpertGate
+from factorized_moe.layers import CPMuMoE, MuMoE, MuMoEBlock, TRMuMoE, TTMuMoE, TuckerMuMoE
 from factorized_moe.network import Node, TensorNetwork
 from factorized_moe.tensor import FactorizedExpertTensor
 
 __all__ = [
+    "CPMuMoE",
     "Decomposition",
+    "ExpertGate",
     "FactorizedExpertTensor",
+    "MuMoE",
+    "MuMoEBlock",
     "Node",
     "ParameterBudget",
+    "TRMuMoE",
+    "TTMuMoE",
     "TensorNetwork",
+    "TuckerMuMoE",
     "available_decompositions",
     "register",
 ]
