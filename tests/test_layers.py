@@ -1,0 +1,580 @@
+"""The layers and the block: what they compute, how many parameters they have, and that nothing breaks them apart."""
+
+import copy
+import io
+import pickle
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+
+from factorized_moe.decompositions import available_decompositions
+from factorized_moe.gating import ExpertGate
+from factorized_moe.layers import CPMuMoE, MuMoE, MuMoEBlock, TRMuMoE, TTMuMoE, TuckerMuMoE
+
+Make = Callable[..., nn.Module]
+
+ADAPTERS: dict[str, tuple[type[MuMoE], tuple[int, ...] | int]] = {
+    "cp": (CPMuMoE, 3),
+    "tucker": (TuckerMuMoE, (2, 2, 3, 4)),
+    "tt": (TTMuMoE, (1, 2, 3, 4, 1)),
+    "tr": (TRMuMoE, (2, 2, 3, 4, 2)),
+}
+
+
+def make_layer(decomposition: str = "cp", **options: object) -> MuMoE:
+    kind, rank = ADAPTERS[decomposition]
+    return kind(5, 7, expert_dims=[4, 3], rank=rank, **options)
+
+
+def make_block(decomposition: str = "cp", **options: object) -> MuMoEBlock:
+    return MuMoEBlock(5, 6, 7, [4, 3], decomposition, ADAPTERS[decomposition][1], **options)
+
+
+MAKERS = pytest.mark.parametrize("make", [make_layer, make_block], ids=["layer", "block"])
+DECOMPOSITIONS = pytest.mark.parametrize("decomposition", ADAPTERS)
+
+
+def train_gate(module: nn.Module, seed: int = 0) -> None:
+    """Give the gate weights, so that it no longer answers with the uniform mixture."""
+    generator = torch.Generator().manual_seed(seed)
+    weight = module.gate.projection.weight
+    with torch.no_grad():
+        weight.copy_(torch.randn(weight.shape, generator=generator))
+
+
+def mix(dense: Tensor, x: Tensor, coefficients: tuple[Tensor, ...]) -> Tensor:
+    """`y_bo = sum W[n, m, i, o] a_bn c_bm x_bi`, with 1 appended to x: the layer's equation, written out."""
+    rows = torch.cat([x, x.new_ones(len(x), dense.shape[-2] - x.shape[-1])], dim=-1)
+    return torch.einsum("nmio,bn,bm,bi->bo", dense, *coefficients, rows)
+
+
+def count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+# -- what is computed
+
+
+@DECOMPOSITIONS
+@pytest.mark.parametrize("bias", [True, False])
+def test_layer_is_its_equation(decomposition: str, bias: bool) -> None:
+    layer = make_layer(decomposition, bias=bias, dtype=torch.float64).eval()
+    train_gate(layer)
+    x = torch.randn(6, 5, dtype=torch.float64)
+    coefficients = layer.gate(x)
+    assert [tuple(a.shape) for a in coefficients] == [(6, 4), (6, 3)]
+    torch.testing.assert_close(layer(x), mix(layer.experts.to_dense(), x, coefficients))
+
+
+@DECOMPOSITIONS
+@pytest.mark.parametrize("bias", [True, False])
+def test_block_is_its_equation(decomposition: str, bias: bool) -> None:
+    block = make_block(decomposition, bias=bias, dtype=torch.float64).eval()
+    train_gate(block)
+    x = torch.randn(6, 5, dtype=torch.float64)
+    coefficients = block.gate(x)
+    hidden = nn.functional.gelu(mix(block.first.to_dense(), x, coefficients))
+    torch.testing.assert_close(block(x), mix(block.second.to_dense(), hidden, coefficients))
+
+
+@pytest.mark.parametrize("decomposition", available_decompositions())
+def test_layer_of_any_registered_decomposition(decomposition: str) -> None:
+    layer = MuMoE(4, 4, expert_dims=[4], decomposition=decomposition, rank=0.9)
+    assert layer(torch.randn(3, 4)).shape == (3, 4)
+
+
+def test_adapters_name_their_decomposition() -> None:
+    for decomposition, (_, rank) in ADAPTERS.items():
+        adapted = make_layer(decomposition)
+        general = MuMoE(5, 7, [4, 3], decomposition, rank)
+        assert adapted.experts.network == general.experts.network
+
+
+@pytest.mark.parametrize("gate_norm", ["batch", "layer", None])
+def test_untrained_gate_mixes_uniformly(gate_norm: str | None) -> None:
+    layer = make_layer(gate_norm=gate_norm, dtype=torch.float64)
+    x = torch.randn(6, 5, dtype=torch.float64)
+    for training in (True, False):
+        layer.train(training)
+        for a, size in zip(layer.gate(x), (4, 3), strict=True):
+            torch.testing.assert_close(a, torch.full_like(a, 1 / size))
+    mean = layer.experts.to_dense().mean(dim=(0, 1))  # (I + 1, O)
+    torch.testing.assert_close(layer(x), x @ mean[:-1] + mean[-1])
+
+
+@MAKERS
+def test_input_norm_is_for_the_experts_alone(make: Make) -> None:
+    module = make(input_norm=True, gate_norm="layer", dtype=torch.float64)
+    train_gate(module)
+    with torch.no_grad():
+        module.input_norm.weight.normal_()
+        module.input_norm.bias.normal_()
+    x = torch.randn(6, 5, dtype=torch.float64)
+    seen: list[Tensor] = []
+    handle = module.gate.register_forward_hook(lambda gate, args, output: seen.append(args[0]))
+    y = module(x)
+    handle.remove()
+    assert torch.equal(seen[0], x)
+    first = module.experts if isinstance(module, MuMoE) else module.first
+    hidden = mix(first.to_dense(), module.input_norm(x), module.gate(x))
+    if isinstance(module, MuMoEBlock):
+        hidden = mix(module.second.to_dense(), nn.functional.gelu(hidden), module.gate(x))
+    torch.testing.assert_close(y, hidden)
+
+
+def test_second_rank_and_activation_of_a_block() -> None:
+    block = MuMoEBlock(5, 6, 7, [4], "cp", 3, second_rank=2, activation=torch.relu, gate_norm=None)
+    assert (block.first.rank, block.second.rank) == (3, 2)
+    with torch.no_grad():
+        block.first.weight.input.zero_()  # the hidden values are 0, and so is what relu makes of them
+    zeros = torch.zeros(1, 6)
+    torch.testing.assert_close(block(torch.randn(2, 5)), block.second(zeros, [torch.full((1, 4), 0.25)]).expand(2, 7))
+
+
+@MAKERS
+@DECOMPOSITIONS
+@pytest.mark.parametrize("batch", [(), (6,), (6, 1), (2, 3), (2, 1, 3), (0,), (2, 0)])
+def test_leading_shape_is_kept(make: Make, decomposition: str, batch: tuple[int, ...]) -> None:
+    module = make(decomposition, dtype=torch.float64).eval()
+    train_gate(module)
+    x = torch.randn(*batch, 5, dtype=torch.float64, requires_grad=True)
+    y = module(x)
+    assert y.shape == (*batch, 7)
+    torch.testing.assert_close(y.reshape(-1, 7), module(x.reshape(-1, 5)))
+    y.sum().backward()
+    assert x.grad is not None
+    assert torch.isfinite(x.grad).all()
+
+
+# -- the gate
+
+
+def test_hook_reads_and_replaces_coefficients() -> None:
+    layer = make_layer(dtype=torch.float64).eval()
+    train_gate(layer)
+    x = torch.randn(6, 5, dtype=torch.float64)
+    seen: list[tuple[Tensor, ...]] = []
+    reading = layer.gate.register_forward_hook(lambda gate, args, output: seen.append(output))
+    before = layer(x)
+    reading.remove()
+    assert [tuple(a.shape) for a in seen[0]] == [(6, 4), (6, 3)]
+
+    def one_expert(gate: nn.Module, args: tuple[Tensor], output: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        chosen = [torch.zeros_like(a) for a in output]
+        chosen[0][:, 2] = 1.0
+        chosen[1][:, 1] = 1.0
+        return tuple(chosen)
+
+    writing = layer.gate.register_forward_hook(one_expert)
+    expert = layer.experts.expert(2, 1)
+    torch.testing.assert_close(layer(x), x @ expert[:-1] + expert[-1])
+    writing.remove()
+    assert torch.equal(layer(x), before)
+
+
+def test_block_calls_its_gate_once() -> None:
+    block = make_block()
+    calls: list[object] = []
+    block.gate.register_forward_hook(lambda gate, args, output: calls.append(output))
+    block(torch.randn(6, 5))
+    assert len(calls) == 1
+
+
+@MAKERS
+@pytest.mark.parametrize("gate_norm", ["batch", "layer", None])
+def test_forward_stores_nothing(make: Make, gate_norm: str | None) -> None:
+    module = make(gate_norm=gate_norm)
+
+    def attributes() -> dict[str, dict[str, int]]:
+        return {name: {key: id(value) for key, value in vars(child).items()} for name, child in module.named_modules()}
+
+    before = attributes()
+    module(torch.randn(6, 5))
+    assert attributes() == before
+
+
+@MAKERS
+def test_own_gate(make: Make) -> None:
+    class FirstExperts(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+            return tuple(torch.eye(size)[0].expand(*x.shape[:-1], size) for size in (4, 3))
+
+    module = make(gate=FirstExperts())
+    assert isinstance(module.gate, FirstExperts)
+    assert count(module.gate) == 0
+    assert module(torch.randn(6, 5)).shape == (6, 7)
+
+
+def test_gate_activation_is_a_name_or_a_function() -> None:
+    x = torch.randn(6, 5)
+    named = make_layer(gate="softmax", gate_norm=None)
+    given = make_layer(gate=lambda logits: torch.softmax(logits, dim=-1), gate_norm=None)
+    given.load_state_dict(named.state_dict())
+    for layer in (named, given):
+        train_gate(layer)
+    assert torch.equal(named(x), given(x))
+
+
+@MAKERS
+def test_batch_norm_of_the_gate_follows_the_mode(make: Make) -> None:
+    module = make(gate_norm="batch", dtype=torch.float64)
+    train_gate(module)
+    x = torch.randn(2, 8, 5, dtype=torch.float64)
+    logits = x.reshape(16, 5) @ module.gate.projection.weight.T  # (B, sum N_k)
+    running = [(n.running_mean, n.running_var) for n in module.modules() if isinstance(n, nn.BatchNorm1d)]
+    untouched = torch.cat([mean for mean, _ in running])
+    assert torch.equal(untouched, torch.zeros_like(untouched))
+
+    coefficients = module.gate(x)  # over samples and tokens alike
+    expected = (logits - logits.mean(0)) / (logits.var(0, correction=0) + 1e-5).sqrt()
+    for a, part in zip(coefficients, expected.split([4, 3], dim=1), strict=True):
+        flat = a.reshape(16, -1)
+        assert torch.equal(flat.argmax(1), part.argmax(1))
+    torch.testing.assert_close(torch.cat([mean for mean, _ in running]), 0.1 * logits.mean(0))
+    torch.testing.assert_close(torch.cat([var for _, var in running]), 0.9 + 0.1 * logits.var(0))
+
+    trained = module(x)
+    module.eval()
+    means = [mean.clone() for mean, _ in running]
+    assert not torch.allclose(module(x), trained)
+    assert torch.equal(module(x[:1]), module(x)[:1]) or torch.allclose(module(x[:1]), module(x)[:1])
+    assert all(torch.equal(mean, now) for mean, (now, _) in zip(means, running, strict=True))
+
+
+@MAKERS
+def test_training_reaches_every_parameter(make: Make) -> None:
+    torch.manual_seed(0)
+    module = make("tr", input_norm=True)
+    optimiser = torch.optim.Adam(module.parameters(), lr=1e-2)
+    x, target = torch.randn(64, 5), torch.randn(64, 7)
+    losses = []
+    for _ in range(30):
+        loss = (module(x) - target).square().mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.9 * losses[0]
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in module.parameters())
+
+
+# -- counts and initial values
+
+
+# CLIP's head, 768 -> 1000, with the parameters of a linear layer (769,000), by the rule of the released uMoE code.
+CP_HEADS = {
+    16: (424, 769_128),
+    32: (414, 770_190),
+    64: (393, 769_521),
+    128: (354, 769_842),
+    256: (283, 769_683),
+    512: (165, 769_581),
+}
+TR_HEADS = {
+    16: (107, 769_676, 428),
+    32: (106, 775_144, 424),
+    64: (102, 771_928, 408),
+    128: (95, 772_572, 380),
+    256: (81, 773_860, 324),
+    512: (52, 769_360, 208),
+}
+
+
+@pytest.mark.parametrize("experts", CP_HEADS)
+def test_parameters_of_the_paper_s_cp_heads(experts: int) -> None:
+    rank, parameters = CP_HEADS[experts]
+    assert count(CPMuMoE(768, 1000, expert_dims=[experts], rank=rank, device="meta")) == parameters
+
+
+@pytest.mark.parametrize("experts", TR_HEADS)
+def test_parameters_of_the_paper_s_tr_heads(experts: int) -> None:
+    rank, parameters, rank_bound = TR_HEADS[experts]
+    layer = TRMuMoE(768, 1000, expert_dims=[experts], rank=(4, 4, rank, 4), device="meta")
+    assert count(layer) == parameters
+    assert layer.experts.expert_rank_bound == rank_bound
+
+
+def test_parameters_of_the_paper_s_blocks() -> None:
+    def mixer(decomposition: str, token_rank: object, channel_rank: object) -> int:
+        token = MuMoEBlock(196, 256, 196, [64], decomposition, token_rank, device="meta")
+        channel = MuMoEBlock(512, 2048, 512, [64], decomposition, channel_rank, device="meta")
+        return 8 * (count(token) + count(channel))
+
+    def gpt2(decomposition: str, rank: object) -> int:
+        return 12 * count(MuMoEBlock(768, 3072, 768, [256], decomposition, rank, gate_norm="layer", device="meta"))
+
+    assert mixer("cp", 147, 384) == 17_706_480
+    assert mixer("tr", (4, 4, 37, 4), (4, 4, 97, 4)) == 17_366_656
+    assert gpt2("cp", 556) == 57_029_664
+    assert gpt2("tr", (4, 4, 149, 4)) == 57_399_264
+
+
+def test_paper_s_initial_values_of_cp() -> None:
+    torch.manual_seed(0)
+    weight = CPMuMoE(8, 300, expert_dims=[200, 30], rank=250).experts.weight
+    assert_normal(weight.expert_0, 1.0, 1.0)
+    assert torch.equal(weight.expert_1, torch.ones(30, 250))
+    assert_uniform(weight.input, 9**-0.5)
+    assert_uniform(weight.output, 250**-0.5)
+
+
+@pytest.mark.parametrize(("kind", "ring"), [(TTMuMoE, 1), (TRMuMoE, 5)])
+def test_paper_s_initial_values_of_chains(kind: type[MuMoE], ring: int) -> None:
+    torch.manual_seed(0)
+    weight = kind(8, 300, expert_dims=[2000, 30], rank=(ring, 5, 5, 40, ring)).experts.weight
+    first = weight.expert_0.reshape(2000, ring, 5)
+    diagonal = first.diagonal(dim1=1, dim2=2)  # (N_0, smaller bond)
+    assert_normal(diagonal, 1.0, 1.0)
+    assert torch.count_nonzero(first) == torch.count_nonzero(diagonal)
+    assert torch.equal(weight.expert_1, torch.eye(5).expand(30, 5, 5))
+    assert_uniform(weight.input, 9**-0.5)
+    assert_uniform(weight.output, (40 * ring) ** -0.5)
+
+
+def test_paper_s_initial_values_of_tucker() -> None:
+    torch.manual_seed(0)
+    layer = TuckerMuMoE(399, 300, expert_dims=[2000, 30], rank=(20, 4, 50, 60), init="paper")
+    core, (first, second, *factors) = layer.experts.to_tensorly()
+    assert_normal(first, 1.0, 1.0)
+    assert torch.equal(second, torch.ones(30, 4))
+    for factor in factors:  # (I + 1, R_in) and (O, R_out)
+        torch.testing.assert_close(factor.norm(dim=1), torch.ones(len(factor)))
+        assert_normal(factor, 0.0, factor.shape[1] ** -0.5)
+    torch.testing.assert_close(core.norm(), torch.tensor(1.0))
+    assert_normal(core, 0.0, core.numel() ** -0.5)
+
+
+def test_other_initial_values() -> None:
+    torch.manual_seed(0)
+    dense = make_layer("cp", init="variance_preserving").experts.to_dense()
+    assert not torch.equal(dense[0], dense[1])
+    filled = make_layer("cp", init=lambda network, tensors: [t.fill_(2.0) for t in tensors.values()])
+    assert torch.equal(filled.experts.to_dense(), torch.full((4, 3, 6, 7), 3 * 2.0**4))
+
+
+def assert_normal(values: Tensor, mean: float, std: float) -> None:
+    """Mean and deviation to five standard errors, and the tail that a normal distribution has."""
+    error = std / values.numel() ** 0.5
+    assert abs(values.mean().item() - mean) < 5 * error
+    assert abs(values.std().item() - std) < 5 * error
+    within = ((values - mean).abs() < std).float().mean().item()
+    assert abs(within - 0.6827) < 0.03
+
+
+def assert_uniform(values: Tensor, bound: float) -> None:
+    assert values.abs().max() <= bound
+    assert values.abs().max() > 0.99 * bound
+    assert abs(values.mean().item()) < 5 * bound / (3 * values.numel()) ** 0.5
+    assert abs(values.std().item() * 3**0.5 / bound - 1) < 2.3 / values.numel() ** 0.5
+
+
+@MAKERS
+def test_reset_parameters_draws_all_anew(make: Make) -> None:
+    module = make(gate_norm="batch")
+    train_gate(module)
+    module(torch.randn(16, 5))
+    torch.manual_seed(1)
+    module.reset_parameters()
+    torch.manual_seed(1)
+    fresh = make(gate_norm="batch")
+    for name, value in fresh.state_dict().items():
+        assert torch.equal(module.state_dict()[name], value), name
+
+
+# -- torch's tools
+
+
+# torch warns of itself: tracing an autograd function, as in entmax, makes an instance of it.
+TRACING = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+
+
+@TRACING
+@MAKERS
+@pytest.mark.parametrize("decomposition", ["cp", "tr"])
+def test_compiles_whole(make: Make, decomposition: str) -> None:
+    module = make(decomposition, gate_norm="layer")
+    train_gate(module)
+    torch.compiler.reset()
+    compiled = torch.compile(module, fullgraph=True, backend="eager", dynamic=True)
+    for batch in (2, 16, 5):
+        x = torch.randn(batch, 5, requires_grad=True)
+        y = compiled(x)
+        torch.testing.assert_close(y, module(x))
+        y.sum().backward()
+
+
+@TRACING
+@MAKERS
+@pytest.mark.parametrize("decomposition", ["cp", "tr"])
+def test_exports_with_any_batch(make: Make, decomposition: str) -> None:
+    module = make(decomposition).eval()
+    train_gate(module)
+    program = torch.export.export(module, (torch.randn(4, 5),), dynamic_shapes=({0: Dim("batch")},))
+    for batch in (1, 9):
+        x = torch.randn(batch, 5)
+        torch.testing.assert_close(program.module()(x), module(x))
+
+
+@MAKERS
+def test_vmap_and_jacobian(make: Make) -> None:
+    module = make(gate_norm="layer", dtype=torch.float64)
+    train_gate(module)
+    x = torch.randn(6, 5, dtype=torch.float64)
+    torch.testing.assert_close(torch.vmap(module)(x), module(x))
+    jacobian = torch.func.jacrev(module)(x[0])
+    assert jacobian.shape == (7, 5)
+    step = torch.full((5,), 1e-6, dtype=torch.float64)
+    difference = (module(x[0] + step) - module(x[0] - step)) / 2
+    torch.testing.assert_close(jacobian @ step, difference, rtol=1e-4, atol=1e-10)
+
+
+@MAKERS
+def test_gradcheck(make: Make) -> None:
+    module = make("tucker", gate_norm="batch", dtype=torch.float64)
+    train_gate(module)
+    names, values = zip(*module.named_parameters(), strict=True)
+
+    def call(x: Tensor, *parameters: Tensor) -> Tensor:
+        result: Tensor = torch.func.functional_call(module, dict(zip(names, parameters, strict=True)), x)
+        return result
+
+    module.eval()
+    x = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(call, (x, *values))
+
+
+@MAKERS
+@DECOMPOSITIONS
+def test_copies_answer_alike_and_share_nothing(make: Make, decomposition: str) -> None:
+    module = make(decomposition).eval()
+    train_gate(module)
+    x = torch.randn(6, 5)
+    expected = module(x)
+    for twin in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+        assert torch.equal(twin(x), expected)
+        with torch.no_grad():
+            for parameter in twin.parameters():
+                parameter.add_(1.0)
+    assert torch.equal(module(x), expected)
+
+
+@MAKERS
+@DECOMPOSITIONS
+def test_state_dict_goes_through_a_file(make: Make, decomposition: str) -> None:
+    module = make(decomposition, input_norm=True)
+    train_gate(module)
+    x = torch.randn(6, 5)
+    module(x)  # moves the running statistics
+    file = io.BytesIO()
+    torch.save(module.state_dict(), file)
+    file.seek(0)
+    twin = make(decomposition, input_norm=True)
+    twin.load_state_dict(torch.load(file, weights_only=True), strict=True)
+    assert torch.equal(twin.eval()(x), module.eval()(x))
+    assert [name for name, _ in twin.named_parameters()] == [name for name, _ in module.named_parameters()]
+
+
+@MAKERS
+@DECOMPOSITIONS
+def test_meta_device_then_real(make: Make, decomposition: str) -> None:
+    module = make(decomposition, input_norm=True, device="meta")
+    assert all(parameter.is_meta for parameter in module.parameters())
+    assert module(torch.randn(6, 5, device="meta")).shape == (6, 7)
+    module.to_empty(device="cpu")
+    module.reset_parameters()
+    y = module(torch.randn(6, 5))
+    assert torch.isfinite(y).all()
+
+
+@MAKERS
+@DECOMPOSITIONS
+def test_bfloat16(make: Make, decomposition: str) -> None:
+    module = make(decomposition, gate_norm="layer")
+    train_gate(module)
+    x = torch.randn(32, 5)
+    exact = module(x)
+    y = module.bfloat16()(x.bfloat16())
+    assert y.dtype == torch.bfloat16
+    assert (y.float() - exact).norm() < 0.1 * exact.norm()
+
+
+@MAKERS
+@pytest.mark.parametrize("gate_norm", ["batch", "layer", None])
+def test_autocast(make: Make, gate_norm: str | None) -> None:
+    module = make(gate_norm=gate_norm)
+    train_gate(module)
+    x = torch.randn(32, 5, requires_grad=True)
+    exact = module(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = module(x)
+        y.float().sum().backward()
+    assert y.dtype == torch.bfloat16
+    assert (y.float() - exact).norm() < 0.1 * exact.norm()
+    assert all(
+        parameter.grad is not None and parameter.grad.dtype == torch.float32 for parameter in module.parameters()
+    )
+
+
+def test_layers_nest_in_sequential_and_move() -> None:
+    model = nn.Sequential(make_layer(), nn.ReLU(), CPMuMoE(7, 2, expert_dims=[3], rank=2))
+    model = model.double()
+    assert model(torch.randn(4, 5, dtype=torch.float64)).dtype == torch.float64
+
+
+# -- what is refused
+
+
+def test_gate_module_is_taken_as_it_is() -> None:
+    gate = ExpertGate(5, (4, 3), activation="softmax", norm=None)
+    assert make_layer(gate=gate).gate is gate
+
+
+@MAKERS
+def test_wrong_width_is_refused(make: Make) -> None:
+    module = make()
+    with pytest.raises(ValueError, match=r"the input must have shape \(\*batch, 5\), but got \(6, 4\)"):
+        module(torch.randn(6, 4))
+    with pytest.raises(ValueError, match=r"the input must have shape \(\*batch, 5\), but got \(\)"):
+        module(torch.tensor(1.0))
+
+
+@MAKERS
+def test_wrong_dtype_is_refused(make: Make) -> None:
+    with pytest.raises(TypeError, match=r"torch\.float64.*torch\.float32"):
+        make()(torch.randn(6, 5, dtype=torch.float64))
+
+
+@MAKERS
+def test_wrong_gate_is_refused_at_the_call(make: Make) -> None:
+    module = make(gate=ExpertGate(5, (4,)))
+    with pytest.raises(ValueError, match=r"got 1 coefficient tensors for 2 expert modes \(4, 3\)"):
+        module(torch.randn(6, 5))
+    module = make(gate=ExpertGate(5, (4, 2)))
+    with pytest.raises(ValueError, match=r"coefficients of expert mode 1 have shape \(6, 2\), expected \(6, 3\)"):
+        module(torch.randn(6, 5))
+
+
+@MAKERS
+def test_bad_arguments_are_refused(make: Make) -> None:
+    with pytest.raises(ValueError, match="bach"):
+        make(gate_norm="bach")
+    with pytest.raises(ValueError, match="sofmax"):
+        make(gate="sofmax")
+    with pytest.raises(ValueError, match=r"CP has no initialisation 'papr'; it has \['paper', 'variance_preserving'\]"):
+        make(init="papr")
+
+
+def test_bad_sizes_are_refused() -> None:
+    with pytest.raises(TypeError, match="rank is missing"):
+        MuMoE(5, 7, [4])
+    with pytest.raises(ValueError, match="in_features must be at least 1, got 0"):
+        MuMoE(0, 7, [4], rank=2)
+    with pytest.raises(TypeError, match="expert_dims is a sequence"):
+        MuMoE(5, 7, 4, rank=2)
+    with pytest.raises(ValueError, match=r"expert_dims\[1\] must be at least 1, got 0"):
+        MuMoE(5, 7, [4, 0], rank=2)
+    with pytest.raises(ValueError, match="unknown decomposition 'tuker'; did you mean 'tucker'"):
+        MuMoE(5, 7, [4], "tuker", 2)
