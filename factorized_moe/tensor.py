@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from factorized_moe.contraction import (
     ContractionPlan,
     LimitError,
+    Request,
     candidate_plans,
     dense_request,
     execute,
@@ -31,7 +32,7 @@ from factorized_moe.decompositions.base import Initialisation, RankLike
 from factorized_moe.fitting import fit
 from factorized_moe.network import TensorNetwork
 from factorized_moe.storage import NetworkTensor
-from factorized_moe.validation import check_call, check_expert_dims, check_size
+from factorized_moe.validation import check_call, check_dense, check_dtype, check_expert_dims, check_network, check_size
 
 __all__ = ["FactorizedExpertTensor"]
 
@@ -51,6 +52,9 @@ class FactorizedExpertTensor(nn.Module):
             place; its first one by default.
         checkpoint: Whether training recomputes the contraction in the backward pass instead of keeping its
             intermediate values.
+        sparse_coefficients: Whether coefficients are mostly zeros, as entmax makes them with thousands of experts:
+            only the rows of non-zero coefficients are read. The value is exact; a zero coefficient receives no
+            gradient, which is exact for entmax, sparsemax and top-k. Not for `torch.compile` or export.
         device: Where the parameters are; ``"meta"`` allocates nothing (see `reset_parameters`).
         dtype: Their type.
 
@@ -86,6 +90,7 @@ class FactorizedExpertTensor(nn.Module):
         bias: bool = False,
         init: str | Initialisation | None = None,
         checkpoint: bool = False,
+        sparse_coefficients: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -93,17 +98,22 @@ class FactorizedExpertTensor(nn.Module):
         self.expert_dims = check_expert_dims(expert_dims)
         self.in_features = check_size("in_features", in_features)
         self.out_features = check_size("out_features", out_features)
-        self.bias = bool(bias)
+        if not isinstance(bias, bool):
+            raise TypeError(f"bias must be True or False, got {bias!r}")
+        self.bias = bias
+        check_dtype(dtype)
         self.decomposition = get_decomposition(decomposition)
         if rank is None:
             raise TypeError("rank is missing; give an int, a tuple of ints, 'same', a fraction or a ParameterBudget")
-        rows = self.in_features + self.bias
-        self.rank = self.decomposition.resolve_rank(rank, (*self.expert_dims, rows, self.out_features))
-        self.network = self.decomposition.network(self.expert_dims, rows, self.out_features, self.rank)
+        shape = (*self.expert_dims, self.in_features + self.bias, self.out_features)
+        self.rank = self.decomposition.resolve_rank(rank, shape)
+        self.network = self.decomposition.network(self.expert_dims, shape[-2], shape[-1], self.rank)
+        check_network(self.network, shape, self.decomposition)
         self._init = _initialisation(self.decomposition, init)
         self.weight = NetworkTensor(self.network, self.decomposition, self.rank, device=device, dtype=dtype)
         self.checkpoint = checkpoint
-        self._plan = make_plan(self.network, forward_request(self.network, self.bias))
+        self.sparse_coefficients = sparse_coefficients
+        self._plan = make_plan(self.network, self._request)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -141,6 +151,10 @@ class FactorizedExpertTensor(nn.Module):
         batch = x.shape[:-1]
         rows = [tensor.reshape(-1, tensor.shape[-1]) for tensor in (x, *coefficients)]
         return self._execute((*operands, *rows)).reshape(*batch, self.out_features)
+
+    @property
+    def _request(self) -> Request:
+        return forward_request(self.network, self.bias, self.sparse_coefficients)
 
     def _execute(self, operands: tuple[Tensor, ...]) -> Tensor:
         if self.checkpoint and torch.is_grad_enabled():
@@ -231,11 +245,10 @@ class FactorizedExpertTensor(nn.Module):
             raise ValueError(f"optimize is 'flops' or 'measure', got {optimize!r}")
         if optimize is None and memory_limit is None:
             return self._plan.at_batch_size(size)
-        request = forward_request(self.network, self.bias)
         element = self.weight.operands[0].element_size()
         limit = None if memory_limit is None else memory_limit // element
         try:
-            plans = candidate_plans(self.network, request, size, limit)
+            plans = candidate_plans(self.network, self._request, size, limit)
         except LimitError as error:
             raise ValueError(
                 f"memory_limit of {memory_limit:,} bytes is too small at batch size {size:,}: the smallest possible "
@@ -287,24 +300,9 @@ class FactorizedExpertTensor(nn.Module):
             >>> w.relative_error(torch.ones(3, 4, 5)) < 1e-6
             True
         """
-        if not isinstance(dense, Tensor) or not dense.is_floating_point():
-            kind = dense.dtype if isinstance(dense, Tensor) else type(dense).__name__
-            raise TypeError(f"dense must be a tensor of a real floating type, got {kind}")
-        if dense.ndim < 2:
-            raise ValueError(f"dense must be (*expert_dims, I, O), at least two modes, got shape {tuple(dense.shape)}")
-        *expert_dims, rows, out_features = dense.shape
-        tensor = cls(
-            expert_dims,
-            rows - bool(bias),
-            out_features,
-            decomposition,
-            rank,
-            bias=bias,
-            init=_leave_empty,
-            device=dense.device if device is None else device,
-            dtype=dense.dtype if dtype is None else dtype,
-        )
-        tensor._init = _initialisation(tensor.decomposition, None)
+        check_dense(dense)
+        device, dtype = dense.device if device is None else device, dense.dtype if dtype is None else dtype
+        tensor = cls._unfilled(tuple(dense.shape), decomposition, rank, bias, device, dtype)
         tensor.weight.assign(fit(dense, tensor.decomposition, tensor.network, tensor.rank))
         return tensor
 
@@ -316,9 +314,15 @@ class FactorizedExpertTensor(nn.Module):
             dense: The tensor to compare with, ``(*expert_dims, I (+1), O)``.
 
         Returns:
-            The error, 0 for an exact fit.
+            The error, 0 for an exact fit, and infinite if only ``dense`` is zero.
+
+        Raises:
+            TypeError: If it is not a tensor of a real floating type.
+            ValueError: If it is of another shape.
         """
-        return float(torch.linalg.vector_norm(self.to_dense() - dense) / torch.linalg.vector_norm(dense))
+        check_dense(dense, self.network.shape)
+        error = torch.linalg.vector_norm(self.to_dense() - dense)
+        return float(error / torch.linalg.vector_norm(dense)) if error else 0.0
 
     def to_tensorly(self) -> Any:
         """TensorLy's own ``CPTensor``, ``TuckerTensor``, ``TTTensor`` or ``TRTensor``, sharing memory.
@@ -341,7 +345,7 @@ class FactorizedExpertTensor(nn.Module):
             bias: Whether the last row of the input mode is the bias.
 
         Raises:
-            TypeError: If TensorLy has no type for this decomposition.
+            TypeError: If TensorLy has no type for this decomposition, or the value is of another type.
             ValueError: If its tensors do not have the shapes that the rank gives.
 
         Example:
@@ -351,22 +355,31 @@ class FactorizedExpertTensor(nn.Module):
             True
         """
         source = get_decomposition(decomposition)
-        tensors = source.from_tensorly(value)
+        try:
+            tensors, shape = source.from_tensorly(value), tuple(value.shape)
+        except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+            kind, name = type(value).__name__, type(source).__name__
+            raise TypeError(f"cannot read {kind} as TensorLy's tensor of torch tensors for {name}: {error}") from error
         first = next(iter(tensors.values()))
-        *expert_dims, rows, out_features = value.shape
-        tensor = cls(
-            expert_dims,
-            rows - bool(bias),
-            out_features,
-            source,
-            rank,
-            bias=bias,
-            init=_leave_empty,
-            device=first.device,
-            dtype=first.dtype,
-        )
-        tensor._init = _initialisation(source, None)
+        tensor = cls._unfilled(shape, source, rank, bias, first.device, first.dtype)
         tensor.weight.assign(tensors)
+        return tensor
+
+    @classmethod
+    def _unfilled(
+        cls,
+        shape: tuple[int, ...],
+        decomposition: str | Decomposition,
+        rank: RankLike | None,
+        bias: bool,
+        device: torch.device | str,
+        dtype: torch.dtype,
+    ) -> FactorizedExpertTensor:
+        """Of zeros, to be assigned; only a reset uses the decomposition's initialisation."""
+        *expert_dims, rows, out_features = shape
+        sizes = (expert_dims, rows - bias, out_features)
+        tensor = cls(*sizes, decomposition, rank, bias=bias, init=_leave_empty, device=device, dtype=dtype)
+        tensor._init = _initialisation(tensor.decomposition, None)
         return tensor
 
     def extra_repr(self) -> str:

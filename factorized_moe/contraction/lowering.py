@@ -22,6 +22,7 @@ from factorized_moe.contraction.operations import (
     Multiply,
     MultiplySum,
     Operation,
+    SparseMatMul,
 )
 from factorized_moe.network import BATCH
 
@@ -70,6 +71,7 @@ def lower(
     padded: int | None,
     first_free: int,
     multiply: bool,
+    sparse: frozenset[int],
 ) -> list[Lowered]:
     """Lower a plan's drafts.
 
@@ -81,6 +83,7 @@ def lower(
         padded: The position of a vector that lacks the last entry of its label, a constant 1; or ``None``.
         first_free: The number of leaves.
         multiply: Whether small products per sample become a multiplication and a sum.
+        sparse: The positions of vectors that are mostly zeros.
 
     Returns:
         For each step its operands, operation, result labels, formula, FLOPs, elements, and elements read that grow
@@ -88,7 +91,7 @@ def lower(
     """
     orders: dict[int, Labels] = {p: o for d in drafts for p, o in d.leaves.items() if o is not None}
     leaves = set(orders)
-    builder = _Builder(sizes, first_free)
+    builder = _Builder(sizes, first_free, multiply, sparse)
     for position, order in sorted(orders.items()):
         builder.place[position] = position
         builder.labels[position] = order
@@ -107,7 +110,7 @@ def lower(
             builder.arrange(draft.operands[0], value, orders, output)
         else:
             bias = padded in (pair.left, pair.right) and builder.place[padded] == padded
-            builder.contract(pair, value, orders, wanted[value], bias, multiply)
+            builder.contract(pair, value, orders, wanted[value], bias)
     total = answers[0]
     for answer in answers[1:]:
         total = builder.add(total, answer, output)
@@ -196,8 +199,10 @@ def _sort_labels(
 class _Builder:
     """Collects lowered steps and keeps, for each value, its place among all values so far and its labels' order."""
 
-    def __init__(self, sizes: dict[str, int], first_free: int) -> None:
+    def __init__(self, sizes: dict[str, int], first_free: int, multiply: bool, sparse: frozenset[int]) -> None:
         self.sizes = sizes
+        self.multiply = multiply
+        self.sparse = sparse
         self.steps: list[Lowered] = []
         self.place: dict[int, int] = {}
         self.labels: dict[int, Labels] = {}
@@ -257,50 +262,44 @@ class _Builder:
         shape = tuple(self._axis((label,)) for label in order)
         self._emit(position, (position,), Expand(Arrange(shape=shape)), order, _formula([order], order), elements=0)
 
-    def contract(
-        self, pair: _Pair, value: int, orders: dict[int, Labels], want: Labels, bias: bool, multiply: bool
-    ) -> None:
+    def contract(self, pair: _Pair, value: int, orders: dict[int, Labels], want: Labels, bias: bool) -> None:
         left, right = orders[pair.left], orders[pair.right]
-        operation: Operation
-        matrix = pair.is_matrix_product
-        if not matrix and self._size(pair.contracted) == 1:
-            result = tuple(x for x in want if x in pair.shared + pair.only_left + pair.only_right)
-            operation = Multiply(self._align(left, result), self._align(right, result))
-        elif matrix:
-            result = pair.only_left + pair.only_right
-            kept = tuple(x for x in right if x in pair.contracted + pair.only_right)
-            transposed = bool(pair.only_right) and kept == pair.only_right + pair.contracted
-            groups = [pair.only_right, pair.contracted] if transposed else [pair.contracted, pair.only_right]
-            operation = MatMul(
-                self._to(left, [pair.only_left, pair.contracted]),
-                self._to(right, groups),
-                transposed,
-                bias,
-                self._split([pair.only_left, pair.only_right]),
-            )
-        elif pair.is_inner_product:
-            result = pair.shared
-            operands = [self._to(order, [pair.shared, pair.contracted]) for order in (left, right)]
-            operation = MultiplySum(operands[0], operands[1], -1, self._split([pair.shared]))
-        elif multiply:
-            result = pair.shared + pair.only_left + pair.only_right
-            operation = MultiplySum(
-                self._to(left, [pair.shared, pair.only_left, pair.contracted, ()]),
-                self._to(right, [pair.shared, (), pair.contracted, pair.only_right]),
-                2,
-                self._split([pair.shared, pair.only_left, pair.only_right]),
-            )
-        else:
-            result = pair.shared + pair.only_left + pair.only_right
-            operation = BatchedMatMul(
-                self._to(left, [pair.shared, pair.only_left, pair.contracted]),
-                self._to(right, [pair.shared, pair.contracted, pair.only_right]),
-                self._split([pair.shared, pair.only_left, pair.only_right]),
-            )
+        operation, result = self._operation(pair, left, right, want, bias)
         orders[value] = result
         count = self._size(set(left) | set(right))
         flops = (2 if pair.contracted or pair.summed else 1) * count
         self._emit(value, (pair.left, pair.right), operation, result, _formula([left, right], result), flops)
+
+    def _operation(
+        self, pair: _Pair, left: Labels, right: Labels, want: Labels, bias: bool
+    ) -> tuple[Operation, Labels]:
+        """The operation for a pair, and the labels of its result in memory order."""
+        shared, only_left, only_right, contracted = pair.shared, pair.only_left, pair.only_right, pair.contracted
+        result = shared + only_left + only_right
+        split = self._split([group for group in (shared, only_left, only_right) if group or not pair.is_inner_product])
+        if pair.is_matrix_product:
+            result, split = only_left + only_right, self._split([only_left, only_right])
+            if pair.left in self.sparse and left[1:] == contracted:
+                return SparseMatMul(self._to(right, [contracted, only_right]), split), result
+            kept = tuple(x for x in right if x in contracted + only_right)
+            transposed = bool(only_right) and kept == only_right + contracted
+            groups = [only_right, contracted] if transposed else [contracted, only_right]
+            arranged = self._to(left, [only_left, contracted]), self._to(right, groups)
+            return MatMul(arranged[0], arranged[1], transposed, bias, split), result
+        if self._size(contracted) == 1:
+            result = tuple(x for x in want if x in result)
+            return Multiply(self._align(left, result), self._align(right, result)), result
+        if pair.is_inner_product:
+            arranged = self._to(left, [shared, contracted]), self._to(right, [shared, contracted])
+            return MultiplySum(arranged[0], arranged[1], -1, split), result
+        if self.multiply:
+            arranged = (
+                self._to(left, [shared, only_left, contracted, ()]),
+                self._to(right, [shared, (), contracted, only_right]),
+            )
+            return MultiplySum(arranged[0], arranged[1], 2, split), result
+        arranged = self._to(left, [shared, only_left, contracted]), self._to(right, [shared, contracted, only_right])
+        return BatchedMatMul(arranged[0], arranged[1], split), result
 
     def _align(self, order: Labels, result: Labels) -> Arrange | None:
         """Brings an operand of a product to the result's axes, of size 1 where it lacks the label."""

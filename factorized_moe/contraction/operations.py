@@ -24,6 +24,7 @@ __all__ = [
     "Multiply",
     "MultiplySum",
     "Operation",
+    "SparseMatMul",
 ]
 
 
@@ -79,6 +80,33 @@ class MatMul:
             product = torch.addmm(row, left, weight)
         else:
             product = torch.mm(left, right)
+        return product if self.result is None else self.result(product)
+
+
+@dataclass(frozen=True)
+class SparseMatMul:
+    """A product with a parameter matrix that reads only the rows of non-zero coefficients: ``(B, K) x (K, R)``.
+
+    The value is exact. A zero coefficient receives no gradient, so this suits coefficients whose derivative is zero
+    where they are, as entmax, sparsemax and top-k give. The number of non-zero entries depends on the data, so it
+    cannot be traced.
+
+    Args:
+        right: Brings the parameter to ``(K, R)``.
+        result: Gives the product its shape.
+    """
+
+    right: Arrange | None
+    result: Arrange | None
+
+    def __call__(self, left: Tensor, right: Tensor) -> Tensor:
+        if self.right is not None:
+            right = self.right(right)
+        rows, columns = left.nonzero(as_tuple=True)
+        starts = torch.searchsorted(rows, torch.arange(left.shape[0], device=left.device))
+        product = torch.nn.functional.embedding_bag(
+            columns, right, starts, mode="sum", per_sample_weights=left[rows, columns]
+        )
         return product if self.result is None else self.result(product)
 
 
@@ -171,4 +199,4 @@ class Add:
         return left + right
 
 
-Operation = MatMul | BatchedMatMul | Multiply | MultiplySum | AppendOne | Expand | Add
+Operation = MatMul | BatchedMatMul | Multiply | MultiplySum | SparseMatMul | AppendOne | Expand | Add

@@ -19,12 +19,15 @@ class Request:
         output: The labels that the result keeps, in order (without the batch's).
         fixed: Labels that every operand has been sliced at; they are gone from the nodes.
         append_one: Whether the first vector lacks the last entry of its label, a constant 1: the bias row.
+        sparse: Whether the vectors after the first, the coefficients, are mostly zeros: then only the parameters' rows
+            of non-zero entries are read, and a zero entry receives no gradient.
     """
 
     vectors: tuple[tuple[str, ...], ...]
     output: tuple[str, ...]
     fixed: frozenset[str] = frozenset()
     append_one: bool = False
+    sparse: bool = False
 
 
 @dataclass(frozen=True)

@@ -32,10 +32,10 @@ EXHAUSTIVE_OPERANDS = 10
 """Up to so many operands every order is tried; 3**n splits, 0.2 s for ten."""
 
 
-def forward_request(network: TensorNetwork, bias: bool) -> Request:
+def forward_request(network: TensorNetwork, bias: bool, sparse: bool = False) -> Request:
     """The forward pass: contract the input ``(B, I)`` and one vector ``(B, N_k)`` for each expert mode."""
     vectors = (network.in_labels, *((label,) for label in network.expert_labels))
-    return Request(vectors, network.out_labels, append_one=bias)
+    return Request(vectors, network.out_labels, append_one=bias, sparse=sparse)
 
 
 def dense_request(network: TensorNetwork, fixed: Iterable[str] = ()) -> Request:
@@ -178,7 +178,17 @@ def _plan(network: TensorNetwork, request: Request, batch_size: int, strategy: S
         drafts += _number(pairs, leaves, output, first_result + len(drafts))
         answers.append(first_result + len(drafts) - 1)
     padded = first_vector if request.append_one else None
-    lowered = lower(drafts, answers, output, sizes, padded=padded, first_free=first_result, multiply=strategy.multiply)
+    sparse = frozenset(range(first_vector + 1, first_result)) if request.sparse else frozenset()
+    lowered = lower(
+        drafts,
+        answers,
+        output,
+        sizes,
+        padded=padded,
+        first_free=first_result,
+        multiply=strategy.multiply,
+        sparse=sparse,
+    )
     last_use = {p: k for k, (operands, *_) in enumerate(lowered) for p in operands if p >= first_result}
     frees = [tuple(p for p, last in last_use.items() if last == k) for k in range(len(lowered))]
     steps = tuple(Step(*step, frees=freed) for step, freed in zip(lowered, frees, strict=True))
