@@ -15,13 +15,11 @@ from torch import Tensor, nn
 
 from factorized_moe.contraction import (
     ContractionPlan,
-    LimitError,
     Request,
-    candidate_plans,
+    choose_plan,
     dense_request,
     execute,
     expert_rank_bound,
-    fastest_plan,
     forward_request,
     make_plan,
     num_parameters,
@@ -241,23 +239,12 @@ class FactorizedExpertTensor(nn.Module):
             >>> plan = w.plan(batch_size=256, optimize="measure")
         """
         size = DEFAULT_BATCH_SIZE if batch_size is None else batch_size
-        if optimize not in (None, "flops", "measure"):
-            raise ValueError(f"optimize is 'flops' or 'measure', got {optimize!r}")
         if optimize is None and memory_limit is None:
             return self._plan.at_batch_size(size)
-        element = self.weight.operands[0].element_size()
-        limit = None if memory_limit is None else memory_limit // element
-        try:
-            plans = candidate_plans(self.network, self._request, size, limit)
-        except LimitError as error:
-            raise ValueError(
-                f"memory_limit of {memory_limit:,} bytes is too small at batch size {size:,}: the smallest possible "
-                f"is {error.smallest * element:,} bytes"
-            ) from None
-        if optimize == "measure":
-            self._plan = fastest_plan(plans, self.weight().operands, batch_sizes or (size,), backward=backward)
-        else:
-            self._plan = plans[0]
+        operands = self.weight().operands
+        self._plan = choose_plan(
+            self._plan, operands, size, optimize or "flops", memory_limit, batch_sizes or (size,), backward
+        )
         return self._plan
 
     @property

@@ -8,7 +8,9 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
-__all__ = ["check_call", "check_expert_dims", "check_size"]
+from factorized_moe.network import TensorNetwork
+
+__all__ = ["check_call", "check_dense", "check_dtype", "check_expert_dims", "check_network", "check_size"]
 
 
 def check_call(
@@ -27,7 +29,7 @@ def check_call(
         TypeError: If dtypes or devices differ, or the coefficients are not a sequence of tensors.
         ValueError: If a shape does not fit.
     """
-    if isinstance(coefficients, Tensor) or not all(isinstance(a, Tensor) for a in (x, *coefficients)):
+    if not isinstance(coefficients, Sequence) or not all(isinstance(a, Tensor) for a in (x, *coefficients)):
         raise TypeError(
             "forward takes a tensor x and a sequence of coefficient tensors, one for each expert mode; "
             f"got {type(x).__name__} and {type(coefficients).__name__}; with one mode, write [coefficients]"
@@ -86,3 +88,54 @@ def check_size(name: str, size: int) -> int:
     if size < 1:
         raise ValueError(f"{name} must be at least 1, got {size}")
     return int(size)
+
+
+def check_dtype(dtype: torch.dtype | None) -> None:
+    """Refuse what parameters cannot be of.
+
+    Raises:
+        TypeError: If it is not a real floating type of torch, or ``None``.
+    """
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise TypeError(f"dtype is a real floating type such as torch.float32, or None, got {dtype!r}")
+
+
+def check_network(network: TensorNetwork, shape: tuple[int, ...], source: object) -> None:
+    """Refuse a network that a decomposition describes, if it is not what it was asked for.
+
+    Args:
+        network: What the decomposition's ``network`` returns.
+        shape: The dense shape that it was asked for, ``(*expert_dims, I (+1), O)``.
+        source: The decomposition, for the message.
+
+    Raises:
+        TypeError: If it is not a network.
+        ValueError: If it is of another shape.
+    """
+    if not isinstance(network, TensorNetwork):
+        raise TypeError(f"network() of {type(source).__name__} must return a TensorNetwork, got {network!r}")
+    if network.shape != shape:
+        raise ValueError(
+            f"network() of {type(source).__name__} describes a tensor of shape {network.shape}, asked was {shape}; "
+            "use the sizes that it is given"
+        )
+
+
+def check_dense(dense: Tensor, shape: tuple[int, ...] | None = None) -> None:
+    """Refuse a dense tensor that cannot be approximated, or compared with one of a given shape.
+
+    Args:
+        dense: The tensor, ``(*expert_dims, I (+1), O)``.
+        shape: The shape it must have; any of two or more modes by default.
+
+    Raises:
+        TypeError: If it is not a tensor of a real floating type.
+        ValueError: If its shape does not fit.
+    """
+    if not isinstance(dense, Tensor) or not dense.is_floating_point():
+        kind = dense.dtype if isinstance(dense, Tensor) else type(dense).__name__
+        raise TypeError(f"dense must be a tensor of a real floating type, got {kind}")
+    if dense.ndim < 2:
+        raise ValueError(f"dense must be (*expert_dims, I, O), at least two modes, got shape {tuple(dense.shape)}")
+    if shape is not None and dense.shape != shape:
+        raise ValueError(f"dense has shape {tuple(dense.shape)}, expected that of the factorised tensor, {shape}")

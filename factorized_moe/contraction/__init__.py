@@ -2,7 +2,7 @@
 
 from factorized_moe.contraction.costs import expert_rank_bound, num_parameters
 from factorized_moe.contraction.execution import execute
-from factorized_moe.contraction.measuring import fastest_plan
+from factorized_moe.contraction.measuring import choose_plan, fastest_plan
 from factorized_moe.contraction.plan import ContractionPlan, Request, Step
 from factorized_moe.contraction.planning import LimitError, candidate_plans, dense_request, forward_request, make_plan
 
@@ -12,6 +12,7 @@ __all__ = [
     "Request",
     "Step",
     "candidate_plans",
+    "choose_plan",
     "dense_request",
     "execute",
     "expert_rank_bound",

@@ -1,4 +1,4 @@
-"""Choosing between plans by timing them on the device at hand."""
+"""Choosing a plan anew: within a memory limit, and by timing candidates on the device at hand."""
 
 from __future__ import annotations
 
@@ -10,11 +10,54 @@ import torch
 from torch import Tensor
 
 from factorized_moe.contraction.execution import execute
-from factorized_moe.contraction.plan import ContractionPlan
+from factorized_moe.contraction.plan import ContractionPlan, check_batch_size
+from factorized_moe.contraction.planning import LimitError, candidate_plans
 
-__all__ = ["fastest_plan"]
+__all__ = ["choose_plan", "fastest_plan"]
 
 ROUNDS = 7
+
+
+def choose_plan(
+    plan: ContractionPlan,
+    operands: Sequence[Tensor],
+    batch_size: int,
+    optimize: str,
+    memory_limit: int | None,
+    batch_sizes: Sequence[int],
+    backward: bool,
+) -> ContractionPlan:
+    """A new plan for a plan's network and request.
+
+    Args:
+        plan: The plan to replace.
+        operands: The nodes' tensors.
+        batch_size: The number of samples to plan for.
+        optimize: ``"flops"`` to plan from the description alone, ``"measure"`` to time the best candidates.
+        memory_limit: The most bytes that an intermediate value may take at that number of samples.
+        batch_sizes: The numbers of samples to time.
+        backward: Whether to time the backward pass too.
+
+    Returns:
+        The plan.
+
+    Raises:
+        ValueError: If an argument is out of range, or no order keeps to the memory limit.
+    """
+    if optimize not in ("flops", "measure"):
+        raise ValueError(f"optimize is 'flops' or 'measure', got {optimize!r}")
+    for size in batch_sizes:
+        check_batch_size(size)
+    element = operands[0].element_size()
+    limit = None if memory_limit is None else memory_limit // element
+    try:
+        plans = candidate_plans(plan.network, plan.request, batch_size, limit)
+    except LimitError as error:
+        raise ValueError(
+            f"memory_limit of {memory_limit:,} bytes is too small at batch size {batch_size:,}: the smallest possible "
+            f"is {error.smallest * element:,} bytes"
+        ) from None
+    return plans[0] if optimize == "flops" else fastest_plan(plans, operands, batch_sizes, backward=backward)
 
 
 def fastest_plan(

@@ -99,6 +99,8 @@ class ContractionPlan:
         """
         nodes = len(self.network.nodes)
         sizes = [self.network.size_of(labels) * self.batch_size for labels in self.request.vectors]
+        if self.request.append_one:  # the input is kept as it came, without the constant 1
+            sizes[0] -= self.batch_size
         sizes += [step.elements for step in self.steps]
         used = {p for step in self.steps if len(step.operands) == 2 for p in step.operands if p >= nodes}
         return sum(sizes[position - nodes] for position in used)
