@@ -38,6 +38,8 @@ class MuMoE(nn.Module):
             logits are normalised before the activation. Ignored where ``gate`` is a module.
         input_norm: Whether a ``LayerNorm`` is applied to the experts' input; the gate sees the input as it is.
         init: As for `FactorizedExpertTensor`.
+        checkpoint: As for `FactorizedExpertTensor`: less memory in training, more time.
+        sparse_coefficients: As for `FactorizedExpertTensor`: worth trying with thousands of experts.
         device: Where the parameters are.
         dtype: Their type.
 
@@ -70,6 +72,8 @@ class MuMoE(nn.Module):
         gate_norm: str | None = "batch",
         input_norm: bool = False,
         init: str | Initialisation | None = None,
+        checkpoint: bool = False,
+        sparse_coefficients: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -82,6 +86,8 @@ class MuMoE(nn.Module):
             rank,
             bias=bias,
             init=init,
+            checkpoint=checkpoint,
+            sparse_coefficients=sparse_coefficients,
             device=device,
             dtype=dtype,
         )
@@ -129,6 +135,8 @@ class MuMoEBlock(nn.Module):
         gate_norm: As for `MuMoE`.
         input_norm: As for `MuMoE`.
         init: As for `FactorizedExpertTensor`.
+        checkpoint: As for `FactorizedExpertTensor`: less memory in training, more time.
+        sparse_coefficients: As for `FactorizedExpertTensor`: worth trying with thousands of experts.
         device: Where the parameters are.
         dtype: Their type.
 
@@ -163,11 +171,20 @@ class MuMoEBlock(nn.Module):
         gate_norm: str | None = "batch",
         input_norm: bool = False,
         init: str | Initialisation | None = None,
+        checkpoint: bool = False,
+        sparse_coefficients: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        options: dict[str, Any] = {"bias": bias, "init": init, "device": device, "dtype": dtype}
+        options: dict[str, Any] = {
+            "bias": bias,
+            "init": init,
+            "checkpoint": checkpoint,
+            "sparse_coefficients": sparse_coefficients,
+            "device": device,
+            "dtype": dtype,
+        }
         last_rank = rank if second_rank is None else second_rank
         self.first = FactorizedExpertTensor(expert_dims, in_features, hidden_features, decomposition, rank, **options)
         self.second = FactorizedExpertTensor(
