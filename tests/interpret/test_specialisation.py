@@ -1,0 +1,162 @@
+"""Measures of specialisation against cases worked out by hand, and counterfactuals against the slow way."""
+
+import math
+
+import pytest
+import torch
+
+from factorized_moe import FactorizedExpertTensor
+from factorized_moe.interpret import (
+    class_accuracy,
+    class_level_polysemanticity,
+    counterfactual_outputs,
+    expert_load,
+)
+
+LABELS = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1, 2, 2])
+
+
+def correct_but(*wrong: int) -> torch.Tensor:
+    """Every prediction is correct but those of these inputs, ``(B,)``."""
+    correct = torch.ones(len(LABELS), dtype=torch.bool)
+    correct[list(wrong)] = False
+    return correct
+
+
+def test_expert_load_counts_the_threshold_itself() -> None:
+    coefficients = torch.tensor([[0.5, 0.5, 0.0], [0.49, 0.51, 0.0], [0.0, 1.0, 0.0]])
+    load = expert_load(coefficients)
+    assert load.counts.tolist() == [1, 3, 0]
+    assert (load.num_active, load.threshold) == (2, 0.5)
+    assert expert_load(coefficients, threshold=0.49).counts.tolist() == [2, 3, 0]
+
+
+def test_expert_load_takes_any_leading_shape() -> None:
+    coefficients = torch.rand(3, 5, 4)
+    assert torch.equal(expert_load(coefficients).counts, expert_load(coefficients.reshape(15, 4)).counts)
+    assert expert_load(torch.rand(4)).counts.shape == (4,)
+    assert expert_load(torch.rand(0, 4)).counts.tolist() == [0, 0, 0, 0]
+
+
+def test_expert_load_wants_an_expert_axis() -> None:
+    with pytest.raises(ValueError, match=r"coefficients are a single number, expected \(\*batch, N\)"):
+        expert_load(torch.tensor(0.5))
+
+
+def test_class_accuracy() -> None:
+    correct = torch.stack([correct_but(0, 4, 5), correct_but(*range(10))])
+    assert class_accuracy(correct, LABELS, 3).tolist() == [[0.75, 0.5, 1.0], [0.0, 0.0, 0.0]]
+    assert class_accuracy(correct[0], LABELS, 4)[3].isnan()
+
+
+@pytest.mark.parametrize(
+    ("correct", "labels", "classes", "error", "message"),
+    [
+        (torch.ones(10), LABELS, 3, TypeError, "correct must be a bool tensor, got torch.float32"),
+        (correct_but()[:9], LABELS, 3, ValueError, r"correct has shape \(9,\) and labels \(10,\), expected"),
+        (correct_but(), LABELS[None], 3, ValueError, r"labels \(1, 10\), expected"),
+        (correct_but(), LABELS, 2, ValueError, "labels are from 0 to 2, expected 0 to 1 for 2 classes"),
+        (correct_but(), LABELS - 1, 3, ValueError, "labels are from -1 to 1, expected 0 to 2"),
+    ],
+)
+def test_class_accuracy_refuses(
+    correct: torch.Tensor, labels: torch.Tensor, classes: int, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        class_accuracy(correct, labels, classes)
+
+
+def test_expert_that_carries_one_class_scores_exactly_zero() -> None:
+    found = class_level_polysemanticity(correct_but(), correct_but(4, 5, 6, 7)[None], LABELS, 3)
+    assert found.accuracy_drop.tolist() == [[0.0, 1.0, 0.0]]
+    assert found.scores.tolist() == [0.0]
+    assert found.most_affected_class.tolist() == [1]
+
+
+def test_polysemanticity_of_known_experts() -> None:
+    # Before: class accuracies 1/2, 1, 1. An accuracy that rises without the expert counts as no drop.
+    before = correct_but(0, 1)
+    after = torch.stack(
+        [
+            correct_but(0, 1, 2, 4),  # half of class 0's accuracy, a quarter of class 1's
+            correct_but(0, 1, 2, 3, 4, 5, 6, 7, 8, 9),  # all of everything
+            correct_but(0, 8),  # class 0 gains, half of class 2's
+            correct_but(0, 1),  # nothing
+            correct_but(0),  # only a gain
+        ]
+    )
+    found = class_level_polysemanticity(before, after, LABELS, 3)
+    assert found.accuracy_drop.tolist() == [[0.5, 0.25, 0], [1, 1, 1], [0, 0, 0.5], [0, 0, 0], [0, 0, 0]]
+    expected = [math.hypot(0.5, 0.25), math.sqrt(2), 0.5]
+    assert found.scores[:3].tolist() == pytest.approx(expected, abs=1e-15)
+    assert found.scores[3:].isnan().all()
+    assert found.has_effect.tolist() == [True, True, True, False, False]
+    assert found.most_affected_class.tolist() == [0, 0, 2, -1, -1]
+    assert found.num_without_effect == 2
+    assert found.mean == pytest.approx(sum(expected) / 3, abs=1e-15)
+
+
+def test_class_without_correct_predictions_or_inputs_has_nothing_to_lose() -> None:
+    before = correct_but(8, 9)
+    found = class_level_polysemanticity(before, correct_but(4, 5, 6, 7, 8, 9)[None], LABELS, 4)
+    assert found.accuracy_drop.tolist() == [[0.0, 1.0, 0.0, 0.0]]
+    assert found.scores.tolist() == [0.0]
+
+
+def test_no_expert_with_an_effect_has_no_mean() -> None:
+    found = class_level_polysemanticity(correct_but(), correct_but().expand(3, -1), LABELS, 3)
+    assert math.isnan(found.mean)
+    assert found.num_without_effect == 3
+
+
+def test_polysemanticity_refuses_other_shapes() -> None:
+    with pytest.raises(ValueError, match=r"correct_after \(10,\), expected \(B,\) and \(N, B\)"):
+        class_level_polysemanticity(correct_but(), correct_but(), LABELS, 3)
+
+
+@pytest.mark.parametrize("decomposition", ["cp", "tucker", "tt", "tr"])
+@pytest.mark.parametrize("batch", [(), (7,), (2, 3), (0,)])
+@pytest.mark.parametrize("expert_dims", [(5,), (3, 4)])
+@pytest.mark.parametrize("max_rows", [1, 15, 2**17])
+def test_counterfactual_equals_one_expert_at_a_time(
+    decomposition: str, batch: tuple[int, ...], expert_dims: tuple[int, ...], max_rows: int
+) -> None:
+    torch.manual_seed(0)
+    experts = FactorizedExpertTensor(expert_dims, 6, 4, decomposition, rank=1, bias=True, dtype=torch.float64)
+    x = torch.randn(*batch, 6, dtype=torch.float64)
+    coefficients = [torch.rand(*batch, size, dtype=torch.float64) for size in expert_dims]
+    for mode, size in enumerate(expert_dims):
+        outputs = counterfactual_outputs(experts, x, coefficients, mode, max_rows=max_rows)
+        assert outputs.shape == (size, *batch, 4)
+        assert not outputs.requires_grad
+        for expert in range(size):
+            without = [a.clone() for a in coefficients]
+            without[mode][..., expert] = 0
+            torch.testing.assert_close(outputs[expert], experts(x, without).detach(), rtol=1e-12, atol=1e-12)
+
+
+def test_counterfactual_readout_and_coefficients_left_alone() -> None:
+    experts = FactorizedExpertTensor((5,), 6, 4, rank=2)
+    x, a = torch.randn(7, 6), torch.rand(7, 5)
+    kept = a.clone()
+    read = counterfactual_outputs(experts, x, [a], readout=lambda y: y.argmax(dim=-1), max_rows=14)
+    assert torch.equal(read, counterfactual_outputs(experts, x, [a]).argmax(dim=-1))
+    assert torch.equal(a, kept)
+
+
+def test_counterfactual_of_one_hot_coefficients_is_zero_without_a_bias() -> None:
+    experts = FactorizedExpertTensor((3,), 6, 4, rank=2)
+    x, a = torch.randn(3, 6), torch.eye(3)
+    outputs = counterfactual_outputs(experts, x, [a])
+    for expert in range(3):
+        assert outputs[expert, expert].tolist() == [0.0] * 4
+        assert outputs[expert].abs().sum() > 0
+
+
+def test_counterfactual_refuses() -> None:
+    experts = FactorizedExpertTensor((5,), 6, 4, rank=2)
+    x, a = torch.randn(7, 6), torch.rand(7, 5)
+    with pytest.raises(ValueError, match="mode 1 is not one of the 1 expert modes, counted from 0"):
+        counterfactual_outputs(experts, x, [a], mode=1)
+    with pytest.raises(ValueError, match="max_rows must be at least 1, got 0"):
+        counterfactual_outputs(experts, x, [a], max_rows=0)
