@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from factorized_moe import layers
 from factorized_moe.activations import Activation, entmax15, resolve_activation
 from factorized_moe.compat.gates import coefficients, native_gate, norms, projections
-from factorized_moe.compat.weights import ReleasedWeight, bonds, check_vectors
+from factorized_moe.compat.weights import ReleasedWeight, bonds
 from factorized_moe.tensor import FactorizedExpertTensor
+from factorized_moe.validation import check_call
 
 __all__ = ["CPMuMoE", "MuMoE", "TRMuMoE"]
 
@@ -37,13 +38,7 @@ class _UngatedLayer(ReleasedWeight):
             TypeError: If `a` is no sequence of tensors, or a dtype or a device is not the parameters'.
             ValueError: If a shape does not fit.
         """
-        check_vectors("the input", z, self.input_dim, self.factors[0])
-        if isinstance(a, Tensor):
-            raise TypeError("a is a list with one tensor for each expert mode, got a tensor; write [a]")
-        if len(a) != self.hierarchy:
-            raise ValueError(f"a has {len(a)} tensors, expected one for each of the {self.hierarchy} expert modes")
-        for mode, (vectors, size) in enumerate(zip(a, self.expert_dims, strict=True)):
-            check_vectors(f"a[{mode}]", vectors, size, self.factors[0], z.shape[:-1])
+        check_call(z, a, self.input_dim, tuple(self.expert_dims), self.factors[0])
         return self.contract(z, a)
 
     def to_native(self) -> FactorizedExpertTensor:
@@ -194,7 +189,7 @@ class MuMoE(nn.Module):
 
     def coefficients(self, x: Tensor) -> tuple[Tensor, ...]:
         """The gate's answer to an input `(*batch, I)`: for each expert mode `(*batch, N_k)`."""
-        check_vectors("the input", x, self.MuMoE.input_dim, self.projs[0])
+        check_call(x, (), self.MuMoE.input_dim, (), self.projs[0])
         return coefficients(x, self.projs, self._norms(), self.act)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -14,7 +14,8 @@ from torch import Tensor
 from factorized_moe import layers
 from factorized_moe.activations import Activation, entmax15, resolve_activation
 from factorized_moe.compat.gates import coefficients, native_gate, norms, projections
-from factorized_moe.compat.weights import ReleasedWeight, bonds, check_vectors
+from factorized_moe.compat.weights import ReleasedWeight, bonds
+from factorized_moe.validation import check_call
 
 __all__ = ["CPMMoE", "TTMMoE", "TuckerMMoE"]
 
@@ -40,7 +41,7 @@ class _GatedLayer(ReleasedWeight):
 
     def coefficients(self, z: Tensor) -> tuple[Tensor, ...]:
         """The gate's answer to an input `(*batch, I)`: for each expert mode `(*batch, N_k)`."""
-        check_vectors("the input", z, self.input_dim, self.projs[0])
+        check_call(z, (), self.input_dim, (), self.projs[0])
         return coefficients(z, self.projs, self.bn, self.act)
 
     def forward(self, z: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from factorized_moe.contraction import execute
 from factorized_moe.tensor import FactorizedExpertTensor
 
-__all__ = ["ReleasedWeight", "bonds", "check_vectors"]
+__all__ = ["ReleasedWeight", "bonds"]
 
 
 class ReleasedWeight(nn.Module):
@@ -142,35 +142,6 @@ def bonds(ranks: Sequence[Sequence[Any]]) -> tuple[int, ...]:
                 "they are one bond, the last one the first; make them equal"
             )
     return (*(left for left, _ in ends), ends[-1][1])
-
-
-def check_vectors(
-    name: str, vectors: Tensor, size: int, parameter: Tensor, batch: tuple[int, ...] | None = None
-) -> None:
-    """Refuse vectors that do not fit.
-
-    Args:
-        name: What the vectors are called in the message.
-        vectors: `(*batch, size)`.
-        size: The length of their last axis.
-        parameter: A parameter, whose dtype and device they must have.
-        batch: Their leading shape; any by default.
-
-    Raises:
-        TypeError: If the dtype or the device differs.
-        ValueError: If the shape does not fit.
-    """
-    if not isinstance(vectors, Tensor):
-        raise TypeError(f"{name} is a tensor, got {type(vectors).__name__}")
-    if vectors.shape[-1:] != (size,) or (batch is not None and vectors.shape[:-1] != batch):
-        leading = "*batch" if batch is None else ", ".join(str(length) for length in batch)
-        raise ValueError(f"{name} has shape {tuple(vectors.shape)}, expected ({leading}, {size})")
-    if vectors.device != parameter.device:
-        raise TypeError(f"{name} is on {vectors.device}, the parameters on {parameter.device}; move one")
-    if vectors.dtype != parameter.dtype and not torch.is_autocast_enabled(vectors.device.type):
-        raise TypeError(
-            f"{name} is {vectors.dtype}, the parameters are {parameter.dtype}; convert one or use torch.autocast"
-        )
 
 
 def _parameter(value: Tensor) -> nn.Parameter:
