@@ -1,14 +1,10 @@
 """The layers and the block: what they compute, how many parameters they have, and that nothing breaks them apart."""
 
-import copy
-import io
-import pickle
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.export import Dim
 
 from factorized_moe.decompositions import available_decompositions
 from factorized_moe.gating import ExpertGate
@@ -261,90 +257,7 @@ def test_training_reaches_every_parameter(make: Make) -> None:
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in module.parameters())
 
 
-# -- counts and initial values
-
-
-# CLIP's head, 768 -> 1000, with the parameters of a linear layer (769,000), by the rule of the released uMoE code.
-CP_HEADS = {
-    16: (424, 769_128),
-    32: (414, 770_190),
-    64: (393, 769_521),
-    128: (354, 769_842),
-    256: (283, 769_683),
-    512: (165, 769_581),
-}
-TR_HEADS = {
-    16: (107, 769_676, 428),
-    32: (106, 775_144, 424),
-    64: (102, 771_928, 408),
-    128: (95, 772_572, 380),
-    256: (81, 773_860, 324),
-    512: (52, 769_360, 208),
-}
-
-
-@pytest.mark.parametrize("experts", CP_HEADS)
-def test_parameters_of_the_paper_s_cp_heads(experts: int) -> None:
-    rank, parameters = CP_HEADS[experts]
-    assert count(CPMuMoE(768, 1000, expert_dims=[experts], rank=rank, device="meta")) == parameters
-
-
-@pytest.mark.parametrize("experts", TR_HEADS)
-def test_parameters_of_the_paper_s_tr_heads(experts: int) -> None:
-    rank, parameters, rank_bound = TR_HEADS[experts]
-    layer = TRMuMoE(768, 1000, expert_dims=[experts], rank=(4, 4, rank, 4), device="meta")
-    assert count(layer) == parameters
-    assert layer.experts.expert_rank_bound == rank_bound
-
-
-def test_parameters_of_the_paper_s_blocks() -> None:
-    def mixer(decomposition: str, token_rank: object, channel_rank: object) -> int:
-        token = MuMoEBlock(196, 256, 196, [64], decomposition, token_rank, device="meta")
-        channel = MuMoEBlock(512, 2048, 512, [64], decomposition, channel_rank, device="meta")
-        return 8 * (count(token) + count(channel))
-
-    def gpt2(decomposition: str, rank: object) -> int:
-        return 12 * count(MuMoEBlock(768, 3072, 768, [256], decomposition, rank, gate_norm="layer", device="meta"))
-
-    assert mixer("cp", 147, 384) == 17_706_480
-    assert mixer("tr", (4, 4, 37, 4), (4, 4, 97, 4)) == 17_366_656
-    assert gpt2("cp", 556) == 57_029_664
-    assert gpt2("tr", (4, 4, 149, 4)) == 57_399_264
-
-
-def test_paper_s_initial_values_of_cp() -> None:
-    torch.manual_seed(0)
-    weight = CPMuMoE(8, 300, expert_dims=[200, 30], rank=250).experts.weight
-    assert_normal(weight.expert_0, 1.0, 1.0)
-    assert torch.equal(weight.expert_1, torch.ones(30, 250))
-    assert_uniform(weight.input, 9**-0.5)
-    assert_uniform(weight.output, 250**-0.5)
-
-
-@pytest.mark.parametrize(("kind", "ring"), [(TTMuMoE, 1), (TRMuMoE, 5)])
-def test_paper_s_initial_values_of_chains(kind: type[MuMoE], ring: int) -> None:
-    torch.manual_seed(0)
-    weight = kind(8, 300, expert_dims=[2000, 30], rank=(ring, 5, 5, 40, ring)).experts.weight
-    first = weight.expert_0.reshape(2000, ring, 5)
-    diagonal = first.diagonal(dim1=1, dim2=2)  # (N_0, smaller bond)
-    assert_normal(diagonal, 1.0, 1.0)
-    assert torch.count_nonzero(first) == torch.count_nonzero(diagonal)
-    assert torch.equal(weight.expert_1, torch.eye(5).expand(30, 5, 5))
-    assert_uniform(weight.input, 9**-0.5)
-    assert_uniform(weight.output, (40 * ring) ** -0.5)
-
-
-def test_paper_s_initial_values_of_tucker() -> None:
-    torch.manual_seed(0)
-    layer = TuckerMuMoE(399, 300, expert_dims=[2000, 30], rank=(20, 4, 50, 60), init="paper")
-    core, (first, second, *factors) = layer.experts.to_tensorly()
-    assert_normal(first, 1.0, 1.0)
-    assert torch.equal(second, torch.ones(30, 4))
-    for factor in factors:  # (I + 1, R_in) and (O, R_out)
-        torch.testing.assert_close(factor.norm(dim=1), torch.ones(len(factor)))
-        assert_normal(factor, 0.0, factor.shape[1] ** -0.5)
-    torch.testing.assert_close(core.norm(), torch.tensor(1.0))
-    assert_normal(core, 0.0, core.numel() ** -0.5)
+# -- initial values
 
 
 def test_other_initial_values() -> None:
@@ -353,22 +266,6 @@ def test_other_initial_values() -> None:
     assert not torch.equal(dense[0], dense[1])
     filled = make_layer("cp", init=lambda network, tensors: [t.fill_(2.0) for t in tensors.values()])
     assert torch.equal(filled.experts.to_dense(), torch.full((4, 3, 6, 7), 3 * 2.0**4))
-
-
-def assert_normal(values: Tensor, mean: float, std: float) -> None:
-    """Mean and deviation to five standard errors, and the tail that a normal distribution has."""
-    error = std / values.numel() ** 0.5
-    assert abs(values.mean().item() - mean) < 5 * error
-    assert abs(values.std().item() - std) < 5 * error
-    within = ((values - mean).abs() < std).float().mean().item()
-    assert abs(within - 0.6827) < 0.03
-
-
-def assert_uniform(values: Tensor, bound: float) -> None:
-    assert values.abs().max() <= bound
-    assert values.abs().max() > 0.99 * bound
-    assert abs(values.mean().item()) < 5 * bound / (3 * values.numel()) ** 0.5
-    assert abs(values.std().item() * 3**0.5 / bound - 1) < 2.3 / values.numel() ** 0.5
 
 
 @MAKERS
@@ -382,146 +279,6 @@ def test_reset_parameters_draws_all_anew(make: Make) -> None:
     fresh = make(gate_norm="batch")
     for name, value in fresh.state_dict().items():
         assert torch.equal(module.state_dict()[name], value), name
-
-
-# -- torch's tools
-
-
-# torch warns of itself: tracing an autograd function, as in entmax, makes an instance of it.
-TRACING = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
-
-
-@TRACING
-@MAKERS
-@pytest.mark.parametrize("decomposition", ["cp", "tr"])
-def test_compiles_whole(make: Make, decomposition: str) -> None:
-    module = make(decomposition, gate_norm="layer")
-    train_gate(module)
-    torch.compiler.reset()
-    compiled = torch.compile(module, fullgraph=True, backend="eager", dynamic=True)
-    for batch in (2, 16, 5):
-        x = torch.randn(batch, 5, requires_grad=True)
-        y = compiled(x)
-        torch.testing.assert_close(y, module(x))
-        y.sum().backward()
-
-
-@TRACING
-@MAKERS
-@pytest.mark.parametrize("decomposition", ["cp", "tr"])
-def test_exports_with_any_batch(make: Make, decomposition: str) -> None:
-    module = make(decomposition).eval()
-    train_gate(module)
-    program = torch.export.export(module, (torch.randn(4, 5),), dynamic_shapes=({0: Dim("batch")},))
-    for batch in (1, 9):
-        x = torch.randn(batch, 5)
-        torch.testing.assert_close(program.module()(x), module(x))
-
-
-@MAKERS
-def test_vmap_and_jacobian(make: Make) -> None:
-    module = make(gate_norm="layer", dtype=torch.float64)
-    train_gate(module)
-    x = torch.randn(6, 5, dtype=torch.float64)
-    torch.testing.assert_close(torch.vmap(module)(x), module(x))
-    jacobian = torch.func.jacrev(module)(x[0])
-    assert jacobian.shape == (7, 5)
-    step = torch.full((5,), 1e-6, dtype=torch.float64)
-    difference = (module(x[0] + step) - module(x[0] - step)) / 2
-    torch.testing.assert_close(jacobian @ step, difference, rtol=1e-4, atol=1e-10)
-
-
-@MAKERS
-def test_gradcheck(make: Make) -> None:
-    module = make("tucker", gate_norm="batch", dtype=torch.float64)
-    train_gate(module)
-    names, values = zip(*module.named_parameters(), strict=True)
-
-    def call(x: Tensor, *parameters: Tensor) -> Tensor:
-        result: Tensor = torch.func.functional_call(module, dict(zip(names, parameters, strict=True)), x)
-        return result
-
-    module.eval()
-    x = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(call, (x, *values))
-
-
-@MAKERS
-@DECOMPOSITIONS
-def test_copies_answer_alike_and_share_nothing(make: Make, decomposition: str) -> None:
-    module = make(decomposition).eval()
-    train_gate(module)
-    x = torch.randn(6, 5)
-    expected = module(x)
-    for twin in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
-        assert torch.equal(twin(x), expected)
-        with torch.no_grad():
-            for parameter in twin.parameters():
-                parameter.add_(1.0)
-    assert torch.equal(module(x), expected)
-
-
-@MAKERS
-@DECOMPOSITIONS
-def test_state_dict_goes_through_a_file(make: Make, decomposition: str) -> None:
-    module = make(decomposition, input_norm=True)
-    train_gate(module)
-    x = torch.randn(6, 5)
-    module(x)  # moves the running statistics
-    file = io.BytesIO()
-    torch.save(module.state_dict(), file)
-    file.seek(0)
-    twin = make(decomposition, input_norm=True)
-    twin.load_state_dict(torch.load(file, weights_only=True), strict=True)
-    assert torch.equal(twin.eval()(x), module.eval()(x))
-    assert [name for name, _ in twin.named_parameters()] == [name for name, _ in module.named_parameters()]
-
-
-@MAKERS
-@DECOMPOSITIONS
-def test_meta_device_then_real(make: Make, decomposition: str) -> None:
-    module = make(decomposition, input_norm=True, device="meta")
-    assert all(parameter.is_meta for parameter in module.parameters())
-    assert module(torch.randn(6, 5, device="meta")).shape == (6, 7)
-    module.to_empty(device="cpu")
-    module.reset_parameters()
-    y = module(torch.randn(6, 5))
-    assert torch.isfinite(y).all()
-
-
-@MAKERS
-@DECOMPOSITIONS
-def test_bfloat16(make: Make, decomposition: str) -> None:
-    module = make(decomposition, gate_norm="layer")
-    train_gate(module)
-    x = torch.randn(32, 5)
-    exact = module(x)
-    y = module.bfloat16()(x.bfloat16())
-    assert y.dtype == torch.bfloat16
-    assert (y.float() - exact).norm() < 0.1 * exact.norm()
-
-
-@MAKERS
-@pytest.mark.parametrize("gate_norm", ["batch", "layer", None])
-def test_autocast(make: Make, gate_norm: str | None) -> None:
-    module = make(gate_norm=gate_norm)
-    train_gate(module)
-    x = torch.randn(32, 5, requires_grad=True)
-    exact = module(x)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        y = module(x)
-        y.float().sum().backward()
-    assert y.dtype == torch.bfloat16
-    assert (y.float() - exact).norm() < 0.1 * exact.norm()
-    assert all(
-        parameter.grad is not None and parameter.grad.dtype == torch.float32 for parameter in module.parameters()
-    )
-
-
-def test_layers_nest_in_sequential_and_move() -> None:
-    model = nn.Sequential(make_layer(), nn.ReLU(), CPMuMoE(7, 2, expert_dims=[3], rank=2))
-    model = model.double()
-    assert model(torch.randn(4, 5, dtype=torch.float64)).dtype == torch.float64
 
 
 # -- what is refused
