@@ -21,7 +21,8 @@ def replicate_with_noise(network: TensorNetwork, tensors: Mapping[str, Tensor]) 
     """The uMoE paper's initialisation: every expert starts as a noisy copy of one matrix.
 
     The first expert factor is N(1, 1), further ones are all ones; the input factor is uniform within
-    ``1/sqrt(I)``, the output factor within ``1/sqrt(R)`` (Oldfield et al. 2024, released code).
+    ``1/sqrt(I)``, the output factor within ``1/sqrt(R)`` (Oldfield et al. 2024, released code, where ``I`` does not
+    count the bias row; here it does).
     """
     rank = network.sizes["rank"]
     inputs = tensors["input"].shape[0]
