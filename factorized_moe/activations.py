@@ -264,6 +264,8 @@ def _entmax(logits: Tensor, alpha: float) -> Tensor:
     # Asking `requires_grad` instead would miss a gradient that torch.func tracks outside of a vmap.
     if torch.is_grad_enabled():
         coefficients, _ = _EntmaxFunction.apply(wide, alpha)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    elif alpha == 1.5:
+        coefficients = _distances(wide, alpha).square_()
     else:
         coefficients, _ = _coefficients_and_slopes(_distances(wide, alpha), alpha)
     return coefficients.to(logits.dtype)  # type: ignore[no-any-return]  # from the untyped call above
@@ -371,7 +373,7 @@ def _newton_steps(width: int, alpha: float, dtype: torch.dtype) -> int:
     doublings = (width - 1).bit_length()
     double = dtype == torch.float64
     if alpha <= 1.5:
-        return 4 + (doublings + 1) // 2 + double
+        return 3 + (doublings + 1) // 2 + double
     return 12 + doublings * 3 // 2 if double else 7 + doublings * 5 // 4
 
 

@@ -7,35 +7,15 @@ Shapes: I in_features, N_k experts of expert mode k, batch any leading shape.
 """
 
 from collections.abc import Callable, Sequence
-from numbers import Integral
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from factorized_moe.activations import (
-    ACTIVATIONS,
-    Activation,
-    Entmax,
-    TopKSoftmax,
-    entmax15,
-    resolve_activation,
-    softmax,
-    sparsemax,
-)
+from factorized_moe.activations import Activation, resolve_activation
+from factorized_moe.validation import check_dtype, check_expert_dims, check_size
 
-__all__ = [
-    "ACTIVATIONS",
-    "Activation",
-    "Entmax",
-    "ExpertGate",
-    "TopKSoftmax",
-    "check_expert_dims",
-    "entmax15",
-    "resolve_activation",
-    "softmax",
-    "sparsemax",
-]
+__all__ = ["ExpertGate"]
 
 _NORMS = ("batch", "layer", None)
 
@@ -89,7 +69,8 @@ class ExpertGate(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.in_features = _size("in_features", in_features)
+        check_dtype(dtype)
+        self.in_features = check_size("in_features", in_features)
         self.expert_dims = check_expert_dims(expert_dims)
         self.activation = resolve_activation(activation)
         if norm not in _NORMS:
@@ -248,36 +229,3 @@ class _BatchNorm(nn.BatchNorm1d):
 
         super()._apply(widened, recurse)  # type: ignore[no-untyped-call]  # torch leaves it untyped
         return self
-
-
-def check_expert_dims(expert_dims: Sequence[int]) -> tuple[int, ...]:
-    """The numbers of experts as a tuple of ints, if they are valid.
-
-    Args:
-        expert_dims: One positive integer for each expert mode; NumPy's integers count.
-
-    Returns:
-        The same, as a tuple of ``int``.
-
-    Raises:
-        TypeError: It is not a sequence, or one of its entries is not an integer.
-        ValueError: An entry is not positive.
-
-    Example:
-        >>> check_expert_dims([8, 4])
-        (8, 4)
-    """
-    if isinstance(expert_dims, (str, bytes)) or not isinstance(expert_dims, Sequence):
-        raise TypeError(
-            f"expert_dims: expected a sequence with one int per expert mode, but got {expert_dims!r} of type "
-            f"{type(expert_dims).__name__}; write [256] for one mode of 256 experts"
-        )
-    return tuple(_size(f"expert_dims[{mode}]", size) for mode, size in enumerate(expert_dims))
-
-
-def _size(name: str, size: int) -> int:
-    if isinstance(size, bool) or not isinstance(size, Integral):
-        raise TypeError(f"{name}: expected a positive int, but got {size!r} of type {type(size).__name__}; pass an int")
-    if size < 1:
-        raise ValueError(f"{name}: expected a positive int, but got {size}; pass 1 or more")
-    return int(size)

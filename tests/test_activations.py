@@ -4,6 +4,7 @@ import itertools
 import math
 import pickle
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import FrozenInstanceError
 from typing import Any
@@ -39,6 +40,13 @@ EXACT_SUM = {torch.float32: 1e-6, torch.float64: 1e-12}
 # torch._dynamo itself makes an instance of autograd.Function for every Function that it traces (torch 2.13,
 # torch/_dynamo/side_effects.py), and autograd.Function warns of that.
 traces_a_function = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+
+# The logits (value, how often) on which Newton's method was slowest for entmax15, found by an evolutionary search that
+# maximised the error after one step fewer than is taken in float32: there, 2e-6 at width 64 and 1e-5 at width 256.
+SLOW_ENTMAX15 = {
+    64: [(-0.143421, 1), (-0.185726, 2), (-1.326103, 38), (-1.670076, 5), (-1.741689, 15), (-7.8, 3)],
+    256: [(0.0, 2), (-1.414274, 196), (-1.67777, 1), (-1.694237, 1), (-1.719465, 4), (-1.736816, 19), (-1.748904, 33)],
+}
 
 each_activation = pytest.mark.parametrize("activation", list(EVERY.values()), ids=list(EVERY))
 each_sparse = pytest.mark.parametrize("activation", list(EVERY.values())[1:], ids=list(EVERY)[1:])
@@ -124,6 +132,16 @@ def test_sparsemax_finishes_on_its_worst_case(dtype: torch.dtype, width: int, ra
     p = sparsemax(x)
     assert abs(p.double().sum().item() - 1) < EXACT_SUM[dtype]
     torch.testing.assert_close(p.double(), entmax.sparsemax(x.double(), dim=-1), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("width", SLOW_ENTMAX15)
+def test_entmax15_finishes_on_the_slowest_rows_found(width: int, dtype: torch.dtype) -> None:
+    values, counts = zip(*SLOW_ENTMAX15[width], strict=True)
+    x = torch.tensor(values, dtype=torch.float64).repeat_interleave(torch.tensor(counts)).to(dtype)
+    assert x.shape == (width,)
+    assert abs(entmax15(x).double().sum().item() - 1) < EXACT_SUM[dtype]
+    torch.testing.assert_close(entmax15(x).double(), entmax.entmax15(x.double(), dim=-1), rtol=0, atol=1e-6)
 
 
 def test_a_row_wider_than_the_fast_norm_is_exact() -> None:
@@ -285,7 +303,7 @@ def test_vmap_and_jacobians(activation: Callable[[Tensor], Tensor]) -> None:
 
 
 @traces_a_function
-@each_activation
+@pytest.mark.parametrize("activation", [softmax, entmax15, sparsemax, Entmax(1.25), Entmax(2.5), TopKSoftmax(2)])
 def test_compiles_whole_with_gradients(activation: Callable[[Tensor], Tensor]) -> None:
     torch.compiler.reset()
     graphs: list[torch.fx.GraphModule] = []
@@ -296,8 +314,8 @@ def test_compiles_whole_with_gradients(activation: Callable[[Tensor], Tensor]) -
         return compiled
 
     compiled = torch.compile(activation, backend=backend, fullgraph=True)
-    for batch in (1, 2, 7, 64, 4096):
-        x = draw((batch, 6), 1.0, batch).requires_grad_()
+    for batch in (1, 2, 64, 4096):
+        x = draw((batch, 6), 1.0, batch, torch.float32).requires_grad_()
         y = x.detach().clone().requires_grad_()
         p = compiled(y)
         torch.testing.assert_close(p, activation(x))
@@ -308,6 +326,7 @@ def test_compiles_whole_with_gradients(activation: Callable[[Tensor], Tensor]) -
 
 @traces_a_function
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*deprecated:DeprecationWarning")  # torch._inductor's own imports
+@pytest.mark.skipif(shutil.which("g++") is None, reason="the default compiler needs g++")
 def test_the_default_compiler_agrees() -> None:
     torch.compiler.reset()
     x = draw((16, 9), 1.0, 0, torch.float32).requires_grad_()
@@ -327,9 +346,10 @@ class Applied(torch.nn.Module):
         return self.activation(x)
 
 
-@each_activation
 @traces_a_function
-@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize(
+    ("activation", "strict"), [(entmax15, True), *((activation, False) for activation in EVERY.values())]
+)
 def test_exports_with_a_dynamic_batch(activation: Callable[[Tensor], Tensor], strict: bool) -> None:
     shapes = ({0: torch.export.Dim("batch")},)
     program = torch.export.export(Applied(activation), (torch.randn(4, 6),), dynamic_shapes=shapes, strict=strict)
