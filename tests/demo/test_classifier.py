@@ -86,6 +86,14 @@ def test_wrong_decomposition_and_rank(decomposition: str, rank: int | tuple[int,
         fit_head(10, (32,), decomposition, rank=rank, parameters=None)
 
 
+@pytest.mark.parametrize("decomposition", BUILT_IN)
+def test_experts_of_every_mode_start_unequal(decomposition: str) -> None:
+    experts = fit_head(10, (3, 4), decomposition, rank=3, parameters=None).build().experts
+    first = experts.expert(0, 0)
+    assert not torch.allclose(first, experts.expert(1, 0))
+    assert not torch.allclose(first, experts.expert(0, 1))
+
+
 def test_every_registered_decomposition_makes_a_head() -> None:
     for decomposition in available_decompositions():
         head = fit_head(4, (3,), decomposition, rank=None, parameters=None).build()

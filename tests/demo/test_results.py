@@ -70,6 +70,15 @@ def test_results_are_replaced_with_force_alone(tmp_path: Path) -> None:
     assert all(torch.equal(loaded[name], tensor) for name, tensor in model.state_dict().items())
 
 
+def test_nothing_is_written_beside_an_existing_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The folder may be a mount: files can be renamed within it alone.
+    made: list[Path] = []
+    original = Path.mkdir
+    monkeypatch.setattr(Path, "mkdir", lambda path, **options: (made.append(path), original(path, **options))[1])
+    write(tmp_path)
+    assert [path.parent for path in made] == [tmp_path]
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_foreign_files_are_not_replaced_even_with_force(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text('{"mine": 1}')

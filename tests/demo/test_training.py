@@ -45,20 +45,36 @@ def test_reproducible_leaves_threads_and_random_numbers_as_they_were() -> None:
     assert torch.get_num_threads() == threads
 
 
+class Recorder(nn.Linear):
+    """Keeps its inputs."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(in_features, out_features)
+        self.batches: list[torch.Tensor] = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.batches.append(x)
+        return super().forward(x)
+
+
+def test_every_model_sees_the_images_in_the_same_order() -> None:
+    images = torch.arange(20.0)[:, None]
+    models = [Recorder(1, 2), Recorder(1, 5)]
+    for model in models:
+        train(model, images, torch.zeros(20, dtype=torch.int64), Schedule(2, batch_size=7), 0, after_step=lambda: None)
+    first, second = (torch.cat(model.batches) for model in models)
+    assert torch.equal(first, second)
+    assert not torch.equal(first[:20], first[20:])  # another order in each pass
+
+
 @pytest.mark.parametrize(("num_images", "steps"), [(2, 1), (9, 1), (13, 1), (14, 2), (45, 5)])
 def test_steps_of_an_epoch_share_its_images(num_images: int, steps: int) -> None:
-    sizes: list[int] = []
-
-    class Recorder(nn.Linear):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            sizes.append(len(x))
-            return super().forward(x)
-
     schedule = Schedule(epochs=2, batch_size=9)
+    model, images = Recorder(4, 2), torch.randn(num_images, 4)
     calls: list[None] = []
-    train(Recorder(4, 2), torch.randn(num_images, 4), torch.zeros(num_images, dtype=torch.int64), schedule, 0,
-          after_step=lambda: calls.append(None))  # fmt: skip
+    train(model, images, torch.zeros(num_images, dtype=torch.int64), schedule, 0, lambda: calls.append(None))
     assert schedule.steps_per_epoch(num_images) == steps
+    sizes = [len(batch) for batch in model.batches]
     assert len(sizes) == len(calls) == 2 * steps
     assert sum(sizes) == 2 * num_images
     assert max(sizes) - min(sizes) <= 1
