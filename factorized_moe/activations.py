@@ -277,8 +277,8 @@ class _EntmaxFunction(torch.autograd.Function):
     Because ``(alpha - 1) * q = 1``, ``dp_i/dx_j = w_i * (delta_ij - w_j / sum(w))``: zero outside of the support.
     The slopes are an output because ``backward`` reads them: autograd then knows how they depend on the logits, and
     differentiates ``backward`` itself (``dw_i/dx_j = c_i * (delta_ij - w_j / sum(w))``, where
-    ``c = (2 - alpha) * s ** (q - 2)``). Reading ``s`` back from ``p`` would divide by zero there, and was slow: the
-    square root of an array that is mostly zeros took 10 times that of a positive one (torch 2.13, CPU).
+    ``c = (2 - alpha) * s ** (q - 2)``). Reading ``s`` back from ``p`` would divide by zero there, and is slow:
+    ``p.sqrt()`` took 1.4 ms at 1024 x 256 with 9 zeros in 10, and 0.09 ms without zeros (torch 2.13, one CPU thread).
     """
 
     generate_vmap_rule = True
@@ -327,7 +327,10 @@ def _distances(logits: Tensor, alpha: float) -> Tensor:
     Each step is subtracted from ``s`` itself, which keeps rounding errors relative to ``s``: with thousands of experts
     just above ``tau``, subtracting a rounded ``tau`` from the logits leaves rows that miss 1 by 1e-5 in float32.
 
-    In place where it can be, because this is the gate's largest cost.
+    In place where it can be, because this is the gate's largest cost. Measured alternately in one process (torch 2.13,
+    one CPU thread, float32, best of 40): entmax15 took 1.7 ms at 1024 x 256 and the entmax package, which sorts, 24 ms;
+    sparsemax 3.9 ms and, sorting in this module, 7.9 ms. A single row is as fast for entmax15, but sparsemax's many
+    steps take 0.3 ms where sorting takes 0.1 ms.
     """
     s = logits - logits.amax(-1, keepdim=True)  # (*batch, N), before the scaling: exactly 0 at the maximum
     s.mul_(alpha - 1).add_(1).relu_()
