@@ -328,9 +328,9 @@ def _distances(logits: Tensor, alpha: float) -> Tensor:
     just above ``tau``, subtracting a rounded ``tau`` from the logits leaves rows that miss 1 by 1e-5 in float32.
 
     In place where it can be, because this is the gate's largest cost. Measured alternately in one process (torch 2.13,
-    one CPU thread, float32, best of 40): entmax15 took 1.7 ms at 1024 x 256 and the entmax package, which sorts, 24 ms;
-    sparsemax 3.9 ms and, sorting in this module, 7.9 ms. A single row is as fast for entmax15, but sparsemax's many
-    steps take 0.3 ms where sorting takes 0.1 ms.
+    one CPU thread, float32, best of 10 or more, other work on the machine): at 1024 x 256 entmax15 took 1.7 ms and the
+    entmax package, which sorts, 24 ms; sparsemax 3.9 ms and, by sorting, 7.9 ms. A single row is no faster than the
+    package with entmax15, and slower with sparsemax: 0.3 ms for its many steps, 0.1 ms for sorting.
     """
     s = logits - logits.amax(-1, keepdim=True)  # (*batch, N), before the scaling: exactly 0 at the maximum
     s.mul_(alpha - 1).add_(1).relu_()
