@@ -13,7 +13,7 @@ import tensorly.decomposition
 import torch
 from torch import Tensor
 
-from factorized_moe.contraction import dense_request, execute, make_plan
+from factorized_moe.contraction import dense_tensor
 from factorized_moe.decompositions import Decomposition
 from factorized_moe.decompositions.base import Rank
 from factorized_moe.network import Node, TensorNetwork
@@ -65,8 +65,8 @@ def _best_of_tensorly(
             warnings.simplefilter("ignore")
             fitted = decomposition.from_tensorly(algorithm(target, rank=useful, **options))
         tensors = {name: _pad(fitted[name], shape) for name, shape in network.parameter_shapes.items()}
-        dense = execute(make_plan(network, dense_request(network)), [tensors[n.parameter] for n in network.nodes])
-        error = ((dense.reshape(target.shape) - target).norm() / target.norm()).item()
+        dense = dense_tensor(network, [tensors[node.parameter] for node in network.nodes])
+        error = ((dense - target).norm() / target.norm()).item()
         if best is None or error < best_error:
             best, best_error = tensors, error
         if error < EXACT:
@@ -97,6 +97,7 @@ def alternating_least_squares(target: Tensor, network: TensorNetwork) -> dict[st
     """
     if len(network.parameter_shapes) != len(network.nodes):
         raise TypeError("a network whose nodes share a parameter is not linear in it; fit it by gradient descent")
+    target = torch.nn.functional.pad(target, (0, 0, 0, network.in_padding))
     target = target.reshape([network.sizes[label] for label in network.external_labels])
     generator = torch.Generator().manual_seed(0)
     best: tuple[float, dict[str, Tensor]] | None = None
@@ -127,7 +128,7 @@ def _sweep(target: Tensor, network: TensorNetwork, tensors: dict[str, Tensor]) -
                 )
                 _solve_node(rest, network, term, node, tensors)
         total = sum((_contract(network, term, tensors) for term in network.terms), target.new_zeros(()))
-        previous, error = error, ((target - total).norm() / scale).item()
+        previous, error = error, ((target - total * _known(network, target)).norm() / scale).item()
         if previous - error < 1e-13:
             break
     return error
@@ -136,6 +137,13 @@ def _sweep(target: Tensor, network: TensorNetwork, tensors: dict[str, Tensor]) -
 def _contract(network: TensorNetwork, term: tuple[Node, ...], tensors: dict[str, Tensor]) -> Tensor:
     """The dense tensor of one term, with size-1 axes where the term lacks a label."""
     return _environment(network, term, tensors, network.external_labels)
+
+
+def _known(network: TensorNetwork, like: Tensor) -> Tensor:
+    """1 for the entries of the dense tensor, 0 for those that pad the input group; axes as `external_labels`."""
+    group = torch.arange(network.size_of(network.in_labels), device=like.device) < network.shape[-2]
+    inputs = [network.sizes[x] if x in network.in_labels else 1 for x in network.external_labels]
+    return group.to(like.dtype).reshape(inputs)
 
 
 def _environment(
@@ -159,7 +167,10 @@ def _solve_node(
     others = tuple(other for other in term if other is not node)
     elsewhere = {label for other in others for label in other.labels}
     external = list(network.external_labels)
-    both = [x for x in external if x in node.labels and x in elsewhere]  # one system for each value of these
+    # One system for each value of these; padding leaves the values of an input label with different equations.
+    both = [
+        x for x in external if x in node.labels and (x in elsewhere or (network.in_padding and x in network.in_labels))
+    ]
     own = [x for x in node.labels if x in external and x not in elsewhere]  # right-hand sides
     bonds = [x for x in node.labels if x not in external]  # unknowns
     rows = [x for x in external if x not in both and x not in own]  # equations
@@ -167,8 +178,13 @@ def _solve_node(
     matrix = _environment(network, others, tensors, (*both, *rows, *bonds))
     matrix = matrix.expand([network.sizes[x] for x in (*both, *rows, *bonds)])
     matrix = matrix.reshape(size(both), size(rows), size(bonds))
-    right = rest.expand([network.sizes[x] for x in external]).permute([external.index(x) for x in (*both, *rows, *own)])
+    arranged = [external.index(x) for x in (*both, *rows, *own)]
+    right = rest.expand([network.sizes[x] for x in external]).permute(arranged)
     right = right.reshape(size(both), size(rows), size(own))
+    if network.in_padding:  # whatever the padding holds is right: its equations are left out
+        known = _known(network, rest).expand([network.sizes[x] for x in external]).permute(arranged)
+        known = known.reshape(size(both), size(rows), size(own))
+        matrix, right = matrix * known[..., :1], right * known
     solution = torch.linalg.lstsq(matrix, right, driver="gelsd").solution  # (both, bonds, own)
     solution = solution.reshape([network.sizes[x] for x in (*both, *bonds, *own)])
     order = [*both, *bonds, *own]

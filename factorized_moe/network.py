@@ -67,6 +67,8 @@ class TensorNetwork:
         expert_labels: One label for each expert mode, in the order of ``expert_dims``.
         in_labels: The group of labels that together form the input mode, outermost first.
         out_labels: The group of labels that together form the output mode, outermost first.
+        in_padding: By how many entries the input group is larger than the input mode. The last entries of the group
+            meet zeros and are no part of the dense tensor, so an input mode of prime size can be split all the same.
 
     Raises:
         ValueError: If the parts do not fit together; the message names the node and the label.
@@ -77,11 +79,13 @@ class TensorNetwork:
     expert_labels: tuple[str, ...]
     in_labels: tuple[str, ...] = ("in",)
     out_labels: tuple[str, ...] = ("out",)
+    in_padding: int = 0
 
     def __post_init__(self) -> None:
         _check_sizes(self)
         _check_nodes(self)
         _check_external_labels(self)
+        _check_padding(self)
         _check_bonds(self)
         _check_shared_parameters(self)
 
@@ -108,7 +112,8 @@ class TensorNetwork:
             nodes: Nodes, or node names with their labels, in memory order: ``{"input": "in rank"}``.
             bonds: The size of each bond.
             in_labels: Sizes of the labels that form the input mode, if it is split: ``{"in_0": 4, "in_1": 8}``.
-            out_labels: The same for the output mode.
+                They may multiply to more than the input mode's size; the rest is padding.
+            out_labels: The same for the output mode, without padding.
 
         Raises:
             ValueError: If the parts do not fit together.
@@ -128,8 +133,9 @@ class TensorNetwork:
         inputs = dict(in_labels) if in_labels is not None else {"in": in_features}
         outputs = dict(out_labels) if out_labels is not None else {"out": out_features}
         for group, size, mode in ((inputs, in_features, "input"), (outputs, out_features, "output")):
-            if math.prod(group.values()) != size:
-                raise ValueError(f"the {mode} labels {group} multiply to {math.prod(group.values())}, not to {size}")
+            product = math.prod(group.values())
+            if product < size or (product > size and mode == "output"):
+                raise ValueError(f"the {mode} labels {group} multiply to {product}, not to {size}")
         external = experts | inputs | outputs
         clash = sorted(external.keys() & bonds.keys())
         if clash:
@@ -142,6 +148,7 @@ class TensorNetwork:
             expert_labels=tuple(experts),
             in_labels=tuple(inputs),
             out_labels=tuple(outputs),
+            in_padding=math.prod(inputs.values()) - in_features,
         )
 
     def __add__(self, other: TensorNetwork) -> TensorNetwork:
@@ -153,7 +160,8 @@ class TensorNetwork:
         if differing:
             label = differing[0]
             raise ValueError(f"label {label!r} has size {mine[label]} in one term and {theirs[label]} in the other")
-        if (self.in_labels, self.out_labels) != (other.in_labels, other.out_labels):
+        mine_grouped, theirs_grouped = ((n.in_labels, n.out_labels, n.in_padding) for n in (self, other))
+        if mine_grouped != theirs_grouped:
             raise ValueError("the terms of a sum must group their input and output labels in the same way")
         shorter, longer = sorted((self.expert_labels, other.expert_labels), key=len)
         if not set(shorter) <= set(longer):
@@ -164,6 +172,7 @@ class TensorNetwork:
             expert_labels=longer,
             in_labels=self.in_labels,
             out_labels=self.out_labels,
+            in_padding=self.in_padding,
         )
 
     @cached_property
@@ -195,7 +204,7 @@ class TensorNetwork:
     @cached_property
     def shape(self) -> tuple[int, ...]:
         """The dense tensor's shape, ``(*expert_dims, I, O)``."""
-        return (*self.expert_dims, self.size_of(self.in_labels), self.size_of(self.out_labels))
+        return (*self.expert_dims, self.size_of(self.in_labels) - self.in_padding, self.size_of(self.out_labels))
 
     @cached_property
     def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -251,6 +260,16 @@ def _check_external_labels(network: TensorNetwork) -> None:
     missing = [label for label in network.external_labels if label not in everywhere]
     if missing:
         raise ValueError(f"no node carries the mode's label {missing[0]!r}; add it to one")
+
+
+def _check_padding(network: TensorNetwork) -> None:
+    inner = network.size_of(network.in_labels[1:])
+    if not 0 <= network.in_padding < inner:
+        group = {label: network.sizes[label] for label in network.in_labels}
+        raise ValueError(
+            f"the input labels {group} have {network.in_padding} entries more than the input mode, expected 0 to "
+            f"{inner - 1}: give {network.in_labels[0]!r} another size"
+        )
 
 
 def _check_bonds(network: TensorNetwork) -> None:

@@ -16,7 +16,7 @@ from tltorch.factorized_tensors.core import FactorizedTensor
 from tltorch.tensor_hooks._tensor_dropout import TensorDropout
 from torch import Tensor, nn
 
-from factorized_moe.contraction import dense_request, execute, make_plan
+from factorized_moe.contraction import dense_tensor
 from factorized_moe.decompositions import Decomposition, available_decompositions, get_decomposition
 from factorized_moe.network import TensorNetwork
 
@@ -76,6 +76,10 @@ class NetworkTensor(FactorizedTensor, name="network"):  # type: ignore[misc, cal
             self.register_parameter(name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
         self._operand_names = tuple(node.parameter for node in network.nodes)
 
+    def __init_subclass__(cls, name: str = "", **kwargs: Any) -> None:
+        if name:  # torch.nn.utils.parametrize makes subclasses that have no name and must not be registered
+            super().__init_subclass__(name=name, **kwargs)
+
     @classmethod
     def new(
         cls, shape: tuple[int, ...], rank: Any, decomposition: str | Decomposition = "", **kwargs: Any
@@ -109,8 +113,7 @@ class NetworkTensor(FactorizedTensor, name="network"):  # type: ignore[misc, cal
 
     def to_tensor(self) -> Tensor:
         """The dense tensor, ``(*expert_dims, I, O)``."""
-        plan = make_plan(self.network, dense_request(self.network))
-        return execute(plan, self.operands).reshape(self.shape)
+        return dense_tensor(self.network, self.operands)
 
     def assign(self, tensors: Mapping[str, Tensor]) -> None:
         """Copy values into all parameters.

@@ -17,7 +17,7 @@ from factorized_moe.contraction import (
     ContractionPlan,
     Request,
     choose_plan,
-    dense_request,
+    dense_tensor,
     execute,
     expert_rank_bound,
     forward_request,
@@ -165,8 +165,7 @@ class FactorizedExpertTensor(nn.Module):
 
     def to_dense(self) -> Tensor:
         """The dense tensor, ``(*expert_dims, I (+1), O)``; with a bias, row ``[..., -1, :]`` holds the biases."""
-        plan = make_plan(self.network, dense_request(self.network))
-        return execute(plan, self.weight().operands).reshape(self.network.shape)
+        return dense_tensor(self.network, self.weight().operands)
 
     def expert(self, *indices: int | None) -> Tensor:
         """One expert's matrix, or a slice of several, without building the dense tensor.
@@ -194,13 +193,7 @@ class FactorizedExpertTensor(nn.Module):
             if not -size <= index < size:
                 raise ValueError(f"index {index} of expert mode {mode} is out of range for its {size} experts")
             fixed[self.network.expert_labels[mode]] = int(index) % size
-        operands = [
-            operand[tuple(fixed.get(label, slice(None)) for label in node.labels)]
-            for node, operand in zip(self.network.nodes, self.weight().operands, strict=True)
-        ]
-        request = dense_request(self.network, fixed)
-        kept = [self.network.sizes[label] for label in self.network.expert_labels if label not in fixed]
-        return execute(make_plan(self.network, request), operands).reshape(*kept, *self.network.shape[-2:])
+        return dense_tensor(self.network, self.weight().operands, fixed)
 
     def plan(
         self,

@@ -26,6 +26,11 @@ def network(*nodes: Node, experts: tuple[str, ...] = (), **sizes: int) -> Tensor
     return TensorNetwork(terms=(nodes,), label_sizes=tuple({"in": 4, "out": 5, **sizes}.items()), expert_labels=experts)
 
 
+def padded_matrix(in_features: int, name: str) -> TensorNetwork:
+    labels = {"in_0": 2, "in_1": 3}
+    return TensorNetwork.from_modes((), in_features, 4, nodes={name: "in_0 in_1 out"}, bonds={}, in_labels=labels)
+
+
 MATRIX = Node("matrix", ("in", "out"))
 
 
@@ -67,6 +72,13 @@ def test_split_modes() -> None:
     assert split.shape == (6, 20)
     assert split.in_labels == ("in_0", "in_1")
     assert split.bonds == ("bond",)
+
+
+def test_a_padded_input_mode() -> None:
+    padded, other = (padded_matrix(5, name) for name in ("one", "other"))
+    assert padded.in_padding == 1
+    assert padded.shape == (5, 4)
+    assert (padded + other).in_padding == 1
 
 
 def test_a_sum_of_networks() -> None:
@@ -157,8 +169,17 @@ REFUSED = {
     "size of another type": (lambda: cp(rank=2.0), "label 'rank' has size 2.0; a size is a positive int"),
     "boolean size": (lambda: cp(rank=True), "label 'rank' has size True; a size is a positive int"),
     "group of the wrong size": (
-        lambda: cp(in_labels={"in_0": 2, "in_1": 3}),
-        "the input labels {'in_0': 2, 'in_1': 3} multiply to 6, not to 4",
+        lambda: cp(in_labels={"in_0": 1, "in_1": 3}),
+        "the input labels {'in_0': 1, 'in_1': 3} multiply to 3, not to 4",
+    ),
+    "too much padding": (
+        lambda: cp(nodes={"core": "expert_0 in_0 in_1 out"}, bonds={}, in_labels={"in_0": 3, "in_1": 2}),
+        "the input labels {'in_0': 3, 'in_1': 2} have 2 entries more than the input mode, expected 0 to 1: "
+        "give 'in_0' another size",
+    ),
+    "padding of one label": (
+        lambda: cp(in_labels={"in": 5}),
+        "the input labels {'in': 5} have 1 entries more than the input mode, expected 0 to 0: give 'in' another size",
     ),
     "output group of the wrong size": (
         lambda: cp(out_labels={"out": 6}),
@@ -178,6 +199,10 @@ REFUSED = {
     ),
     "sum of different groups": (
         lambda: cp() + cp(nodes={"core": "expert_0 in_0 in_1 out"}, bonds={}, in_labels={"in_0": 2, "in_1": 2}),
+        "the terms of a sum must group their input and output labels in the same way",
+    ),
+    "sum of different padding": (
+        lambda: padded_matrix(6, "one") + padded_matrix(5, "other"),
         "the terms of a sum must group their input and output labels in the same way",
     ),
     "sum of other experts": (

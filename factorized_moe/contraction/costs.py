@@ -33,7 +33,7 @@ def expert_rank_bound(network: TensorNetwork) -> int:
         12
     """
     total = sum(_term_rank_bound(network, term) for term in network.terms)
-    return min(total, network.size_of(network.in_labels), network.size_of(network.out_labels))
+    return min(total, *network.shape[-2:])
 
 
 def _term_rank_bound(network: TensorNetwork, term: tuple[Node, ...]) -> int:

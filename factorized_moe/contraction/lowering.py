@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from factorized_moe.contraction.operations import (
     Add,
-    AppendOne,
+    AppendConstants,
     Arrange,
     BatchedMatMul,
     Expand,
@@ -24,6 +24,7 @@ from factorized_moe.contraction.operations import (
     Operation,
     SparseMatMul,
 )
+from factorized_moe.contraction.search import pair_flops
 from factorized_moe.network import BATCH
 
 __all__ = ["Draft", "lower"]
@@ -51,7 +52,6 @@ class _Pair:
     only_left: Labels
     only_right: Labels
     contracted: Labels
-    summed: bool
 
     @property
     def is_matrix_product(self) -> bool:
@@ -69,6 +69,7 @@ def lower(
     sizes: dict[str, int],
     *,
     padded: int | None,
+    zeros: int,
     first_free: int,
     multiply: bool,
     sparse: frozenset[int],
@@ -81,6 +82,7 @@ def lower(
         output: The labels of the answer, in order.
         sizes: The size of every label.
         padded: The position of a vector that lacks the last entry of its label, a constant 1; or ``None``.
+        zeros: How many zeros the first vector lacks at its end, after that 1.
         first_free: The number of leaves.
         multiply: Whether small products per sample become a multiplication and a sum.
         sparse: The positions of vectors that are mostly zeros.
@@ -97,8 +99,9 @@ def lower(
         builder.labels[position] = order
         inputs = order[1:] if order[:1] == (BATCH,) else ()
         folded = position == padded and len(inputs) == 1 and _absorbed(position, drafts, first_free)
-        if position == padded and not folded:
-            builder.append_one(position, order)
+        one = position == padded and not folded
+        if one or (zeros and len(inputs) > 1):  # only a group of several labels is padded
+            builder.append(position, order, one, zeros)
         if len(inputs) > 1:
             builder.split_group(position, order)
 
@@ -192,7 +195,6 @@ def _sort_labels(
         only_left=ordered((labels[left] - both) & draft.kept, want),
         only_right=ordered(only_right, orders[right] if right in leaves else want),
         contracted=ordered(both - draft.kept, memory),
-        summed=bool((labels[left] ^ labels[right]) - draft.kept),
     )
 
 
@@ -255,8 +257,8 @@ class _Builder:
             return None
         return Arrange(shape=tuple(self._axis((label,)) for group in groups for label in group))
 
-    def append_one(self, position: int, order: Labels) -> None:
-        self._emit(position, (position,), AppendOne(), order, _formula([order], order))
+    def append(self, position: int, order: Labels, one: bool, zeros: int) -> None:
+        self._emit(position, (position,), AppendConstants(one, zeros), order, _formula([order], order))
 
     def split_group(self, position: int, order: Labels) -> None:
         shape = tuple(self._axis((label,)) for label in order)
@@ -266,8 +268,7 @@ class _Builder:
         left, right = orders[pair.left], orders[pair.right]
         operation, result = self._operation(pair, left, right, want, bias)
         orders[value] = result
-        count = self._size(set(left) | set(right))
-        flops = (2 if pair.contracted or pair.summed else 1) * count
+        flops = pair_flops(frozenset(left), frozenset(right), frozenset(result), self._size)
         self._emit(value, (pair.left, pair.right), operation, result, _formula([left, right], result), flops)
 
     def _operation(

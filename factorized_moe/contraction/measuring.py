@@ -101,8 +101,7 @@ def fastest_plan(
 def _run(plan: ContractionPlan, operands: Sequence[Tensor], batch_size: int, backward: bool) -> Callable[[], None]:
     request, like = plan.request, operands[0]
     widths = [plan.network.size_of(labels) for labels in request.vectors]
-    if request.append_one:
-        widths[0] -= 1
+    widths[0] -= request.append_one + plan.network.in_padding
     leaves = [tensor.detach().requires_grad_(backward) for tensor in operands]
     vectors = [
         torch.rand(batch_size, width, dtype=like.dtype, device=like.device).requires_grad_(backward) for width in widths

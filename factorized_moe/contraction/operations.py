@@ -16,7 +16,7 @@ from torch import Tensor
 
 __all__ = [
     "Add",
-    "AppendOne",
+    "AppendConstants",
     "Arrange",
     "BatchedMatMul",
     "Expand",
@@ -168,11 +168,16 @@ class MultiplySum:
 
 
 @dataclass(frozen=True)
-class AppendOne:
-    """Appends a 1 to every input, for networks in which the bias row is not one matrix product's last row."""
+class AppendConstants:
+    """Appends a 1 to every input where no matrix product adds the bias row, then 0s where the group is padded."""
+
+    one: bool
+    zeros: int
 
     def __call__(self, tensor: Tensor) -> Tensor:
-        return torch.nn.functional.pad(tensor, (0, 1), value=1.0)
+        if self.one:
+            tensor = torch.nn.functional.pad(tensor, (0, 1), value=1.0)
+        return torch.nn.functional.pad(tensor, (0, self.zeros)) if self.zeros else tensor
 
 
 @dataclass(frozen=True)
@@ -199,4 +204,4 @@ class Add:
         return left + right
 
 
-Operation = MatMul | BatchedMatMul | Multiply | MultiplySum | SparseMatMul | AppendOne | Expand | Add
+Operation = MatMul | BatchedMatMul | Multiply | MultiplySum | SparseMatMul | AppendConstants | Expand | Add

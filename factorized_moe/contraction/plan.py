@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from factorized_moe.contraction.operations import Operation
+from factorized_moe.contraction.operations import Add, Operation
 from factorized_moe.network import BATCH, TensorNetwork
 
 __all__ = ["ContractionPlan", "Request", "Step", "check_batch_size"]
@@ -93,17 +93,21 @@ class ContractionPlan:
 
     @property
     def saved_activations(self) -> int:
-        """Elements that training keeps for the backward pass, at the plan's batch size, parameters left out.
+        """Elements that training keeps for the backward pass, at the plan's batch size.
 
-        A product keeps the operand that the other's gradient needs, so these are all operands of products.
+        A product keeps the operand that the other's gradient needs, so these are all operands of products. Parameters
+        are left out, and so are copies of them where a step has to rearrange one.
         """
         nodes = len(self.network.nodes)
         sizes = [self.network.size_of(labels) * self.batch_size for labels in self.request.vectors]
-        if self.request.append_one:  # the input is kept as it came, without the constant 1
-            sizes[0] -= self.batch_size
+        if sizes:  # the input is kept as it came, without the constant 1 and the padding
+            sizes[0] -= self.batch_size * (self.request.append_one + self.network.in_padding)
         sizes += [step.elements for step in self.steps]
-        used = {p for step in self.steps if len(step.operands) == 2 for p in step.operands if p >= nodes}
-        return sum(sizes[position - nodes] for position in used)
+        first_result = nodes + len(self.request.vectors)
+        views = {first_result + k: step.operands[0] for k, step in enumerate(self.steps) if not step.elements}
+        products = [step for step in self.steps if len(step.operands) == 2 and not isinstance(step.operation, Add)]
+        used = {views.get(position, position) for step in products for position in step.operands}
+        return sum(sizes[position - nodes] for position in used if position >= nodes)
 
     def at_batch_size(self, batch_size: int) -> ContractionPlan:
         """The same steps, with their costs for another number of samples.

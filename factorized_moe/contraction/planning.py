@@ -185,6 +185,7 @@ def _plan(network: TensorNetwork, request: Request, batch_size: int, strategy: S
         output,
         sizes,
         padded=padded,
+        zeros=network.in_padding,
         first_free=first_result,
         multiply=strategy.multiply,
         sparse=sparse,

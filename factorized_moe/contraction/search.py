@@ -8,10 +8,10 @@ well, which needs to know the memory order of the parameters.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-__all__ = ["MOVED", "Operand", "Pairs", "search_order"]
+__all__ = ["MOVED", "Operand", "Pairs", "pair_flops", "search_order"]
 
 MOVED = 8
 """FLOPs in the time in which one element is read or written, as fitted by ``benchmarks/cost_model.py``."""
@@ -107,19 +107,39 @@ def search_order(
     return _unroll(everyone, best, count)
 
 
+def pair_flops(
+    left: frozenset[str], right: frozenset[str], kept: frozenset[str], size_of: Callable[[frozenset[str]], int]
+) -> int:
+    """Multiplications and additions of one step on two operands.
+
+    A label that one operand alone has, and the result has not, is summed before the operands meet.
+
+    Args:
+        left: The labels of the left operand.
+        right: Those of the right one.
+        kept: Those of the result.
+        size_of: The product of some labels' sizes.
+    """
+    both = left & right
+    flops = (1 if both <= kept else 2) * size_of((left | right) & (both | kept))
+    for mine in (left, right):
+        alone = mine - both - kept
+        if alone and size_of(alone) > 1:
+            flops += size_of(mine)
+    return flops
+
+
 def _step_cost(
     part: int,
     other: int,
     labels: dict[int, frozenset[str]],
     kept: frozenset[str],
     operands: Sequence[Operand],
-    size_of: object,
+    size_of: Callable[[frozenset[str]], int],
     moved: float,
 ) -> float:
-    assert callable(size_of)  # passed in so that its cache is shared by all steps of a search
     left, right = labels[part], labels[other]
-    union = left | right
-    flops = (1 if union == kept else 2) * size_of(union)
+    flops = pair_flops(left, right, kept, size_of)
     elements = size_of(kept)
     for mask, mine, theirs in ((part, left, right), (other, right, left)):
         leaf = operands[mask.bit_length() - 1] if mask & (mask - 1) == 0 else None

@@ -63,7 +63,7 @@ def variance_preserving(network: TensorNetwork, tensors: Mapping[str, Tensor]) -
         network: The network.
         tensors: Its parameters by name, filled in place.
     """
-    target = 1.0 / network.size_of(network.in_labels) / len(network.terms)
+    target = 1.0 / network.shape[-2] / len(network.terms)
     bonds = set(network.bonds)
     for term in network.terms:
         paths = network.size_of({label for node in term for label in node.labels} & bonds)

@@ -43,7 +43,8 @@ def dense_from_nodes(network: TensorNetwork, tensors: Mapping[str, Tensor]) -> T
         value = value.expand([network.sizes[x] for x in network.external_labels])
         total = value if total is None else total + value
     assert total is not None  # a network has a term
-    return total.reshape(network.shape)
+    outputs = network.shape[-1]
+    return total.reshape(*network.expert_dims, -1, outputs)[..., : network.shape[-2], :]
 
 
 def contract_dense(dense: Tensor, x: Tensor, coefficients: Sequence[Tensor], bias: bool = False) -> Tensor:
@@ -73,8 +74,8 @@ def contract_dense(dense: Tensor, x: Tensor, coefficients: Sequence[Tensor], bia
 def count_flops(plan: ContractionPlan) -> int:
     """The FLOPs of a plan, counted again from the labels of its steps alone.
 
-    A step on two operands multiplies once for every combination of their labels' values, and adds as often if one of
-    the labels is summed. A step on one operand adds once for every element if it sums a label, and is free otherwise.
+    A step first sums the labels that one operand alone has and the result has not, an addition for every element.
+    Then two operands multiply once for every combination of their labels' values, and add as often if one is summed.
     """
     sizes = plan.network.sizes | {BATCH: plan.batch_size}
     batch = (BATCH,) if plan.request.vectors else ()
@@ -82,9 +83,14 @@ def count_flops(plan: ContractionPlan) -> int:
     values += [frozenset((*batch, *labels)) for labels in plan.request.vectors]
     flops = 0
     for step in plan.steps:
-        labels = frozenset[str]().union(*(values[position] for position in step.operands))
-        summed = not labels <= set(step.labels)
-        combinations = math.prod(sizes[label] for label in labels)
-        flops += combinations * (summed + (len(step.operands) > 1))
+        labels = [values[position] for position in step.operands]
+        common = frozenset.intersection(*labels) if len(labels) > 1 else frozenset()
+        met = common.union(step.labels)
+        for mine in labels:
+            if any(sizes[label] > 1 for label in mine - met):
+                flops += math.prod(sizes[label] for label in mine)
+        if len(labels) > 1:
+            combinations = math.prod(sizes[label] for label in frozenset().union(*labels) & met)
+            flops += combinations * (2 if common - set(step.labels) else 1)
         values.append(frozenset(step.labels))
     return flops

@@ -32,7 +32,8 @@ def step_cost(
     one: frozenset[str], two: frozenset[str], rest: list[frozenset[str]], output: frozenset[str], moved: float
 ) -> tuple[float, frozenset[str]]:
     kept = (one | two) & output.union(*rest)
-    flops = size_of(one | two) * (1 if kept == one | two else 2)
+    flops = sum(size_of(mine) for mine, other in ((one, two), (two, one)) if mine - other - kept)  # summed on its own
+    flops += size_of(kept | (one & two)) * (2 if one & two - kept else 1)
     return flops + moved * (size_of(one) + size_of(two) + size_of(kept)), kept
 
 
