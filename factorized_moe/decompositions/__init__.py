@@ -1,21 +1,39 @@
 """Decompositions: the contract (`base`), their names (`registry`), and one file for each."""
 
 from factorized_moe.decompositions.base import Decomposition, ParameterBudget, variance_preserving
+from factorized_moe.decompositions.block_tensor_train import BlockTensorTrain
+from factorized_moe.decompositions.block_term import BlockTerm
 from factorized_moe.decompositions.cp import CP
+from factorized_moe.decompositions.dense import Dense
+from factorized_moe.decompositions.hierarchical_tucker import HierarchicalTucker
+from factorized_moe.decompositions.kronecker import Kronecker
+from factorized_moe.decompositions.low_rank import LowRank
+from factorized_moe.decompositions.mixture_of_decoders import MixtureOfDecoders
 from factorized_moe.decompositions.registry import (
     available_decompositions,
     get_decomposition,
     name_of,
     register,
 )
+from factorized_moe.decompositions.shared_private import SharedPrivate
 from factorized_moe.decompositions.tensor_ring import TensorRing
 from factorized_moe.decompositions.tensor_train import TensorTrain
+from factorized_moe.decompositions.tt_matrix import TTMatrix
 from factorized_moe.decompositions.tucker import Tucker
 
 __all__ = [
     "CP",
+    "BlockTensorTrain",
+    "BlockTerm",
     "Decomposition",
+    "Dense",
+    "HierarchicalTucker",
+    "Kronecker",
+    "LowRank",
+    "MixtureOfDecoders",
     "ParameterBudget",
+    "SharedPrivate",
+    "TTMatrix",
     "TensorRing",
     "TensorTrain",
     "Tucker",

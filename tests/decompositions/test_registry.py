@@ -70,7 +70,7 @@ def test_other_refusals() -> None:
     ("name", "near"), [("tuker", "tucker"), ("tensor_rin", "tensor_ring"), ("cpp", "cp"), ("TTT", "tt")]
 )
 def test_an_unknown_name_gets_the_nearest(name: str, near: str) -> None:
-    message = rf"unknown decomposition '{name}'; did you mean '{near}'\? Registered: cp, tr, tt, tucker"
+    message = rf"unknown decomposition '{name}'; did you mean '{near}'\? Registered: .*cp, .*tr, tt, .*tucker"
     with pytest.raises(ValueError, match=message):
         get_decomposition(name)
 
