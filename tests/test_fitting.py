@@ -1,0 +1,124 @@
+"""Fits: against the best possible ones, in all types and shapes, and what they leave alone."""
+
+import pytest
+import tensorly
+import torch
+
+from factorized_moe import Decomposition, FactorizedExpertTensor, Node, TensorNetwork
+from factorized_moe.fitting import alternating_least_squares
+from factorized_moe.testing import Structure, dense_from_nodes
+
+BUILT_IN = ("cp", "tucker", "tt", "tr")
+
+
+def dense(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("decomposition", "rank", "kept"),
+    [("cp", 3, 3), ("tucker", (3, 3), 3), ("tt", (1, 3, 1), 3), ("tr", (1, 3, 1), 3), ("tr", (2, 2, 2), 4)],
+)
+def test_a_matrix_is_fitted_as_well_as_possible(decomposition: str, rank: int | tuple[int, ...], kept: int) -> None:
+    """Eckart and Young: the best approximation of rank k leaves the singular values after the k-th."""
+    matrix = dense(8, 9)
+    values = torch.linalg.svdvals(matrix)
+    best = (values[kept:].norm() / values.norm()).item()
+    assert FactorizedExpertTensor.from_dense(matrix, decomposition, rank).relative_error(matrix) == pytest.approx(best)
+
+
+@pytest.mark.parametrize("decomposition", BUILT_IN)
+def test_more_rank_fits_no_worse(decomposition: str) -> None:
+    target = dense(4, 5, 6)
+    errors = [FactorizedExpertTensor.from_dense(target, decomposition, k).relative_error(target) for k in (1, 2, 3, 4)]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[0] < 1.0
+
+
+@pytest.mark.parametrize("decomposition", ["tucker", "tt"])
+def test_a_rank_larger_than_useful_is_padded(decomposition: str) -> None:
+    target = dense(2, 3, 4)
+    w = FactorizedExpertTensor.from_dense(target, decomposition, 30)
+    assert w.relative_error(target) < 1e-10
+    assert set(w.rank) <= {1, 30}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("decomposition", BUILT_IN)
+def test_every_floating_type_is_fitted(decomposition: str, dtype: torch.dtype) -> None:
+    """TensorLy's algorithms fail in half precision, so fits are made in double precision."""
+    exact = Structure((3,), 4, 5, 2).tensor(decomposition).to_dense().detach()
+    w = FactorizedExpertTensor.from_dense(exact.to(dtype), decomposition, 2)
+    assert w.weight.operands[0].dtype == dtype
+    assert w.double().relative_error(exact) < 20 * torch.finfo(dtype).eps + 1e-3
+
+
+@pytest.mark.parametrize("decomposition", BUILT_IN)
+def test_a_tensor_of_zeros(decomposition: str) -> None:
+    w = FactorizedExpertTensor.from_dense(torch.zeros(3, 4, 5), decomposition, 2)
+    assert not w.to_dense().any()
+
+
+@pytest.mark.parametrize("decomposition", BUILT_IN)
+def test_nothing_else_changes(decomposition: str) -> None:
+    target = dense(3, 4, 5).requires_grad_()
+    transposed = target.permute(2, 1, 0)
+    backend, state = tensorly.get_backend(), torch.get_rng_state()
+    w = FactorizedExpertTensor.from_dense(transposed, decomposition, 2)
+    assert tensorly.get_backend() == backend
+    assert torch.equal(torch.get_rng_state(), state)
+    assert target.grad is None
+    assert all(parameter.is_leaf and parameter.requires_grad for parameter in w.parameters())
+    again = FactorizedExpertTensor.from_dense(transposed, decomposition, 2)
+    for one, two in zip(w.parameters(), again.parameters(), strict=True):
+        assert torch.equal(one, two)
+
+
+def from_modes(nodes: dict[str, str], **bonds: int) -> TensorNetwork:
+    return TensorNetwork.from_modes((3,), 4, 5, nodes=nodes, bonds=bonds)
+
+
+NETWORKS = {
+    "a bond on three nodes": from_modes({"gate": "expert_0 b", "input": "in b", "output": "b out"}, b=2),
+    "a loop": from_modes({"gate": "expert_0 a b", "input": "in b c", "output": "out c a"}, a=2, b=2, c=2),
+    "a sum": from_modes({"gate": "expert_0 b", "core": "in b out"}, b=1)
+    + TensorNetwork.from_modes((), 4, 5, nodes={"shared": "in out"}, bonds={}),
+    "split modes": TensorNetwork.from_modes(
+        (3,),
+        4,
+        6,
+        nodes={"left": "expert_0 in_0 out_0 b", "right": "in_1 out_1 b"},
+        bonds={"b": 2},
+        in_labels={"in_0": 2, "in_1": 2},
+        out_labels={"out_0": 2, "out_1": 3},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", NETWORKS)
+def test_least_squares_fits_any_network(case: str) -> None:
+    network = NETWORKS[case]
+    generator = torch.Generator().manual_seed(1)
+    tensors = {
+        name: torch.randn(shape, generator=generator, dtype=torch.float64)
+        for name, shape in network.parameter_shapes.items()
+    }
+    target = dense_from_nodes(network, tensors)
+    fitted = alternating_least_squares(target, network)
+    assert {name: tuple(tensor.shape) for name, tensor in fitted.items()} == network.parameter_shapes
+    allowed = {"a loop": 0.1, "a sum": 1e-3}.get(case, 1e-6)  # where alternating steps become very small
+    assert (dense_from_nodes(network, fitted) - target).norm() < allowed * target.norm()
+
+
+class Tied(Decomposition):
+    """Input and output share their factor."""
+
+    def network(self, expert_dims: object, in_features: int, out_features: int, rank: int) -> TensorNetwork:
+        nodes = [Node("one", ("in", "rank"), parameter="factor"), Node("two", ("out", "rank"), parameter="factor")]
+        return TensorNetwork.from_modes((), in_features, out_features, nodes=nodes, bonds={"rank": rank})
+
+
+def test_shared_parameters_are_refused() -> None:
+    message = "a network whose nodes share a parameter is not linear in it; fit it by gradient descent"
+    with pytest.raises(TypeError, match=message):
+        FactorizedExpertTensor.from_dense(torch.eye(4), Tied(), 2)
