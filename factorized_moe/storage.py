@@ -80,10 +80,6 @@ class NetworkTensor(FactorizedTensor, name="network"):  # type: ignore[misc, cal
         if name:  # torch.nn.utils.parametrize makes subclasses that have no name and must not be registered
             super().__init_subclass__(name=name, **kwargs)
 
-    def __init_subclass__(cls, name: str = "", **kwargs: Any) -> None:
-        if name:  # torch.nn.utils.parametrize makes subclasses that have no name and must not be registered
-            super().__init_subclass__(name=name, **kwargs)
-
     @classmethod
     def new(
         cls, shape: tuple[int, ...], rank: Any, decomposition: str | Decomposition = "", **kwargs: Any
