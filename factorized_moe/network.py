@@ -17,6 +17,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from factorized_moe.parsing import parse_network
+
 __all__ = ["BATCH", "Node", "TensorNetwork"]
 
 BATCH = "batch"
@@ -151,6 +153,39 @@ class TensorNetwork:
             in_padding=math.prod(inputs.values()) - in_features,
         )
 
+    @classmethod
+    def parse(cls, text: str, sizes: Mapping[str, int] | None = None) -> TensorNetwork:
+        """A network written as text; ``str(network)`` gives the text back.
+
+        Nodes are lists of labels, separated by commas, with or without a name in front; the modes' labels have the
+        usual names. `factorized_moe.parsing` has the whole grammar: sums, sizes within the text, shared parameters.
+
+        Args:
+            text: The nodes.
+            sizes: The size of every label that the text gives none for.
+
+        Raises:
+            TypeError: If the text is not a string.
+            ValueError: If it cannot be read, or the parts do not fit together.
+
+        Example:
+            >>> sizes = {"expert_0": 8, "in": 16, "out": 32, "a": 4, "b": 5}
+            >>> network = TensorNetwork.parse("expert_0 a, in b, core: a b out", sizes)
+            >>> print(network)
+            expert_0: expert_0 a, input: in b, core: a b out; expert_0=8 in=16 out=32 a=4 b=5
+            >>> TensorNetwork.parse(str(network)) == network
+            True
+        """
+        parsed = parse_network(text, sizes)
+        return cls(
+            terms=tuple(tuple(Node(node.name, node.labels, node.parameter) for node in term) for term in parsed.terms),
+            label_sizes=parsed.label_sizes,
+            expert_labels=parsed.expert_labels,
+            in_labels=parsed.in_labels,
+            out_labels=parsed.out_labels,
+            in_padding=parsed.in_padding,
+        )
+
     def __add__(self, other: TensorNetwork) -> TensorNetwork:
         """The network of the sum of two weight tensors of the same modes; node names must differ."""
         if not isinstance(other, TensorNetwork):
@@ -216,12 +251,17 @@ class TensorNetwork:
         return math.prod(self.sizes[label] for label in labels)
 
     def __str__(self) -> str:
-        """One line a term: ``expert_0 (expert_0=8 rank=4), input (in=16 rank=4), ...``."""
+        """The text that `parse` reads, one line a term, if the modes' labels have the usual names."""
 
-        def line(term: tuple[Node, ...]) -> str:
-            return ", ".join(f"{n.name} ({' '.join(f'{x}={self.sizes[x]}' for x in n.labels)})" for n in term)
+        def word(node: Node) -> str:
+            parameter = "" if node.parameter == node.name else f"@{node.parameter}"
+            return " ".join([f"{node.name}{parameter}:", *node.labels])
 
-        return "\n+ ".join(line(term) for term in self.terms)
+        sizes = [f"{label}={size}" for label, size in self.label_sizes]
+        if self.in_padding:
+            sizes.append(f"in={self.shape[-2]}")
+        terms = "\n+ ".join(", ".join(word(node) for node in term) for term in self.terms)
+        return f"{terms}; {' '.join(sizes)}"
 
 
 def _check_sizes(network: TensorNetwork) -> None:

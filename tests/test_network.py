@@ -44,7 +44,7 @@ def test_a_network_describes_itself() -> None:
     assert described.parameter_shapes == {"expert_0": (3, 2), "input": (4, 2), "output": (5, 2)}
     assert [node.name for node in described.nodes] == ["expert_0", "input", "output"]
     assert described.size_of(("in", "rank")) == 8
-    assert str(described) == "expert_0 (expert_0=3 rank=2), input (in=4 rank=2), output (out=5 rank=2)"
+    assert str(described) == "expert_0: expert_0 rank, input: in rank, output: out rank; expert_0=3 in=4 out=5 rank=2"
 
 
 def test_nodes_are_given_as_a_mapping_or_in_order() -> None:
@@ -88,7 +88,7 @@ def test_a_sum_of_networks() -> None:
     assert total.expert_labels == ("expert_0",)
     assert (shared + cp()).expert_labels == ("expert_0",)
     assert [len(term) for term in total.terms] == [3, 1]
-    assert str(total).endswith("\n+ shared (in=4 out=5)")
+    assert str(total).endswith("\n+ shared: in out; expert_0=3 in=4 out=5 rank=2")
     assert (cp().__add__(3)) is NotImplemented  # type: ignore[operator]
 
 
