@@ -17,7 +17,8 @@ from tltorch.tensor_hooks._tensor_dropout import TensorDropout
 from torch import Tensor, nn
 
 from factorized_moe.contraction import dense_tensor
-from factorized_moe.decompositions import Decomposition, available_decompositions, get_decomposition
+from factorized_moe.decompositions import Decomposition, get_decomposition
+from factorized_moe.decompositions.registry import registered_decompositions
 from factorized_moe.network import TensorNetwork
 
 __all__ = ["NetworkTensor", "Operands"]
@@ -70,11 +71,11 @@ class NetworkTensor(FactorizedTensor, name="network"):  # type: ignore[misc, cal
         self.shape = network.shape
         self.order = len(network.shape)
         self.rank = rank
+        self._operand_names = tuple(node.parameter for node in network.nodes)
         for name, shape in network.parameter_shapes.items():
-            if hasattr(self, name):
+            if hasattr(type(self), name) or name in self.__dict__:
                 raise ValueError(f"a node's parameter cannot be named {name!r}, an attribute of its container; rename")
             self.register_parameter(name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
-        self._operand_names = tuple(node.parameter for node in network.nodes)
 
     def __init_subclass__(cls, name: str = "", **kwargs: Any) -> None:
         if name:  # torch.nn.utils.parametrize makes subclasses that have no name and must not be registered
@@ -102,9 +103,10 @@ class NetworkTensor(FactorizedTensor, name="network"):  # type: ignore[misc, cal
     def operands(self) -> tuple[Tensor, ...]:
         """The nodes' tensors, in the order of the network's nodes."""
         held = self._parameters  # a plain dictionary: five times faster than getattr, which goes through Module's
-        if len(held) == len(self.network.parameter_shapes):
+        try:
             return tuple([held[name] for name in self._operand_names])
-        return tuple([getattr(self, name) for name in self._operand_names])  # some are parametrized
+        except KeyError:  # some are parametrized or pruned
+            return tuple([getattr(self, name) for name in self._operand_names])
 
     @property
     def decomposition(self) -> Any:
@@ -134,7 +136,10 @@ class NetworkTensor(FactorizedTensor, name="network"):  # type: ignore[misc, cal
                 )
         with torch.no_grad():
             for name, parameter in self.tensors.items():
-                parameter.copy_(tensors[name])
+                if name in self._parameters:
+                    parameter.copy_(tensors[name])
+                else:  # parametrized: torch finds the parameters behind the value
+                    setattr(self, name, tensors[name].detach())
 
     def to_tensorly(self) -> Any:
         """TensorLy's own tuple type (``CPTensor``, ``TuckerTensor``, ``TTTensor``, ``TRTensor``), sharing memory.
@@ -209,10 +214,10 @@ def _complete_tltorch() -> None:
 
     Its registry replaces silently, so only free names are used.
     """
-    for name in available_decompositions():
+    for name in registered_decompositions():
         if name not in FactorizedTensor._factorizations:
 
-            class Registered(NetworkTensor, name=name):  # type: ignore[call-arg]
+            class Registered(NetworkTensor, name=name):
                 _source_name = name
 
                 @classmethod

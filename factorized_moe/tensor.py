@@ -5,7 +5,7 @@ Legend: ``*batch`` any leading shape, ``I`` in_features, ``O`` out_features, ``N
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
@@ -26,11 +26,19 @@ from factorized_moe.contraction import (
 )
 from factorized_moe.contraction.planning import DEFAULT_BATCH_SIZE
 from factorized_moe.decompositions import Decomposition, get_decomposition, name_of
-from factorized_moe.decompositions.base import Initialisation, RankLike
+from factorized_moe.decompositions.base import GivenNetwork, Initialisation, RankLike, find_initialisation
 from factorized_moe.fitting import fit
 from factorized_moe.network import TensorNetwork
 from factorized_moe.storage import NetworkTensor
-from factorized_moe.validation import check_call, check_dense, check_dtype, check_expert_dims, check_network, check_size
+from factorized_moe.validation import (
+    check_alone,
+    check_call,
+    check_dense,
+    check_dtype,
+    check_expert_dims,
+    check_network,
+    check_size,
+)
 
 __all__ = ["FactorizedExpertTensor"]
 
@@ -42,9 +50,11 @@ class FactorizedExpertTensor(nn.Module):
         expert_dims: ``(N_0, N_1, ..)``, the sizes of the expert modes; empty for a plain factorised matrix.
         in_features: ``I``.
         out_features: ``O``.
-        decomposition: A registered name, such as ``"cp"``, ``"tucker"``, ``"tt"`` or ``"tr"``, or an instance.
+        decomposition: A registered name, such as ``"cp"`` (the default), ``"tucker"``, ``"tt"`` or ``"tr"``, or an
+            instance.
         rank: An int, a tuple of ints in TensorLy's convention (Tucker: one for each mode; TT and TR: one for each
             bond, first and last included), ``"same"``, a fraction of the dense size, or a ``ParameterBudget``.
+        network: Any network, in place of the arguments above, which it says. Its input mode counts the bias row.
         bias: Whether each expert has a bias: one more row of its matrix, the last.
         init: The name of one of the decomposition's initialisations, or a function that fills the parameters in
             place; its first one by default.
@@ -52,7 +62,7 @@ class FactorizedExpertTensor(nn.Module):
             intermediate values.
         sparse_coefficients: Whether coefficients are mostly zeros, as entmax makes them with thousands of experts:
             only the rows of non-zero coefficients are read. The value is exact; a zero coefficient receives no
-            gradient, which is exact for entmax, sparsemax and top-k. Not for `torch.compile` or export.
+            gradient, which is exact for entmax, sparsemax and top-k. Not for `torch.compile`.
         device: Where the parameters are; ``"meta"`` allocates nothing (see `reset_parameters`).
         dtype: Their type.
 
@@ -79,12 +89,13 @@ class FactorizedExpertTensor(nn.Module):
 
     def __init__(
         self,
-        expert_dims: Sequence[int],
-        in_features: int,
-        out_features: int,
-        decomposition: str | Decomposition = "cp",
+        expert_dims: Sequence[int] | None = None,
+        in_features: int | None = None,
+        out_features: int | None = None,
+        decomposition: str | Decomposition | None = None,
         rank: RankLike | None = None,
         *,
+        network: TensorNetwork | None = None,
         bias: bool = False,
         init: str | Initialisation | None = None,
         checkpoint: bool = False,
@@ -93,6 +104,10 @@ class FactorizedExpertTensor(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        if network is not None:
+            check_alone(network, (expert_dims, in_features, out_features, decomposition, rank))
+            (*expert_dims, rows, out_features), decomposition = network.shape, GivenNetwork(network)
+            in_features, rank = rows - bool(bias), tuple(network.sizes[bond] for bond in network.bonds)
         self.expert_dims = check_expert_dims(expert_dims)
         self.in_features = check_size("in_features", in_features)
         self.out_features = check_size("out_features", out_features)
@@ -100,14 +115,14 @@ class FactorizedExpertTensor(nn.Module):
             raise TypeError(f"bias must be True or False, got {bias!r}")
         self.bias = bias
         check_dtype(dtype)
-        self.decomposition = get_decomposition(decomposition)
+        self.decomposition = get_decomposition("cp" if decomposition is None else decomposition)
         if rank is None:
             raise TypeError("rank is missing; give an int, a tuple of ints, 'same', a fraction or a ParameterBudget")
         shape = (*self.expert_dims, self.in_features + self.bias, self.out_features)
         self.rank = self.decomposition.resolve_rank(rank, shape)
         self.network = self.decomposition.network(self.expert_dims, shape[-2], shape[-1], self.rank)
         check_network(self.network, shape, self.decomposition)
-        self._init = _initialisation(self.decomposition, init)
+        self._init = find_initialisation(self.decomposition, init)
         self.weight = NetworkTensor(self.network, self.decomposition, self.rank, device=device, dtype=dtype)
         self.checkpoint = checkpoint
         self.sparse_coefficients = sparse_coefficients
@@ -121,7 +136,9 @@ class FactorizedExpertTensor(nn.Module):
             ValueError: If the initialisation leaves a value that is not finite.
         """
         with torch.no_grad():
-            self._init(self.network, self.weight.tensors)
+            tensors = self.weight.tensors
+            self._init(self.network, tensors)
+        self.weight.assign(tensors)  # of a parametrized one, ``tensors`` holds a computed value
         for name, parameter in self.weight.named_parameters():
             if not parameter.is_meta and not torch.isfinite(parameter).all():
                 raise ValueError(f"the initialisation left a NaN or an infinite value in parameter {name!r}")
@@ -222,7 +239,7 @@ class FactorizedExpertTensor(nn.Module):
             The plan; its ``repr`` is a table of its steps.
 
         Raises:
-            ValueError: If an argument is out of range, or no order keeps to the memory limit; the message gives the
+            ValueError: If an argument is out of range or of no use, or no order keeps to the memory limit; the message gives the
                 smallest that is possible.
 
         Example:
@@ -232,6 +249,8 @@ class FactorizedExpertTensor(nn.Module):
             >>> plan = w.plan(batch_size=256, optimize="measure")
         """
         size = DEFAULT_BATCH_SIZE if batch_size is None else batch_size
+        if optimize != "measure" and (batch_sizes is not None or backward):
+            raise ValueError("batch_sizes and backward say what to time; give them with optimize='measure'")
         if optimize is None and memory_limit is None:
             return self._plan.at_batch_size(size)
         operands = self.weight().operands
@@ -284,6 +303,8 @@ class FactorizedExpertTensor(nn.Module):
         device, dtype = dense.device if device is None else device, dense.dtype if dtype is None else dtype
         tensor = cls._unfilled(tuple(dense.shape), decomposition, rank, bias, device, dtype)
         tensor.weight.assign(fit(dense, tensor.decomposition, tensor.network, tensor.rank))
+        if not all(torch.isfinite(parameter).all() for parameter in tensor.weight.parameters()):
+            raise ValueError(f"the fitted parameters overflow {tensor.weight.operands[0].dtype}; give a wider dtype")
         return tensor
 
     @torch.no_grad()
@@ -301,8 +322,9 @@ class FactorizedExpertTensor(nn.Module):
             ValueError: If it is of another shape.
         """
         check_dense(dense, self.network.shape)
-        error = torch.linalg.vector_norm(self.to_dense() - dense)
-        return float(error / torch.linalg.vector_norm(dense)) if error else 0.0
+        exact = dense.double()  # in half precision a norm overflows
+        error = torch.linalg.vector_norm(self.to_dense().double() - exact)
+        return float(error / torch.linalg.vector_norm(exact)) if error else 0.0
 
     def to_tensorly(self) -> Any:
         """TensorLy's own ``CPTensor``, ``TuckerTensor``, ``TTTensor`` or ``TRTensor``, sharing memory.
@@ -359,7 +381,7 @@ class FactorizedExpertTensor(nn.Module):
         *expert_dims, rows, out_features = shape
         sizes = (expert_dims, rows - bias, out_features)
         tensor = cls(*sizes, decomposition, rank, bias=bias, init=_leave_empty, device=device, dtype=dtype)
-        tensor._init = _initialisation(tensor.decomposition, None)
+        tensor._init = find_initialisation(tensor.decomposition, None)
         return tensor
 
     def extra_repr(self) -> str:
@@ -374,16 +396,3 @@ def _leave_empty(network: TensorNetwork, tensors: Mapping[str, Tensor]) -> None:
     """Zeros, for parameters that are about to be assigned."""
     for tensor in tensors.values():
         tensor.zero_()
-
-
-def _initialisation(decomposition: Decomposition, init: str | Initialisation | None) -> Initialisation:
-    known = decomposition.initialisations
-    if init is None:
-        return next(iter(known.values()))
-    if isinstance(init, str):
-        if init not in known:
-            raise ValueError(f"{type(decomposition).__name__} has no initialisation {init!r}; it has {sorted(known)}")
-        return known[init]
-    if not isinstance(init, Callable):  # type: ignore[arg-type]
-        raise TypeError(f"init is a name or a function that fills the parameters, got {init!r}")
-    return init

@@ -10,7 +10,15 @@ from torch import Tensor
 
 from factorized_moe.network import TensorNetwork
 
-__all__ = ["check_call", "check_dense", "check_dtype", "check_expert_dims", "check_network", "check_size"]
+__all__ = [
+    "check_alone",
+    "check_call",
+    "check_dense",
+    "check_dtype",
+    "check_expert_dims",
+    "check_network",
+    "check_size",
+]
 
 
 def check_call(
@@ -32,7 +40,8 @@ def check_call(
     if not isinstance(coefficients, Sequence) or not all(isinstance(a, Tensor) for a in (x, *coefficients)):
         raise TypeError(
             "forward takes a tensor x and a sequence of coefficient tensors, one for each expert mode; "
-            f"got {type(x).__name__} and {type(coefficients).__name__}; with one mode, write [coefficients]"
+            f"got {type(x).__name__} and {type(coefficients).__name__}; with one mode, write [coefficients], "
+            "and let a gate return a tuple"
         )
     if x.ndim == 0 or x.shape[-1] != in_features:
         raise ValueError(
@@ -64,7 +73,25 @@ def check_call(
         )
 
 
-def check_expert_dims(expert_dims: Sequence[int]) -> tuple[int, ...]:
+def check_alone(network: TensorNetwork, others: Sequence[object]) -> None:
+    """Refuse what is no network, or arguments given beside one that says them.
+
+    Args:
+        network: A network written by hand.
+        others: The arguments that it takes the place of; ``None`` where not given.
+
+    Raises:
+        TypeError: If it is not a network, or one of the others is given.
+    """
+    if not isinstance(network, TensorNetwork):
+        raise TypeError(f"network is a TensorNetwork, for instance TensorNetwork.parse(text, sizes), got {network!r}")
+    if any(other is not None for other in others):
+        raise TypeError(
+            "network says expert_dims, in_features, out_features, decomposition and rank; give none of them beside it"
+        )
+
+
+def check_expert_dims(expert_dims: Sequence[int] | None) -> tuple[int, ...]:
     """The sizes of the expert modes as ints.
 
     Raises:
@@ -76,7 +103,7 @@ def check_expert_dims(expert_dims: Sequence[int]) -> tuple[int, ...]:
     return tuple(check_size(f"expert_dims[{mode}]", size) for mode, size in enumerate(expert_dims))
 
 
-def check_size(name: str, size: int) -> int:
+def check_size(name: str, size: int | None) -> int:
     """A size as an int; ``name`` is what the message calls it.
 
     Raises:

@@ -100,7 +100,10 @@ def test_from_dense_keeps_type_and_takes_bias() -> None:
 def test_what_is_printed() -> None:
     text = repr(tensor(bias=True))
     assert "expert_dims=(3, 2), in_features=4, out_features=5, decomposition='cp', rank=2, bias=True" in text
-    assert "NetworkTensor(expert_0 (expert_0=3 rank=2), expert_1 (expert_1=2 rank=2), input (in=5 rank=2)" in text
+    assert (
+        "NetworkTensor(expert_0: expert_0 rank, expert_1: expert_1 rank, input: in rank, output: rank out; expert_0=3"
+        in text
+    )
     plan = repr(tensor().plan(batch_size=1000))
     assert "ContractionPlan for 4 nodes, batch size 1,000" in plan
     assert "in, in rank -> rank" in plan

@@ -1,6 +1,6 @@
 """Decompositions: the contract (`base`), their names (`registry`), and one file for each."""
 
-from factorized_moe.decompositions.base import Decomposition, ParameterBudget, variance_preserving
+from factorized_moe.decompositions.base import Decomposition, GivenNetwork, ParameterBudget, variance_preserving
 from factorized_moe.decompositions.block_tensor_train import BlockTensorTrain
 from factorized_moe.decompositions.block_term import BlockTerm
 from factorized_moe.decompositions.cp import CP
@@ -27,6 +27,7 @@ __all__ = [
     "BlockTerm",
     "Decomposition",
     "Dense",
+    "GivenNetwork",
     "HierarchicalTucker",
     "Kronecker",
     "LowRank",

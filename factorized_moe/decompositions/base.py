@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from types import MappingProxyType
 from typing import Any
@@ -18,7 +18,16 @@ from torch import Tensor
 from factorized_moe.contraction.costs import num_parameters
 from factorized_moe.network import TensorNetwork
 
-__all__ = ["Decomposition", "Initialisation", "ParameterBudget", "Rank", "RankLike", "variance_preserving"]
+__all__ = [
+    "Decomposition",
+    "GivenNetwork",
+    "Initialisation",
+    "ParameterBudget",
+    "Rank",
+    "RankLike",
+    "find_initialisation",
+    "variance_preserving",
+]
 
 Rank = int | tuple[int, ...]
 """A rank in its canonical form: an int, or one int for each mode or bond."""
@@ -209,3 +218,63 @@ class Decomposition(ABC):
             middle = (low + high) // 2
             low, high = (middle, high) if cost(middle) <= budget else (low, middle)
         return self.useful_rank(self.check_rank(low, shape), shape)
+
+
+@dataclass(frozen=True)
+class GivenNetwork(Decomposition):
+    """A decomposition from one network: the same nodes and labels, for other sizes too.
+
+    The rank is one int for each bond, in the network's order, or one int for all. The number of expert modes is the
+    network's, and an input or output mode that is split into a group keeps its size.
+
+    Args:
+        given: The network, for instance from `TensorNetwork.parse`.
+
+    Example:
+        >>> from factorized_moe import FactorizedExpertTensor
+        >>> given = TensorNetwork.parse("expert_0 a in, a b, b out; expert_0=2 in=2 out=2 a=2 b=2")
+        >>> w = FactorizedExpertTensor((8,), 16, 32, decomposition=GivenNetwork(given), rank=(4, 6))
+        >>> {name: tuple(p.shape) for name, p in w.weight.named_parameters()}
+        {'expert_0_input': (8, 4, 16), 'core': (4, 6), 'output': (6, 32)}
+    """
+
+    given: TensorNetwork
+
+    def check_rank(self, rank: Rank, shape: tuple[int, ...]) -> Rank:
+        bonds = self.given.bonds
+        ranks = (rank,) * len(bonds) if isinstance(rank, int) else rank
+        if len(ranks) != len(bonds):
+            raise ValueError(f"rank of GivenNetwork is one int for each of the bonds {bonds}, got {ranks}")
+        return ranks
+
+    def network(
+        self, expert_dims: tuple[int, ...], in_features: int, out_features: int, rank: tuple[int, ...]
+    ) -> TensorNetwork:
+        given = self.given
+        if len(expert_dims) != len(given.expert_labels):
+            raise ValueError(f"the given network has {len(given.expert_labels)} expert modes, asked was {expert_dims}")
+        sizes = given.sizes | dict(zip(given.expert_labels, expert_dims, strict=True))
+        sizes |= dict(zip(given.bonds, rank, strict=True))
+        for labels, size in ((given.in_labels, in_features), (given.out_labels, out_features)):
+            if len(labels) == 1:
+                sizes[labels[0]] = size
+        return replace(given, label_sizes=tuple(sizes.items()))
+
+
+def find_initialisation(decomposition: Decomposition, init: str | Initialisation | None) -> Initialisation:
+    """The initialisation of a name, the first one for ``None``; a function is returned as it is.
+
+    Raises:
+        TypeError: If it is neither.
+        ValueError: If the decomposition has none of that name.
+    """
+    known = decomposition.initialisations
+    if init is None:
+        return next(iter(known.values()))
+    if isinstance(init, str):
+        if init not in known:
+            raise ValueError(f"{type(decomposition).__name__} has no initialisation {init!r}; it has {sorted(known)}")
+        return known[init]
+    if not isinstance(init, Callable):  # type: ignore[arg-type]
+        raise TypeError(f"init is a name or a function that fills the parameters, got {init!r}")
+    return init

@@ -1,15 +1,39 @@
-"""Names for decompositions, open to third parties."""
+"""Names for decompositions, open to third parties.
+
+A program registers its own by `register`. An installed package offers one by an entry point: its ``pyproject.toml`` has
+
+```toml
+[project.entry-points."factorized_moe.decompositions"]
+tucker2 = "my_package:Tucker2"
+```
+
+and the class (or an instance of it) is registered under that name when names are listed, or one is looked up that is
+not registered yet: importing `factorized_moe` imports no other package.
+"""
 
 from __future__ import annotations
 
 import difflib
+import warnings
+from importlib.metadata import EntryPoint, entry_points
 
 from factorized_moe.decompositions.base import Decomposition
 
-__all__ = ["available_decompositions", "get_decomposition", "name_of", "register"]
+__all__ = [
+    "ENTRY_POINT_GROUP",
+    "available_decompositions",
+    "get_decomposition",
+    "name_of",
+    "register",
+    "registered_decompositions",
+]
+
+ENTRY_POINT_GROUP = "factorized_moe.decompositions"
+"""The group of entry points by which installed packages offer decompositions."""
 
 _REGISTRY: dict[str, Decomposition] = {}
 _ALIASES: dict[str, str] = {}
+_LOADED: set[EntryPoint] = set()
 
 
 def register(name: str, decomposition: Decomposition, *, aliases: tuple[str, ...] = ()) -> None:
@@ -42,14 +66,20 @@ def register(name: str, decomposition: Decomposition, *, aliases: tuple[str, ...
     _ALIASES.update(dict.fromkeys(keys[1:], keys[0]))
 
 
+def registered_decompositions() -> tuple[str, ...]:
+    """The names registered so far, sorted, without a look at installed packages; aliases are not listed."""
+    return tuple(sorted(_REGISTRY))
+
+
 def available_decompositions() -> tuple[str, ...]:
-    """The registered names, sorted; aliases are not listed.
+    """All names, sorted, those that installed packages offer included; aliases are not listed.
 
     Example:
         >>> set(available_decompositions()) >= {"cp", "tr", "tt", "tucker"}
         True
     """
-    return tuple(sorted(_REGISTRY))
+    _load_entry_points()
+    return registered_decompositions()
 
 
 def get_decomposition(decomposition: str | Decomposition) -> Decomposition:
@@ -64,6 +94,8 @@ def get_decomposition(decomposition: str | Decomposition) -> Decomposition:
     if not isinstance(decomposition, str):
         raise TypeError(f"decomposition is a name or a Decomposition instance, got {decomposition!r}")
     key = _key(decomposition)
+    if key not in _REGISTRY and key not in _ALIASES:
+        _load_entry_points()
     key = _ALIASES.get(key, key)
     if key not in _REGISTRY:
         near = difflib.get_close_matches(key, [*_REGISTRY, *_ALIASES], n=1, cutoff=0.0)
@@ -75,8 +107,30 @@ def get_decomposition(decomposition: str | Decomposition) -> Decomposition:
 
 def name_of(decomposition: Decomposition) -> str:
     """The registered name of a decomposition, or its class's name if it has none."""
-    names = (name for name, registered in _REGISTRY.items() if registered is decomposition)
-    return next(names, type(decomposition).__name__)
+
+    def same(registered: Decomposition) -> bool:  # a copied or unpickled layer holds a copy of the instance
+        return type(registered) is type(decomposition) and vars(registered) == vars(decomposition)
+
+    return next((name for name, registered in _REGISTRY.items() if same(registered)), type(decomposition).__name__)
+
+
+def _load_entry_points() -> None:
+    """Register what installed packages offer; a package that fails is named in a warning and left out."""
+    for offer in entry_points(group=ENTRY_POINT_GROUP):
+        if offer in _LOADED:
+            continue
+        _LOADED.add(offer)  # at once: one that fails is not tried again, and loading may ask for names
+        try:
+            loaded = offer.load()
+            register(offer.name, loaded() if isinstance(loaded, type) else loaded)
+        except Exception as error:  # noqa: BLE001  # somebody else's code may fail in any way
+            package = f"{offer.dist.name} {offer.dist.version}" if offer.dist else "an unknown package"
+            warnings.warn(
+                f"decomposition {offer.name!r} of {package} is left out, as its entry point {offer.value!r} failed: "
+                f"{type(error).__name__}: {error}",
+                RuntimeWarning,
+                stacklevel=3,
+            )
 
 
 def _key(name: str) -> str:

@@ -22,13 +22,17 @@ except ImportError as missing:
 
 from factorized_moe.testing.contract import LAWS, DecompositionContract, Law
 from factorized_moe.testing.oracles import contract_dense, count_flops, dense_from_nodes
+from factorized_moe.testing.report import LawResult, NetworkReport, check_network
 from factorized_moe.testing.strategies import Structure, draw_rank, networks, structures
 
 __all__ = [
     "LAWS",
     "DecompositionContract",
     "Law",
+    "LawResult",
+    "NetworkReport",
     "Structure",
+    "check_network",
     "contract_dense",
     "count_flops",
     "dense_from_nodes",

@@ -1,11 +1,17 @@
 """Names of decompositions."""
 
-from typing import Any
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.metadata import EntryPoint
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
 
 from factorized_moe import Decomposition, FactorizedExpertTensor, TensorNetwork, available_decompositions, register
 from factorized_moe.decompositions import CP, get_decomposition, name_of, registry
+from factorized_moe.decompositions.registry import registered_decompositions
 
 
 class Dense(Decomposition):
@@ -80,3 +86,99 @@ def test_a_decomposition_is_a_name_or_an_instance() -> None:
         get_decomposition(3)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="decomposition is a name or a Decomposition instance, got <class"):
         get_decomposition(CP)  # type: ignore[arg-type]
+
+
+class Offer(EntryPoint):
+    """An entry point of a package that is not there; what it gives is passed by name."""
+
+    values: ClassVar[dict[str, Any]] = {}
+    dist = SimpleNamespace(name="tensor-shop", version="1.2")  # type: ignore[assignment]
+
+    def load(self) -> Any:
+        value = self.values[self.value]
+        if isinstance(value, Exception):
+            raise value
+        return value
+
+
+@pytest.fixture
+def offer(monkeypatch: pytest.MonkeyPatch, empty_places: None) -> Callable[..., None]:
+    """Makes installed packages offer decompositions, each under a name."""
+    offers: list[Offer] = []
+    asked: list[str] = []
+
+    def entry_points(group: str) -> list[Offer]:
+        assert group == "factorized_moe.decompositions"
+        asked.append(group)
+        return offers
+
+    def add(**values: Any) -> None:
+        for name, value in values.items():
+            Offer.values[f"shop:{name}"] = value
+            offers.append(Offer(name, f"shop:{name}", "factorized_moe.decompositions"))
+
+    monkeypatch.setattr(registry, "entry_points", entry_points)
+    monkeypatch.setattr(registry, "_LOADED", set())
+    monkeypatch.setattr(Offer, "values", {})
+    add.asked = asked  # type: ignore[attr-defined]
+    return add
+
+
+def test_an_installed_package_offers_a_class_or_an_instance(offer: Callable[..., None]) -> None:
+    dense = Dense()
+    offer(shop_class=Dense, shop_instance=dense)
+    assert "shop_class" not in registered_decompositions()
+    assert get_decomposition("Shop-Instance") is dense
+    assert isinstance(get_decomposition("shop_class"), Dense)
+    assert {"shop_class", "shop_instance"} <= set(available_decompositions())
+
+
+def test_packages_are_looked_at_when_names_are_listed_or_unknown(offer: Callable[..., None]) -> None:
+    offer(shop_class=Dense)
+    get_decomposition("cp")
+    get_decomposition("tensor_ring")
+    assert not offer.asked  # type: ignore[attr-defined]
+    assert "shop_class" in available_decompositions()
+    assert name_of(get_decomposition("shop_class")) == "shop_class"
+
+
+BROKEN = {
+    "fails to import": (ImportError("No module named 'shop'"), "ImportError: No module named 'shop'"),
+    "fails in its own way": (ZeroDivisionError("division by zero"), "ZeroDivisionError: division by zero"),
+    "no decomposition": (dict, r"TypeError: register takes an instance of Decomposition, got \{\}"),
+    "abstract": (Decomposition, "TypeError: Can't instantiate abstract class Decomposition"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_broken_package_is_named_once_and_left_out(case: str, offer: Callable[..., None]) -> None:
+    value, reason = BROKEN[case]
+    offer(broken=value, shop_class=Dense)
+    message = "decomposition 'broken' of tensor-shop 1.2 is left out, as its entry point 'shop:broken' failed: "
+    with pytest.warns(RuntimeWarning, match=message + reason):
+        names = available_decompositions()
+    assert "shop_class" in names
+    assert "broken" not in names
+    with pytest.raises(ValueError, match="unknown decomposition 'broken'"):
+        get_decomposition("broken")
+
+
+def test_a_package_cannot_take_a_name(offer: Callable[..., None]) -> None:
+    offer(CP=Dense)
+    with pytest.warns(RuntimeWarning, match="'CP' of tensor-shop 1.2 is left out, .* decomposition name 'cp' is taken"):
+        available_decompositions()
+    assert isinstance(get_decomposition("cp"), CP)
+
+
+def test_import_loads_no_package() -> None:
+    script = (
+        "import importlib.metadata as metadata\n"
+        "asked, entry_points = [], metadata.entry_points\n"
+        "metadata.entry_points = lambda **options: asked.append(options.get('group')) or entry_points(**options)\n"
+        "import factorized_moe\n"
+        "factorized_moe.FactorizedExpertTensor((3,), 4, 5, 'cp', 2)\n"
+        "assert 'factorized_moe.decompositions' not in asked, asked\n"
+        "factorized_moe.available_decompositions()\n"
+        "assert 'factorized_moe.decompositions' in asked, asked\n"
+    )
+    subprocess.run([sys.executable, "-W", "error", "-c", script], check=True)
