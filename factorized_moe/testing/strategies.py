@@ -25,7 +25,7 @@ DrawInt = Callable[[int, int], int]
 DrawRank = Callable[[tuple[int, ...], DrawInt], RankLike]
 """From the dense shape and a way to draw ints to a rank."""
 
-BATCH_SHAPES: tuple[tuple[int, ...], ...] = ((), (1,), (3,), (2, 3), (0,), (2, 0))
+BATCH_SHAPES: tuple[tuple[int, ...], ...] = ((3,), (), (2, 3), (1,), (0,), (2, 0))
 """Leading shapes of inputs: a single sample, batches of one and two axes, empty ones."""
 
 
@@ -163,16 +163,17 @@ def structures(
     """
 
     def draw_int(low: int, high: int) -> int:
-        return draw(st.integers(low, high))
+        # hypothesis tries the first value first and shrinks to it: a size of 2 is simpler than the corner case 1.
+        return draw(st.sampled_from(sorted(range(low, high + 1), key=lambda value: (abs(value - 2), value))))
 
-    modes = draw_int(0, 5) if expert_modes is None else expert_modes
+    modes = draw(st.integers(0, 5)) if expert_modes is None else expert_modes
     expert_dims = tuple(draw_int(1, largest) for _ in range(modes))
     in_features, out_features = draw_int(1, largest + 1), draw_int(1, largest + 1)
     bias = draw(st.booleans())
     shape = (*expert_dims, in_features + bias, out_features)
     drawn_rank = (draw_rank(decomposition) if rank is None else rank)(shape, draw_int)
     batch_shape = draw(st.sampled_from(BATCH_SHAPES))
-    seed = draw_int(0, 2**16)
+    seed = draw(st.integers(0, 2**16))
     return Structure(expert_dims, in_features, out_features, drawn_rank, bias, batch_shape, seed)
 
 
