@@ -239,8 +239,8 @@ class FactorizedExpertTensor(nn.Module):
             The plan; its ``repr`` is a table of its steps.
 
         Raises:
-            ValueError: If an argument is out of range or of no use, or no order keeps to the memory limit; the message gives the
-                smallest that is possible.
+            ValueError: If an argument is out of range or of no use, or no order keeps to the memory limit; the message
+                gives the smallest that is possible.
 
         Example:
             >>> w = FactorizedExpertTensor((8, 4), 16, 32, decomposition="tucker", rank=4)

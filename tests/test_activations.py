@@ -104,7 +104,9 @@ def test_equal_to_the_entmax_package(batch: list[int], width: int, scale: float,
 
 @pytest.mark.parametrize("width", [1, 2, 3, 16, 64, 300, 1024, 4096])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("activation", [entmax15, sparsemax, Entmax(1.25)], ids=["entmax15", "sparsemax", "Entmax(1.25)"])
+@pytest.mark.parametrize(
+    "activation", [entmax15, sparsemax, Entmax(1.25)], ids=["entmax15", "sparsemax", "Entmax(1.25)"]
+)
 def test_hard_rows_are_exact(activation: Callable[[Tensor], Tensor], dtype: torch.dtype, width: int) -> None:
     x = ladders(width).to(dtype)
     with torch.no_grad():

@@ -89,7 +89,7 @@ class SparseMatMul:
 
     The value is exact. A zero coefficient receives no gradient, so this suits coefficients whose derivative is zero
     where they are, as entmax, sparsemax and top-k give. The number of non-zero entries depends on the data, so it
-    cannot be traced.
+    cannot be traced, and torch has no second derivative of it.
 
     Args:
         right: Brings the parameter to ``(K, R)``.
@@ -102,6 +102,7 @@ class SparseMatMul:
     def __call__(self, left: Tensor, right: Tensor) -> Tensor:
         if self.right is not None:
             right = self.right(right)
+        right = right.to(left.dtype)  # they differ under autocast, which does not know this product
         rows, columns = left.nonzero(as_tuple=True)
         starts = torch.searchsorted(rows, torch.arange(left.shape[0], device=left.device))
         product = torch.nn.functional.embedding_bag(
