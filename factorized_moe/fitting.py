@@ -171,7 +171,7 @@ def _solve_node(
     both = [
         x for x in external if x in node.labels and (x in elsewhere or (network.in_padding and x in network.in_labels))
     ]
-    own = [x for x in node.labels if x in external and x not in elsewhere]  # right-hand sides
+    own = [x for x in node.labels if x in external and x not in both]  # right-hand sides
     bonds = [x for x in node.labels if x not in external]  # unknowns
     rows = [x for x in external if x not in both and x not in own]  # equations
     size = network.size_of
@@ -181,7 +181,7 @@ def _solve_node(
     arranged = [external.index(x) for x in (*both, *rows, *own)]
     right = rest.expand([network.sizes[x] for x in external]).permute(arranged)
     right = right.reshape(size(both), size(rows), size(own))
-    if network.in_padding:  # whatever the padding holds is right: its equations are left out
+    if network.in_padding:  # the padding may hold anything: its equations are left out
         known = _known(network, rest).expand([network.sizes[x] for x in external]).permute(arranged)
         known = known.reshape(size(both), size(rows), size(own))
         matrix, right = matrix * known[..., :1], right * known
