@@ -22,13 +22,16 @@ define install
 @touch $@
 endef
 
-.PHONY: help demo test lint format types docs build clean
+.PHONY: help demo bench test lint format types docs build clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(STAMPS)/demo ## train on real digits, show the experts in results/demo (replaced at each run)
 	@$(BIN)/factorized-moe demo --out $(RESULTS) --force
+
+bench: $(STAMPS)/bench ## measure beside other layers, write docs/benchmarks.md (a quarter of an hour; OPTIONS=--quick)
+	@$(BIN)/python -m benchmarks $(OPTIONS)
 
 test: $(STAMPS)/dev ## run the whole test suite, doctests and documentation included
 	@$(BIN)/python -m pytest -q -n 2
@@ -53,7 +56,7 @@ build: $(STAMPS)/dev ## build the wheel and the source archive into dist/
 
 clean: ## remove the environment and everything built, but not results/
 	@rm -rf $(VENV) site dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	@find factorized_moe tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	@find factorized_moe benchmarks tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # An environment that works is kept and filled; one that is missing, broken or too old is made anew.
 $(STAMPS)/venv:
@@ -66,6 +69,9 @@ $(STAMPS)/venv:
 
 $(STAMPS)/demo: $(STAMPS)/venv pyproject.toml constraints.txt
 	$(call install,demo)
+
+$(STAMPS)/bench: $(STAMPS)/venv pyproject.toml constraints.txt
+	$(call install,bench)
 
 $(STAMPS)/dev: $(STAMPS)/venv pyproject.toml constraints.txt
 	$(call install,dev)

@@ -1,0 +1,89 @@
+"""The command: ``python -m benchmarks [--only SECTION ...] [--quick] [--out FOLDER]``."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import block, contraction, cost_model, figure, layer, machine, report, scaling, training_memory
+from benchmarks.measuring import FULL, QUICK, Effort
+from benchmarks.report import FIGURE, Section
+from benchmarks.rows import Row
+
+ROOT = Path(__file__).parents[1]
+
+SECTIONS: dict[str, tuple[str, Callable[[Effort], Iterator[Row]]]] = {
+    "block": (block.TITLE, block.rows),
+    "layer": (layer.TITLE, layer.rows),
+    "contraction": (contraction.TITLE, contraction.rows),
+    "memory": (training_memory.TITLE, training_memory.rows),
+    "scaling": (scaling.TITLE, scaling.rows),
+    "cost_model": ("The planner's constants", lambda effort: iter(())),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure the sections, and write the page anew after each."""
+    options = _parser().parse_args(arguments)
+    effort = QUICK if options.quick else FULL
+    chosen = options.only or list(SECTIONS)
+    # A quick run's figures are no results: they never replace the ones in docs/ unless asked to.
+    out = options.out or (ROOT / "results" / "benchmarks" if options.quick else ROOT / "docs")
+    flags = ["--only", *options.only] if options.only else []
+    command = shlex.join(["python", "-m", "benchmarks", *flags, *(["--quick"] if options.quick else [])])
+    torch.manual_seed(0)
+    start = time.perf_counter()
+    for name in chosen:
+        begun = time.perf_counter()
+        section = measure(name, effort, command)
+        write(out, name, section)
+        print(f"{name}: {time.perf_counter() - begun:.0f} s")
+    print(f"{time.perf_counter() - start:.0f} s in all; {out / 'benchmarks.md'}")
+
+
+def measure(name: str, effort: Effort, command: str) -> Section:
+    """Measure one section, printing each row."""
+    title, rows = SECTIONS[name]
+    measured: list[Row] = []
+    for row in rows(effort):
+        measured.append(row)
+        print(f"  {row.case} | {row.contender} | forward {row.forward} | training {row.training}", flush=True)
+    extra: dict[str, Any] = {}
+    if name == "scaling":
+        extra["points"] = [asdict(point) for point in scaling.points(effort)]
+    if name == "cost_model":
+        extra = cost_model.constants(cost_model.fit(effort))
+        print(f"  {extra}")
+    return Section(title, command, machine.describe(), measured, name != "contraction", extra)
+
+
+def write(out: Path, name: str, section: Section) -> None:
+    """Put one section into the measurements' file, and make the page and the figure from the file."""
+    file = out / "benchmarks.json"
+    stored = {**report.load(file), name: section}
+    sections = {known: stored[known] for known in SECTIONS if known in stored}
+    report.save(file, sections)
+    (out / "benchmarks.md").write_text(report.markdown(sections), encoding="utf-8")
+    if name == "scaling":
+        points = [scaling.Point(**point) for point in section.extra["points"]]
+        if not figure.draw(points, out / FIGURE):
+            print("  the figure is not drawn: matplotlib is not installed (pip install 'factorized-moe[bench]')")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--only", nargs="+", choices=list(SECTIONS), metavar="SECTION", help=", ".join(SECTIONS))
+    parser.add_argument("--quick", action="store_true", help="a few rounds of each case, nothing compiled")
+    parser.add_argument("--out", type=Path, help="the folder to write to; docs, with --quick results/benchmarks")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,195 @@
+"""The measurements' file and the page that is made from it: a section run again replaces itself alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measuring import Ratio
+from benchmarks.rows import Row
+
+__all__ = ["Section", "load", "markdown", "save"]
+
+FIGURE = "assets/scaling.svg"
+
+INTRODUCTION = """\
+# Benchmarks
+
+Written by `make bench` from the measurements in [benchmarks.json](benchmarks.json): do not edit. How to read it:
+
+- A time is a ratio to the first row of its case, which shows its own time instead. The two contenders of a
+  comparison take turns in one process, round after round, and each round gives one ratio. The table has the median of
+  the rounds and, in brackets, the first and the third quartile. Below 1 is faster than the first row.
+- *Forward* is a call without gradients; *training* a forward pass and the gradients of all parameters and inputs.
+- *Memory* is the parameters and the most bytes of tensors alive at a time during the call, from the records of
+  torch's allocator: it does not vary. *Held* is parameters, gradients and all that is alive between the forward and the
+  backward pass, with its ratio to the first row's. *Process* is by how much the peak of a process of its own grows when
+  it trains the contender for three steps, after three steps of a tiny one.
+- Ranks are the largest with at most as many parameters as the first row, gate and LayerNorm counted. *The paper's* are
+  those of models in the uMoE paper, and take more: for the block its GPT-2's, where the rank is a fixed share of the
+  width, for the layer its CLIP head's, which has 1,000 outputs.
+- Everything is float32. *Compiled* rows compare `torch.compile`d contenders with the `torch.compile`d first row.
+"""
+
+HEADER = (
+    "case",
+    "contender",
+    "forward",
+    "training",
+    "parameters",
+    "memory, forward",
+    "memory, training",
+    "held",
+    "process",
+)
+
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Section:
+    """One section's measurements.
+
+    Attributes:
+        title: Its heading in the table.
+        command: The command that measured it.
+        machine: What `benchmarks.machine.describe` said.
+        rows: The measurements.
+        show_baselines: Whether the page shows the baselines' own rows; else the contender's name has to say it.
+        extra: What else the section found: the points of a figure, or fitted constants.
+    """
+
+    title: str
+    command: str
+    machine: Mapping[str, str]
+    rows: Sequence[Row] = ()
+    show_baselines: bool = True
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+def load(path: Path) -> dict[str, Section]:
+    """The sections of a file by name, none if there is no file."""
+    if not path.exists():
+        return {}
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    return {
+        name: Section(**{**values, "rows": [_row(row) for row in values["rows"]]}) for name, values in stored.items()
+    }
+
+
+def save(path: Path, sections: Mapping[str, Section]) -> None:
+    """Write all sections to a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    stored = {name: asdict(section) for name, section in sections.items()}
+    path.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
+
+
+def markdown(sections: Mapping[str, Section]) -> str:
+    """The page: machine and command, the figure, the table, and where the library is slower than hand-written code."""
+    parts = [INTRODUCTION, _circumstances(sections)]
+    if "scaling" in sections and sections["scaling"].extra:
+        parts.append(f"## How it grows\n\n![Time per token and memory against experts, rank and tokens]({FIGURE})\n")
+    parts.append("## The table\n")
+    parts.append(_table(section for section in sections.values() if section.rows))
+    if "contraction" in sections:
+        parts.append(_slower(sections["contraction"]))
+    if "cost_model" in sections:
+        parts.append(_constants(sections["cost_model"]))
+    return "\n".join(parts)
+
+
+def _circumstances(sections: Mapping[str, Section]) -> str:
+    """One paragraph for each machine and command."""
+    together: dict[str, list[str]] = {}
+    for name, section in sections.items():
+        machine = ", ".join(f"{key} {value}" for key, value in section.machine.items())
+        together.setdefault(f"{machine}. Command: `{section.command}`.", []).append(name)
+    if len(together) == 1:
+        return f"Measured on: {next(iter(together))}\n"
+    return "".join(f"- Measured on ({', '.join(names)}): {text}\n" for text, names in together.items())
+
+
+def _table(sections: Iterable[Section]) -> str:
+    lines = ["| " + " | ".join(HEADER) + " |", "|" + "---|" * 2 + "---:|" * (len(HEADER) - 2)]
+    for section in sections:
+        lines.append(f"| **{section.title}** |" + " |" * (len(HEADER) - 1))
+        previous, first = "", None
+        for row in section.rows:
+            if row.baseline:
+                first = row
+            if row.baseline and not section.show_baselines:
+                continue
+            cells = _cells(row, first, section.show_baselines)
+            shown = "" if row.case == previous else row.case
+            previous = row.case
+            lines.append("| " + " | ".join((shown, *cells)) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _cells(row: Row, baseline: Row | None, baselines_shown: bool) -> tuple[str, ...]:
+    name = row.contender
+    if not baselines_shown and baseline is not None:
+        name += f" / {baseline.contender}"
+    if row.absent is not None:
+        return (f"{name}: not measured, {row.absent}", *("",) * (len(HEADER) - 2))
+    held = _mebibytes(row.held_bytes)
+    if row.held_bytes is not None and baseline is not None and baseline.held_bytes:
+        held += f" ({row.held_bytes / baseline.held_bytes:.2f})"
+    return (
+        name,
+        _time(row.forward, row.baseline),
+        _time(row.training, row.baseline),
+        "" if row.parameters is None else f"{row.parameters:,}",
+        _mebibytes(row.forward_bytes),
+        _mebibytes(row.training_bytes),
+        held,
+        _mebibytes(row.process_bytes),
+    )
+
+
+def _time(ratio: Ratio | None, alone: bool) -> str:
+    if ratio is None:
+        return ""
+    if not alone:
+        return str(ratio)
+    return f"{ratio.seconds * 1e3:.3g} ms" if ratio.seconds >= 1e-3 else f"{ratio.seconds * 1e6:.3g} µs"
+
+
+def _mebibytes(count: int | None) -> str:
+    return "" if count is None else f"{count / MIB:.1f} MiB"
+
+
+def _slower(section: Section) -> str:
+    """The cases in which the generated contraction takes longer in three rounds of four."""
+    lines, baseline = [], ""
+    for row in section.rows:
+        if row.baseline:
+            baseline = row.contender
+            continue
+        for name, ratio in (("forward", row.forward), ("training", row.training)):
+            if ratio is not None and ratio.lower > 1:
+                lines.append(f"- {row.case}, {name}: {ratio} of {baseline}")
+    heading = "## Where hand-written code is faster\n"
+    if not lines:
+        return f"{heading}\nNowhere in the table: no first quartile is above 1.\n"
+    return f"{heading}\nThe first quartile is above 1 in these cases:\n\n" + "\n".join(lines) + "\n"
+
+
+def _constants(section: Section) -> str:
+    lines = [
+        "## The planner's constants\n",
+        "FLOPs in the time in which one element is moved, or copied into another order; `contraction/search.py` uses",
+        "the ones in the last column.\n",
+        "| constant | fitted on this machine | in use |",
+        "|---|---:|---:|",
+    ]
+    lines += [f"| `{name}` | {value['fitted']:.1f} | {value['used']} |" for name, value in section.extra.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _row(stored: Mapping[str, Any]) -> Row:
+    ratios = {name: stored[name] and Ratio(**stored[name]) for name in ("forward", "training")}
+    return Row(**{**stored, **ratios})
