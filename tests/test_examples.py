@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,12 @@ def test_the_name_is_found_without_an_import(installed: Path, tmp_path: Path) ->
         "assert w.num_parameters == 3 * (16 + 32) + 8 * 4 * 3 * 3\n"
         "assert w.expert_rank_bound == 3\n"
     )
+    run(sys.executable, "-W", "error", "-c", script, folder=tmp_path, paths=[installed, ROOT])
+
+
+def test_the_readme_runs(installed: Path, tmp_path: Path, page_code: Callable[[str], str]) -> None:
+    script = page_code((EXAMPLE / "README.md").read_text(encoding="utf-8"))
+    assert script
     run(sys.executable, "-W", "error", "-c", script, folder=tmp_path, paths=[installed, ROOT])
 
 
