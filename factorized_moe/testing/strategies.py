@@ -5,6 +5,7 @@ Legend: `N_k` experts of mode k, `I` in_features, `O` out_features, `*batch` any
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -179,7 +180,7 @@ def structures(
 
 @st.composite
 def networks(draw: st.DrawFn, expert_modes: int | None = None, largest: int = 3) -> TensorNetwork:
-    """Draws any network: bonds that join two or more nodes, split input and output modes, sums, shared parameters.
+    """Draws any network: bonds that join two or more nodes, split and padded modes, sums, shared parameters.
 
     Args:
         draw: Given by hypothesis.
@@ -213,6 +214,7 @@ def networks(draw: st.DrawFn, expert_modes: int | None = None, largest: int = 3)
         expert_labels=tuple(experts),
         in_labels=tuple(inputs),
         out_labels=tuple(outputs),
+        in_padding=draw(st.integers(0, math.prod(list(inputs.values())[1:]) - 1)),
     )
 
 

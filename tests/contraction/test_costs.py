@@ -32,7 +32,7 @@ def smallest_cut(network: TensorNetwork, term: tuple[Node, ...]) -> int:
 @given(networks(largest=4))
 def test_rank_bound_is_the_smallest_cut(network: TensorNetwork) -> None:
     total = sum(smallest_cut(network, term) for term in network.terms)
-    sides = network.size_of(network.in_labels), network.size_of(network.out_labels)
+    sides = network.shape[-2:]
     assert expert_rank_bound(network) == min(total, *sides)
 
 
