@@ -1,7 +1,6 @@
-"""The command: options in, text and exit codes out."""
+"""`factorized-moe demo`: options in, text, files and exit codes out."""
 
 import signal
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -92,11 +91,7 @@ Results in results/demo, after """
     )
 
 
-def test_help_names_every_command_and_option_and_the_true_defaults(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--help"]) == 0
-    assert "demo" in capsys.readouterr().out
-    assert main([]) == 0
-    assert "demo" in capsys.readouterr().out
+def test_help_names_every_option_and_the_true_defaults(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["demo", "--help"]) == 0
     text = " ".join(capsys.readouterr().out.split())
     defaults = DemoOptions()
@@ -113,15 +108,9 @@ def test_help_names_every_command_and_option_and_the_true_defaults(capsys: pytes
         assert option in text
 
 
-def test_version(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--version"]) == 0
-    assert capsys.readouterr().out == f"factorized-moe {version('factorized-moe')}\n"
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["dmeo"], "dmeo"),
         (["demo", "--colour"], "unrecognized arguments: --colour"),
         (["demo", "--experts", "0"], "expected a number of experts such as 32, or one for each expert mode such as"),
         (["demo", "--experts", "8x"], "got '8x'"),
@@ -133,7 +122,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["demo", "--decomposition", "tukcer"], "unknown decomposition 'tukcer'; did you mean 'tucker'"),
     ],
 )
-def test_errors_are_one_line_and_exit_code_two(
+def test_errors_are_one_line_and_nothing_is_written(
     arguments: list[str],
     message: str,
     tmp_path: Path,
@@ -148,35 +137,6 @@ def test_errors_are_one_line_and_exit_code_two(
     assert shown.err.startswith("factorized-moe")
     assert shown.err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    ("error", "code", "line"),
-    [
-        (KeyboardInterrupt(), 130, "factorized-moe demo: interrupted; nothing was written"),
-        (ValueError("wrong\n  in two lines"), 2, "factorized-moe demo: error: wrong in two lines"),
-        (OSError(28, "No space left on device"), 2, "factorized-moe demo: error: [Errno 28] No space left on device"),
-        (ModuleNotFoundError("not installed: x"), 2, "factorized-moe demo: error: not installed: x"),
-    ],
-)
-def test_exit_codes(
-    error: BaseException, code: int, line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def fail(options: DemoOptions) -> None:
-        raise error
-
-    monkeypatch.setattr("factorized_moe.demo.run_demo", fail)
-    assert main(["demo"]) == code
-    assert capsys.readouterr().err == f"{line}\n"
-
-
-def test_faults_of_the_library_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(options: DemoOptions) -> None:
-        raise RuntimeError("a fault")
-
-    monkeypatch.setattr("factorized_moe.demo.run_demo", fail)
-    with pytest.raises(RuntimeError, match="a fault"):
-        main(["demo"])
 
 
 def test_whole_run_and_no_overwriting(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
