@@ -4,7 +4,7 @@ from factorized_moe import Decomposition, TensorNetwork
 
 
 class Tucker2(Decomposition):
-    """``W[n, .., i, o] = sum_(b, c) B[i, b] G[n, .., b, c] C[c, o]`` (Kolda & Bader 2009, Sec. 4.1).
+    """``W[n, .., i, o] = sum_(b, c) B[i, b] G[n, .., b, c] C[c, o]`` (Kolda & Bader 2009).
 
     The rank is one int R for both bases. Costs: ``R (I + O) + prod(N_k) R^2`` parameters; experts of rank R.
     """

@@ -10,7 +10,7 @@ __all__ = ["LowRank"]
 
 
 class LowRank(Decomposition):
-    """``W[n, .., i, o] = sum_r U[n, .., i, r] V[n, .., r, o]``: a mixture of LoRA experts (Hu et al. 2021, Eq. 3).
+    """``W[n, .., i, o] = sum_r U[n, .., i, r] V[n, .., r, o]``: a mixture of LoRA experts (Hu et al. 2021).
 
     When to use it: experts that share nothing, such as adapters that were trained apart, or light experts beside a
     frozen layer (Zadouri et al. 2023, arXiv 2309.05444).

@@ -15,7 +15,7 @@ class MixtureOfDecoders(Decomposition):
     """``W[n, .., i, o] = sum_r D[i, r, o] C_0[n, r, o] ..``; with R = 1, ``W[n] = D diag(c_n)`` (Oldfield et al. 2025).
 
     Source: "Towards interpretability without sacrifice: faithful dense layer decomposition with Mixture of
-    Decoders", arXiv 2505.21364, Sec. 2; there R is 1 and there is one expert mode.
+    Decoders", arXiv 2505.21364; there R is 1 and there is one expert mode.
 
     When to use it: thousands of experts of full rank, as in the decomposition of a dense layer into parts to
     interpret. N experts cost ``N O`` parameters beyond one dense matrix.

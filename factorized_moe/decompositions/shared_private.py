@@ -13,7 +13,7 @@ class SharedPrivate(Decomposition):
     """``W[n, .., i, o] = S[i, o] + sum_r A_0[n, r] .. B[i, r] C[r, o]``: a sum of two networks.
 
     When to use it: experts that are variations of one matrix, a pretrained one for instance; common knowledge is kept
-    apart, as by the shared experts of Dai et al. 2024, arXiv 2401.06066, Eq. 9. The first term lacks the expert modes:
+    apart, as by the shared experts of Dai et al. 2024, arXiv 2401.06066. The first term lacks the expert modes:
     where the coefficients sum to 1 it is a plain linear layer, otherwise it is scaled by their sum.
 
     The rank is one int R. Costs: ``I O + R (sum N_k + I + O)`` parameters; about twice as many FLOPs a sample; experts

@@ -18,7 +18,7 @@ class TTMatrix(Decomposition):
     """``W[n, .., i, o] = G_0[n] .. M_0[i_0, o_0] M_1[i_1, o_1] ..``, a product of matrices.
 
     Source: Oseledets 2010, "Approximation of 2^d x 2^d matrices using tensor decomposition"; as a layer Novikov et
-    al. 2015, arXiv 1509.06569, Sec. 3. ``I`` and ``O`` are split into as many factors as there are cores, as evenly as
+    al. 2015, arXiv 1509.06569. ``I`` and ``O`` are split into as many factors as there are cores, as evenly as
     possible; an input without an even split is padded with zeros.
 
     When to use it: extreme compression of wide layers; the parameters grow with the logarithm of the matrix's size.
