@@ -194,7 +194,11 @@ class TensorNetwork:
         differing = sorted(label for label in mine.keys() & theirs.keys() if mine[label] != theirs[label])
         if differing:
             label = differing[0]
-            raise ValueError(f"label {label!r} has size {mine[label]} in one term and {theirs[label]} in the other")
+            nodes = [next(node.name for node in n.nodes if label in node.labels) for n in (self, other)]
+            raise ValueError(
+                f"label {label!r} has size {mine[label]} on node {nodes[0]!r} of one term and {theirs[label]} on node "
+                f"{nodes[1]!r} of the other; give it one size, or rename one of them"
+            )
         mine_grouped, theirs_grouped = ((n.in_labels, n.out_labels, n.in_padding) for n in (self, other))
         if mine_grouped != theirs_grouped:
             raise ValueError("the terms of a sum must group their input and output labels in the same way")
@@ -326,9 +330,10 @@ def _check_shared_parameters(network: TensorNetwork) -> None:
     first: dict[str, Node] = {}
     for node in network.nodes:
         other = first.setdefault(node.parameter, node)
-        shapes = [tuple(network.sizes[label] for label in n.labels) for n in (other, node)]
-        if shapes[0] != shapes[1]:
+        mine, theirs = ([network.sizes[label] for label in n.labels] for n in (node, other))
+        if mine != theirs:
+            sized = [" ".join(f"{label}={network.sizes[label]}" for label in n.labels) for n in (other, node)]
             raise ValueError(
-                f"nodes {other.name!r} {shapes[0]} and {node.name!r} {shapes[1]} share parameter {node.parameter!r} "
-                "but differ in shape"
+                f"nodes {other.name!r} ({sized[0]}) and {node.name!r} ({sized[1]}) share parameter {node.parameter!r} "
+                "but differ in shape; give each a parameter of its own"
             )

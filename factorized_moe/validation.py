@@ -144,8 +144,18 @@ def check_network(network: TensorNetwork, shape: tuple[int, ...], source: object
     if network.shape != shape:
         raise ValueError(
             f"network() of {type(source).__name__} describes a tensor of shape {network.shape}, asked was {shape}; "
-            "use the sizes that it is given"
+            f"use the sizes that it is given{_where_sizes_differ(network, shape)}"
         )
+
+
+def _where_sizes_differ(network: TensorNetwork, shape: tuple[int, ...]) -> str:
+    """The first label of a wrong size and a node that carries it, if there are as many modes as asked for."""
+    if len(network.shape) != len(shape):
+        return ""
+    modes = (*((label,) for label in network.expert_labels), network.in_labels, network.out_labels)
+    label = next(group[0] for group, mine, asked in zip(modes, network.shape, shape, strict=True) if mine != asked)
+    node = next(node.name for node in network.nodes if label in node.labels)
+    return f": label {label!r} of node {node!r} has another"
 
 
 def check_dense(dense: Tensor, shape: tuple[int, ...] | None = None) -> None:

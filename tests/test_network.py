@@ -191,11 +191,11 @@ REFUSED = {
     ),
     "shared parameter of two shapes": (
         lambda: network(Node("a", "in bond"), Node("b", "out bond", parameter="a"), bond=2),
-        "nodes 'a' (4, 2) and 'b' (5, 2) share parameter 'a' but differ in shape",
+        "nodes 'a' (in=4 bond=2) and 'b' (out=5 bond=2) share parameter 'a' but differ in shape; give each",
     ),
     "sum of different sizes": (
         lambda: cp(rank=2) + network(Node("left", "in rank"), Node("right", "rank out"), rank=3),
-        "label 'rank' has size 2 in one term and 3 in the other",
+        "label 'rank' has size 2 on node 'expert_0' of one term and 3 on node 'left' of the other; give it one size",
     ),
     "sum of different groups": (
         lambda: cp() + cp(nodes={"core": "expert_0 in_0 in_1 out"}, bonds={}, in_labels={"in_0": 2, "in_1": 2}),

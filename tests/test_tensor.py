@@ -184,7 +184,8 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "another network": (
         lambda: tensor(decomposition=Given(NETWORK)),
         ValueError,
-        "network() of Given describes a tensor of shape (3, 2, 4, 6), asked was (3, 2, 4, 5); use the sizes",
+        "network() of Given describes a tensor of shape (3, 2, 4, 6), asked was (3, 2, 4, 5); use the sizes "
+        "that it is given: label 'out' of node",
     ),
     # Call.
     "bare coefficients": (lambda: tensor()(X, A[0]), TypeError, f"{CALL}Tensor and Tensor; with one mode, write"),

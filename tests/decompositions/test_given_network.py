@@ -110,7 +110,8 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
             "rank": 1,
         },
         ValueError,
-        r"network\(\) of GivenNetwork describes a tensor of shape \(4, 2\), asked was \(6, 2\)",
+        r"network\(\) of GivenNetwork describes a tensor of shape \(4, 2\), asked was \(6, 2\); use the "
+        r"sizes that it is given: label 'in_0' of node '\w+' has another$",
     ),
 }
 
