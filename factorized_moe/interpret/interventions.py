@@ -1,0 +1,433 @@
+"""Interventions: what a model would do if some experts' coefficients, or what they add to the output, were others.
+
+Each intervention is a function of the coefficients of one expert mode, applied by a forward hook on the layer's gate,
+or of the layer's output, applied by a forward hook on the layer. Nothing else of the model is touched.
+
+Legend: ``*batch`` any leading shape, ``N`` experts of one mode, ``O`` out_features, ``a_n`` expert n's coefficient.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from numbers import Integral, Real
+from types import TracebackType
+
+import torch
+from torch import Tensor, nn
+
+from factorized_moe.interpret.finding import expert_dims_of, find_layers
+from factorized_moe.layers import MuMoE, MuMoEBlock
+from factorized_moe.tensor import FactorizedExpertTensor
+
+__all__ = [
+    "Ablate",
+    "Add",
+    "Bias",
+    "CoefficientIntervention",
+    "Force",
+    "Intervention",
+    "InterventionHandle",
+    "Scale",
+    "Swap",
+    "intervene",
+]
+
+Layer = MuMoE | MuMoEBlock
+
+
+@dataclass(frozen=True)
+class Intervention(ABC):
+    """A change of some experts of one expert mode. Put it in force with `intervene`.
+
+    Args:
+        experts: The experts' numbers in their mode, counted from 0: one or several.
+        layer: The layer's name in ``model.named_modules()``, or a pattern such as ``"blocks.*.mlp"`` for several
+            layers; not needed where the model has only one.
+        mode: The expert mode, counted from 0.
+
+    Raises:
+        TypeError: If an expert or the mode is not an int.
+        ValueError: If no expert is given, or one is given twice.
+    """
+
+    experts: int | Sequence[int]
+    layer: str | None = field(default=None, kw_only=True)
+    mode: int = field(default=0, kw_only=True)
+
+    def __post_init__(self) -> None:
+        numbers = list(self.experts) if isinstance(self.experts, Iterable) else [self.experts]
+        for name, value in [*(("expert", n) for n in numbers), ("mode", self.mode)]:
+            if isinstance(value, bool) or not isinstance(value, Integral):
+                raise TypeError(f"{type(self).__name__}: {name} {value!r} is not an int; it is a number counted from 0")
+        if not numbers or len(set(numbers)) < len(numbers):
+            raise ValueError(f"{type(self).__name__}: experts are one or several different numbers, got {numbers}")
+        object.__setattr__(self, "experts", tuple(int(n) for n in numbers))
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """The experts' numbers as a tuple."""
+        assert isinstance(self.experts, tuple)  # made one at construction
+        return self.experts
+
+    def check(self, name: str, layer: Layer) -> None:
+        """Refuse a layer that has no such mode or no such expert.
+
+        Args:
+            name: The layer's name, for the message.
+            layer: The layer.
+
+        Raises:
+            ValueError: If the mode, an expert or an output is out of range.
+        """
+        sizes = expert_dims_of(layer)
+        if not 0 <= self.mode < len(sizes):
+            raise ValueError(
+                f"{type(self).__name__}: layer {name!r} has expert modes of sizes {sizes}, counted from 0; "
+                f"there is no mode {self.mode}"
+            )
+        outside = [n for n in self.numbers if not 0 <= n < sizes[self.mode]]
+        if outside:
+            raise ValueError(
+                f"{type(self).__name__}: expert {outside[0]} is out of range for the {sizes[self.mode]} experts of "
+                f"mode {self.mode} of layer {name!r}, counted from 0"
+            )
+
+    @abstractmethod
+    def attach(self, layer: Layer, undo: ExitStack) -> None:
+        """Register the hooks on a layer.
+
+        Args:
+            layer: The layer.
+            undo: Takes the callbacks that remove them.
+        """
+
+    def _index(self, like: Tensor) -> Tensor:
+        return torch.tensor(self.numbers, device=like.device)
+
+
+@dataclass(frozen=True)
+class CoefficientIntervention(Intervention):
+    """A change of coefficients: a function of those of one expert mode, applied to the gate's output."""
+
+    @abstractmethod
+    def change(self, coefficients: Tensor) -> Tensor:
+        """The changed coefficients.
+
+        Args:
+            coefficients: Those of the expert mode, ``(*batch, N)``; they are not written to.
+
+        Returns:
+            The changed ones, ``(*batch, N)``.
+        """
+
+    def attach(self, layer: Layer, undo: ExitStack) -> None:
+        """Register the hook on the layer's gate."""
+
+        def hook(module: nn.Module, inputs: object, output: Sequence[Tensor]) -> tuple[Tensor, ...]:
+            changed = list(output)
+            changed[self.mode] = self.change(changed[self.mode])
+            return tuple(changed)
+
+        undo.callback(layer.gate.register_forward_hook(hook).remove)
+
+
+@dataclass(frozen=True)
+class Ablate(CoefficientIntervention):
+    """Take experts out: ``a_n = 0``, the others kept and not renormalised.
+
+    The same as weights of 0 for these experts: the counterfactual of Oldfield et al. 2024 (arXiv 2402.12550).
+
+    Example:
+        >>> Ablate([0, 2]).change(torch.tensor([0.25, 0.25, 0.5]))
+        tensor([0.0000, 0.2500, 0.0000])
+    """
+
+    def change(self, coefficients: Tensor) -> Tensor:
+        """``a_n = 0``."""
+        return coefficients.index_fill(-1, self._index(coefficients), 0.0)
+
+
+@dataclass(frozen=True)
+class Scale(CoefficientIntervention):
+    """Multiply experts' coefficients: ``a_n * factor``, the others kept.
+
+    Args:
+        experts: As for `Intervention`.
+        factor: The factor.
+
+    Raises:
+        ValueError: If the factor is not finite.
+
+    Example:
+        >>> Scale(1, 2.0).change(torch.tensor([0.25, 0.25, 0.5]))
+        tensor([0.2500, 0.5000, 0.5000])
+    """
+
+    factor: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_number(self, "factor", self.factor)
+
+    def change(self, coefficients: Tensor) -> Tensor:
+        """``a_n * factor``."""
+        factors = coefficients.new_ones(coefficients.shape[-1])
+        return coefficients * factors.index_fill(0, self._index(coefficients), self.factor)
+
+
+@dataclass(frozen=True)
+class Force(CoefficientIntervention):
+    """Give experts a coefficient for every input: ``a_n = value``, the others kept and not renormalised.
+
+    Args:
+        experts: As for `Intervention`.
+        value: The coefficient.
+
+    Raises:
+        ValueError: If the value is not finite.
+
+    Example:
+        >>> Force(0, 1.0).change(torch.tensor([0.25, 0.25, 0.5]))
+        tensor([1.0000, 0.2500, 0.5000])
+    """
+
+    value: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_number(self, "value", self.value)
+
+    def change(self, coefficients: Tensor) -> Tensor:
+        """``a_n = value``."""
+        return coefficients.index_fill(-1, self._index(coefficients), self.value)
+
+
+@dataclass(frozen=True)
+class Add(CoefficientIntervention):
+    """Add to experts' coefficients for every input: ``a_n + amount``, the others kept.
+
+    Args:
+        experts: As for `Intervention`.
+        amount: What is added.
+
+    Raises:
+        ValueError: If the amount is not finite.
+
+    Example:
+        >>> Add(2, 1.5).change(torch.tensor([0.25, 0.25, 0.5]))
+        tensor([0.2500, 0.2500, 2.0000])
+    """
+
+    amount: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_number(self, "amount", self.amount)
+
+    def change(self, coefficients: Tensor) -> Tensor:
+        """``a_n + amount``."""
+        amounts = coefficients.new_zeros(coefficients.shape[-1])
+        return coefficients + amounts.index_fill(0, self._index(coefficients), self.amount)
+
+
+@dataclass(frozen=True)
+class Swap(CoefficientIntervention):
+    """Exchange two experts' coefficients for every input, as if their weights had changed places.
+
+    Raises:
+        ValueError: If they are not two experts.
+
+    Example:
+        >>> Swap((0, 2)).change(torch.tensor([0.2, 0.3, 0.5]))
+        tensor([0.5000, 0.3000, 0.2000])
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.numbers) != 2:
+            raise ValueError(f"Swap: experts are the two to exchange, got {list(self.numbers)}")
+
+    def change(self, coefficients: Tensor) -> Tensor:
+        """``a_m`` and ``a_n`` exchanged."""
+        order = list(range(coefficients.shape[-1]))
+        first, second = self.numbers
+        order[first], order[second] = second, first
+        return coefficients.index_select(-1, torch.tensor(order, device=coefficients.device))
+
+
+@dataclass(frozen=True, eq=False)
+class Bias(Intervention):
+    """Give experts a bias of their own on chosen outputs: ``y_o + sum_n a_n * amount[n, o]``.
+
+    The coefficients are those that the layer computes with, other interventions included.
+
+    Args:
+        experts: As for `Intervention`.
+        amount: What an expert adds to an output where its coefficient is 1: a number, or a tensor that broadcasts to
+            ``(experts, outputs)``.
+        outputs: The outputs' numbers, counted from 0; all by default.
+
+    Raises:
+        TypeError: If an output is not an int.
+        ValueError: If an amount is not finite or its shape does not fit; an output is given twice.
+
+    Example:
+        Expert 3 pulls the first of three logits up.
+
+        >>> from factorized_moe import CPMuMoE
+        >>> layer, x = CPMuMoE(8, 3, expert_dims=[4], rank=2, gate_norm=None), torch.randn(5, 8)
+        >>> with torch.no_grad(), intervene(layer, Bias(3, 2.0, outputs=[0])):
+        ...     changed = layer(x)
+        >>> (changed - layer(x)).round(decimals=3)[0].tolist()  # an untrained gate gives 1/4 to each expert
+        [0.5, 0.0, 0.0]
+    """
+
+    amount: float | Tensor
+    outputs: Sequence[int] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not torch.as_tensor(self.amount).isfinite().all():
+            raise ValueError(f"Bias: amount must be finite, got {self.amount}")
+        if self.outputs is not None:
+            given = list(self.outputs)
+            if not all(isinstance(o, Integral) and not isinstance(o, bool) for o in given):
+                raise TypeError(f"Bias: outputs are ints counted from 0, got {given}")
+            if not given or len(set(given)) < len(given):
+                raise ValueError(f"Bias: outputs are one or several different numbers, got {given}")
+            object.__setattr__(self, "outputs", tuple(int(o) for o in given))
+
+    def check(self, name: str, layer: Layer) -> None:
+        """Refuse a layer that has no such mode, expert or output, or that the amount does not fit."""
+        super().check(name, layer)
+        size = _last_experts(layer).out_features
+        outside = [o for o in self.outputs or () if not 0 <= o < size]
+        if outside:
+            raise ValueError(
+                f"Bias: output {outside[0]} is out of range for the {size} outputs of layer {name!r}, counted from 0"
+            )
+        expected = (len(self.numbers), size if self.outputs is None else len(self.outputs))
+        given = tuple(torch.as_tensor(self.amount).shape)
+        if len(given) > 2 or any(m not in (1, n) for m, n in zip(given[::-1], expected[::-1], strict=False)):
+            raise ValueError(
+                f"Bias: amount has shape {given}, which does not broadcast to {expected}: experts, then outputs"
+            )
+
+    def attach(self, layer: Layer, undo: ExitStack) -> None:
+        """Register a hook that sees the coefficients, and one that adds to the output."""
+        seen: list[Tensor] = []
+
+        def look(module: nn.Module, arguments: tuple[Tensor, Sequence[Tensor]]) -> None:
+            seen[:] = [arguments[1][self.mode]]
+
+        def add(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
+            mine = seen.pop().index_select(-1, self._index(output))  # (*batch, experts)
+            chosen = range(output.shape[-1]) if self.outputs is None else self.outputs
+            amount = torch.as_tensor(self.amount, device=output.device, dtype=output.dtype)
+            added = mine.to(output.dtype) @ amount.expand(len(self.numbers), len(chosen))  # (*batch, outputs)
+            return output.index_add(-1, torch.tensor(chosen, device=output.device), added)
+
+        undo.callback(_last_experts(layer).register_forward_pre_hook(look).remove)
+        undo.callback(layer.register_forward_hook(add).remove)
+
+
+class InterventionHandle:
+    """Interventions in force, until `undo` or the end of a ``with`` block.
+
+    Args:
+        undo: The callbacks that take them back.
+    """
+
+    def __init__(self, undo: ExitStack) -> None:
+        self._undo = undo
+
+    def undo(self) -> None:
+        """Put the model back as it was, to the bit. Again, or after the ``with`` block, it does nothing."""
+        self._undo.close()
+
+    def __enter__(self) -> InterventionHandle:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.undo()
+
+
+def intervene(model: nn.Module, *interventions: Intervention) -> InterventionHandle:
+    """Put interventions in force: for a ``with`` block, or until the handle's ``undo``.
+
+    Those on coefficients are applied in the order given, and after those already in force. Layers that share one gate
+    module share its interventions. Everything is checked before the model is touched.
+
+    Args:
+        model: The model, or a single layer. It cannot be compiled: torch does not look at hooks that are added
+            after compilation.
+        interventions: What to do; one or several.
+
+    Returns:
+        The handle, also a context manager.
+
+    Raises:
+        TypeError: If something else than an intervention is given.
+        ValueError: If none is given, the model is compiled, a layer's name is unknown or needed, or a mode, an
+            expert or an output is out of range.
+
+    Example:
+        >>> from factorized_moe import CPMuMoE
+        >>> model = nn.Sequential(nn.Linear(6, 8), CPMuMoE(8, 3, expert_dims=[4], rank=2, gate_norm=None))
+        >>> x = torch.randn(5, 6)
+        >>> with intervene(model, Ablate([0, 1]), Scale(2, 3.0)):
+        ...     (coefficients,) = model[1].gate(model[0](x))
+        >>> coefficients[0].tolist()
+        [0.0, 0.0, 0.75, 0.25]
+        >>> handle = intervene(model, Ablate(range(4), layer="1"))
+        >>> model(x).abs().sum().item()
+        0.0
+        >>> handle.undo()
+    """
+    if not interventions:
+        raise ValueError("intervene: no intervention is given; give one or several, for instance Ablate(3)")
+    for given in interventions:
+        if not isinstance(given, Intervention):
+            raise TypeError(f"intervene: expected interventions such as Ablate(3), got {given!r}")
+    _refuse_compiled(model)
+    chosen = [(layer, given) for given in interventions for layer in _layers_of(model, given)]
+    with ExitStack() as undo:
+        for layer, given in chosen:
+            given.attach(layer, undo)
+        return InterventionHandle(undo.pop_all())
+
+
+def _layers_of(model: nn.Module, intervention: Intervention) -> list[Layer]:
+    found = find_layers(model, intervention.layer)
+    if intervention.layer is None and len(found) > 1:
+        names = ", ".join(map(repr, found))
+        raise ValueError(f"{type(intervention).__name__}: the model has {len(found)} uMoE layers; name one of {names}")
+    for name, layer in found.items():
+        intervention.check(name, layer)
+    return list(found.values())
+
+
+def _refuse_compiled(model: nn.Module) -> None:
+    for module in model.modules():
+        if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
+            raise ValueError(
+                f"intervene: {type(module).__name__} is compiled, and torch ignores hooks that are added after "
+                "compilation; intervene on the model that is not compiled"
+            )
+
+
+def _last_experts(layer: Layer) -> FactorizedExpertTensor:
+    return layer.experts if isinstance(layer, MuMoE) else layer.second
+
+
+def _check_number(intervention: Intervention, name: str, value: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{type(intervention).__name__}: {name} is a number, got {value!r}")
+    if not math.isfinite(value):
+        raise ValueError(f"{type(intervention).__name__}: {name} must be finite, got {value}")
