@@ -19,6 +19,7 @@ import difflib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from numbers import Integral
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
@@ -173,13 +174,14 @@ class TopKSoftmax:
     k: int = 2
 
     def __post_init__(self) -> None:
-        if isinstance(self.k, bool) or not isinstance(self.k, int):
+        if isinstance(self.k, bool) or not isinstance(self.k, Integral):
             raise TypeError(
                 f"TopKSoftmax: k must be a positive integer, but got {self.k!r} of type {type(self.k).__name__}; "
                 "pass an int such as 2"
             )
         if self.k < 1:
             raise ValueError(f"TopKSoftmax: k must be a positive integer, but got {self.k}; pass 1 or more")
+        object.__setattr__(self, "k", int(self.k))
 
     def __call__(self, logits: Tensor) -> Tensor:
         """Coefficients ``(*batch, N)`` of logits ``(*batch, N)``."""

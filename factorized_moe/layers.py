@@ -190,6 +190,10 @@ class MuMoEBlock(nn.Module):
         self.second = FactorizedExpertTensor(
             expert_dims, hidden_features, out_features, decomposition, last_rank, **options
         )
+        if activation is not None and (isinstance(activation, type) or not callable(activation)):
+            raise TypeError(
+                f"activation is a module or a function of a tensor, such as nn.GELU() or torch.relu, got {activation!r}"
+            )
         self.activation = nn.GELU() if activation is None else activation
         self.gate = _gate(in_features, self.first.expert_dims, gate, gate_norm, device, dtype)
         self.input_norm = nn.LayerNorm(in_features, device=device, dtype=dtype) if input_norm else None

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Integral
 
 from factorized_moe.parsing import parse_network
 
@@ -85,6 +86,7 @@ class TensorNetwork:
 
     def __post_init__(self) -> None:
         _check_sizes(self)
+        object.__setattr__(self, "label_sizes", tuple((label, int(size)) for label, size in self.label_sizes))
         _check_nodes(self)
         _check_external_labels(self)
         _check_padding(self)
@@ -270,7 +272,7 @@ class TensorNetwork:
 
 def _check_sizes(network: TensorNetwork) -> None:
     for label, size in network.label_sizes:
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        if isinstance(size, bool) or not isinstance(size, Integral) or size < 1:
             raise ValueError(f"label {label!r} has size {size!r}; a size is a positive int")
     if BATCH in network.sizes:
         raise ValueError(f"label {BATCH!r} is reserved for the samples' index; rename it")

@@ -34,8 +34,10 @@ from factorized_moe.validation import (
     check_alone,
     check_call,
     check_dense,
+    check_device,
     check_dtype,
     check_expert_dims,
+    check_flag,
     check_network,
     check_size,
 )
@@ -111,9 +113,7 @@ class FactorizedExpertTensor(nn.Module):
         self.expert_dims = check_expert_dims(expert_dims)
         self.in_features = check_size("in_features", in_features)
         self.out_features = check_size("out_features", out_features)
-        if not isinstance(bias, bool):
-            raise TypeError(f"bias must be True or False, got {bias!r}")
-        self.bias = bias
+        self.bias = check_flag("bias", bias)
         check_dtype(dtype)
         self.decomposition = get_decomposition("cp" if decomposition is None else decomposition)
         if rank is None:
@@ -124,8 +124,8 @@ class FactorizedExpertTensor(nn.Module):
         check_network(self.network, shape, self.decomposition)
         self._init = find_initialisation(self.decomposition, init)
         self.weight = NetworkTensor(self.network, self.decomposition, self.rank, device=device, dtype=dtype)
-        self.checkpoint = checkpoint
-        self.sparse_coefficients = sparse_coefficients
+        self.checkpoint = check_flag("checkpoint", checkpoint)
+        self.sparse_coefficients = check_flag("sparse_coefficients", sparse_coefficients)
         self._plan = make_plan(self.network, self._request)
         self.reset_parameters()
 
@@ -239,6 +239,7 @@ class FactorizedExpertTensor(nn.Module):
             The plan; its ``repr`` is a table of its steps.
 
         Raises:
+            TypeError: If the memory limit is not an int, or the batch sizes are not a sequence.
             ValueError: If an argument is out of range or of no use, or no order keeps to the memory limit; the message
                 gives the smallest that is possible.
 
@@ -254,9 +255,7 @@ class FactorizedExpertTensor(nn.Module):
         if optimize is None and memory_limit is None:
             return self._plan.at_batch_size(size)
         operands = self.weight().operands
-        self._plan = choose_plan(
-            self._plan, operands, size, optimize or "flops", memory_limit, batch_sizes or (size,), backward
-        )
+        self._plan = choose_plan(self._plan, operands, size, optimize or "flops", memory_limit, batch_sizes, backward)
         return self._plan
 
     @property
@@ -292,7 +291,7 @@ class FactorizedExpertTensor(nn.Module):
 
         Raises:
             TypeError: If the tensor is not of a real floating type.
-            ValueError: If it has fewer than two modes, or an entry that is not finite.
+            ValueError: If it has fewer than two modes, or an entry that is not finite, or a device is ``"meta"``.
 
         Example:
             >>> w = FactorizedExpertTensor.from_dense(torch.ones(3, 4, 5), decomposition="cp", rank=1)
@@ -301,6 +300,7 @@ class FactorizedExpertTensor(nn.Module):
         """
         check_dense(dense)
         device, dtype = dense.device if device is None else device, dense.dtype if dtype is None else dtype
+        check_device(device)
         tensor = cls._unfilled(tuple(dense.shape), decomposition, rank, bias, device, dtype)
         tensor.weight.assign(fit(dense, tensor.decomposition, tensor.network, tensor.rank))
         if not all(torch.isfinite(parameter).all() for parameter in tensor.weight.parameters()):

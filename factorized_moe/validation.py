@@ -14,8 +14,10 @@ __all__ = [
     "check_alone",
     "check_call",
     "check_dense",
+    "check_device",
     "check_dtype",
     "check_expert_dims",
+    "check_flag",
     "check_network",
     "check_size",
 ]
@@ -117,6 +119,27 @@ def check_size(name: str, size: int | None) -> int:
     return int(size)
 
 
+def check_flag(name: str, value: bool) -> bool:
+    """True or False as it is; ``name`` is what the message calls it.
+
+    Raises:
+        TypeError: If it is anything else: a string such as ``"no"`` would count as true.
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+    return value
+
+
+def check_device(device: torch.device | str) -> None:
+    """Refuse a device that cannot hold values.
+
+    Raises:
+        ValueError: If it is the meta device.
+    """
+    if torch.device(device).type == "meta":
+        raise ValueError("the meta device holds no values to fit or to compare; use another one, such as 'cpu'")
+
+
 def check_dtype(dtype: torch.dtype | None) -> None:
     """Refuse what parameters cannot be of.
 
@@ -167,11 +190,12 @@ def check_dense(dense: Tensor, shape: tuple[int, ...] | None = None) -> None:
 
     Raises:
         TypeError: If it is not a tensor of a real floating type.
-        ValueError: If its shape does not fit.
+        ValueError: If its shape does not fit, or it is on the meta device.
     """
     if not isinstance(dense, Tensor) or not dense.is_floating_point():
         kind = dense.dtype if isinstance(dense, Tensor) else type(dense).__name__
         raise TypeError(f"dense must be a tensor of a real floating type, got {kind}")
+    check_device(dense.device)
     if dense.ndim < 2:
         raise ValueError(f"dense must be (*expert_dims, I, O), at least two modes, got shape {tuple(dense.shape)}")
     if shape is not None and dense.shape != shape:

@@ -25,8 +25,8 @@ def expert_rank_bound(network: TensorNetwork) -> int:
 
     With the expert labels fixed, the matrix factors through every set of labels that separates the input labels from
     the output labels, so its rank is at most the product of their sizes: a minimum cut, with ``log(size)`` as a
-    label's capacity. Generic parameters of every built-in
-    decomposition meet it; not those of every network. For a sum of networks the terms' bounds add up.
+    label's capacity. Generic parameters of every built-in decomposition meet it; not those of every network. For a sum
+    of networks the terms' bounds add up.
 
     Example:
         >>> from factorized_moe.decompositions import get_decomposition

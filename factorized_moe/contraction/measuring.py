@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ def choose_plan(
     batch_size: int,
     optimize: str,
     memory_limit: int | None,
-    batch_sizes: Sequence[int],
+    batch_sizes: Sequence[int] | None,
     backward: bool,
 ) -> ContractionPlan:
     """A new plan for a plan's network and request.
@@ -35,21 +36,26 @@ def choose_plan(
         batch_size: The number of samples to plan for.
         optimize: ``"flops"`` to plan from the description alone, ``"measure"`` to time the best candidates.
         memory_limit: The most bytes that an intermediate value may take at that number of samples.
-        batch_sizes: The numbers of samples to time.
+        batch_sizes: The numbers of samples to time; ``batch_size`` alone by default.
         backward: Whether to time the backward pass too.
 
     Returns:
         The plan.
 
     Raises:
-        ValueError: If an argument is out of range, or no order keeps to the memory limit.
+        TypeError: If the memory limit is not an int, or the batch sizes are not a sequence.
+        ValueError: If an argument is out of range, no order keeps to the memory limit, or there is nothing to time.
     """
     if optimize not in ("flops", "measure"):
         raise ValueError(f"optimize is 'flops' or 'measure', got {optimize!r}")
-    for size in batch_sizes:
-        check_batch_size(size)
+    batch_size = check_batch_size(batch_size)
+    sizes = (batch_size,) if batch_sizes is None else _check_batch_sizes(batch_sizes)
+    if memory_limit is not None and (isinstance(memory_limit, bool) or not isinstance(memory_limit, Integral)):
+        raise TypeError(f"memory_limit is a number of bytes, an int, or None, got {memory_limit!r}")
+    if optimize == "measure" and operands[0].is_meta:
+        raise ValueError("the parameters are on the meta device, where nothing can be timed; use optimize='flops'")
     element = operands[0].element_size()
-    limit = None if memory_limit is None else memory_limit // element
+    limit = None if memory_limit is None else int(memory_limit) // element
     try:
         plans = candidate_plans(plan.network, plan.request, batch_size, limit)
     except LimitError as error:
@@ -57,7 +63,13 @@ def choose_plan(
             f"memory_limit of {memory_limit:,} bytes is too small at batch size {batch_size:,}: the smallest possible "
             f"is {error.smallest * element:,} bytes"
         ) from None
-    return plans[0] if optimize == "flops" else fastest_plan(plans, operands, batch_sizes, backward=backward)
+    return plans[0] if optimize == "flops" else fastest_plan(plans, operands, sizes, backward=backward)
+
+
+def _check_batch_sizes(batch_sizes: Sequence[int]) -> tuple[int, ...]:
+    if isinstance(batch_sizes, str) or not isinstance(batch_sizes, Sequence) or not batch_sizes:
+        raise TypeError(f"batch_sizes is a sequence of one or more ints such as (1, 1024), got {batch_sizes!r}")
+    return tuple(check_batch_size(size) for size in batch_sizes)
 
 
 def fastest_plan(

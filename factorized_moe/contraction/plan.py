@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from numbers import Integral
 
 from factorized_moe.contraction.operations import Add, Operation
 from factorized_moe.network import BATCH, TensorNetwork
@@ -118,7 +119,7 @@ class ContractionPlan:
         Raises:
             ValueError: If it is not a positive int.
         """
-        check_batch_size(batch_size)
+        batch_size = check_batch_size(batch_size)
 
         def rescaled(step: Step) -> Step:
             if BATCH not in step.labels:
@@ -144,7 +145,8 @@ class ContractionPlan:
         return "\n".join(lines)
 
 
-def check_batch_size(batch_size: int) -> None:
-    """Refuse a number of samples that is not a positive int."""
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+def check_batch_size(batch_size: int) -> int:
+    """A number of samples as an int; refused if it is not a positive one."""
+    if isinstance(batch_size, bool) or not isinstance(batch_size, Integral) or batch_size < 1:
         raise ValueError(f"batch_size must be a positive int, got {batch_size!r}")
+    return int(batch_size)

@@ -111,7 +111,7 @@ def make_plan(
           rank, rank -> rank               Multiply       4         4
           rank, rank out -> out            MatMul       256        32
     """
-    check_batch_size(batch_size)
+    batch_size = check_batch_size(batch_size)
     plan = _plan(network, request, batch_size, Strategy())
     if memory_limit is None or (plan is not None and plan.largest_intermediate <= memory_limit):
         assert plan is not None  # without a limit there is always an order

@@ -175,7 +175,8 @@ class Decomposition(ABC):
             TypeError: If the rank is of no such type.
             ValueError: If it is out of range, of the wrong length, or a budget is too small.
         """
-        if isinstance(rank, bool) or not isinstance(rank, Integral | Real | str | Sequence | ParameterBudget):
+        kinds = Integral | Real | str | Sequence | ParameterBudget
+        if isinstance(rank, bool | bytes | bytearray) or not isinstance(rank, kinds):
             raise TypeError(f"rank is an int, a tuple of ints, 'same', a fraction or a ParameterBudget, got {rank!r}")
         if isinstance(rank, ParameterBudget):
             return self._rank_for_budget(int(rank.parameters), shape)
@@ -266,9 +267,12 @@ def find_initialisation(decomposition: Decomposition, init: str | Initialisation
 
     Raises:
         TypeError: If it is neither.
-        ValueError: If the decomposition has none of that name.
+        ValueError: If the decomposition has none of that name, or none at all.
     """
     known = decomposition.initialisations
+    if not known and not callable(init):
+        name = type(decomposition).__name__
+        raise ValueError(f"{name} has no initialisations; name one there or give init a function")
     if init is None:
         return next(iter(known.values()))
     if isinstance(init, str):

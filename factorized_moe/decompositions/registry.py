@@ -45,7 +45,7 @@ def register(name: str, decomposition: Decomposition, *, aliases: tuple[str, ...
         aliases: Further names.
 
     Raises:
-        TypeError: If the decomposition is not an instance of `Decomposition`.
+        TypeError: If the decomposition is not an instance of `Decomposition`, or a name is not a string.
         ValueError: If a name is empty or taken.
 
     Example:
@@ -56,6 +56,8 @@ def register(name: str, decomposition: Decomposition, *, aliases: tuple[str, ...
     """
     if not isinstance(decomposition, Decomposition):
         raise TypeError(f"register takes an instance of Decomposition, got {decomposition!r}; write MyClass()")
+    if isinstance(aliases, str) or not all(isinstance(word, str) for word in (name, *aliases)):
+        raise TypeError(f"name is a string and aliases a tuple of strings, got {name!r} and {aliases!r}")
     keys = [_key(name), *(_key(alias) for alias in aliases)]
     for key in keys:
         if not key:
