@@ -5,6 +5,7 @@ Legend: ``*batch`` any leading shape, ``N_k`` experts of mode k.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -47,8 +48,10 @@ def record(
     In a folder, samples are written while the model runs, in chunks of at most 16 MiB when dense. A recording that was
     cut off can be opened up to its last whole chunk.
 
-    A compiled model keeps the code that it was compiled to without hooks: record the model before it is compiled (its
-    parameters are the same), or `factorized_moe.interpret.Recorder` raises that no layer ran.
+    A model that was compiled and called before the block runs on without hooks, and the end of the block says that no
+    layer ran: call ``torch.compiler.reset()`` first, or record the model that was compiled, whose parameters are the
+    same. Compiled within the block, the graph breaks at every gate, so ``fullgraph=True`` fails. Where a training step
+    recomputes a layer in the backward pass (checkpoints around it), its samples are recorded twice.
 
     Args:
         model: The model, or a single layer.
@@ -191,7 +194,9 @@ class Recorder:
                 self._write(everything=False)
             self._take(layer, coefficients)
 
-        return take
+        # In a compiled model this runs as it is, after a break in the graph. Without torch's compiler in the process
+        # there is none, and loading it takes seconds.
+        return torch.compiler.disable(take) if "torch._dynamo" in sys.modules else take
 
     def _take(self, layer: str, coefficients: Sequence[Tensor]) -> None:
         expected = self._sizes[layer]
@@ -283,8 +288,8 @@ class Recorder:
         silent = [layer for layer, samples in self._recorded.items() if not samples]
         if silent:
             raise ValueError(
-                f"layer {silent[0]!r} never ran while recording; leave it out by layers=[...], and record a model "
-                "before it is compiled"
+                f"layer {silent[0]!r} never ran while recording; leave it out by layers=[...]. A model compiled and "
+                "called before runs without hooks: call torch.compiler.reset() first"
             )
         samples = self._in_step()
         if 0 < self._annotated < samples:
