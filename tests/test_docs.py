@@ -20,6 +20,7 @@ PageCode = Callable[[str], str]  # the fixture of conftest.py
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 API_PAGES = sorted((ROOT / "docs" / "api").rglob("*.md"))
 
+OUTPUT = re.compile(r'^```text title="Output"\n(.*?)^```', re.DOTALL | re.MULTILINE)
 DIRECTIVE = re.compile(r"^::: (\S+)$", re.MULTILINE)
 SPHINX_ROLE = re.compile(r":(?:mod|class|meth|func|attr|data|exc|ref):`[^`]+`")
 
@@ -35,10 +36,19 @@ def run_page(path: Path, script: str, folder: Path) -> subprocess.CompletedProce
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_code_on_page_runs(path: Path, page_code: PageCode, tmp_path: Path) -> None:
-    script = page_code(path.read_text(encoding="utf-8"))
+    """It runs, and prints what the page shows as its output, in that order."""
+    text = path.read_text(encoding="utf-8")
+    shown = OUTPUT.findall(text)
+    script = page_code(text)
     if script:
         result = run_page(path, script, tmp_path)
         assert result.returncode == 0, result.stderr
+        printed = result.stdout
+        for output in shown:
+            before, found, printed = printed.partition(output)
+            assert found, f"the page shows\n{output}where its code printed\n{before}"
+    else:
+        assert not shown, "output of no code"
 
 
 def test_every_python_block_is_read(page_code: PageCode) -> None:

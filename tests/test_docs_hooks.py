@@ -1,0 +1,103 @@
+"""What is done to the documentation's pages when the site is built: formulas, the diagram, no other servers."""
+
+import importlib.util
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def hook(name: str) -> ModuleType:
+    """A hook's module, loaded from its file as MkDocs does."""
+    spec = importlib.util.spec_from_file_location(f"hook_{name}", ROOT / "docs" / "hooks" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+FORMULAS, IMPORTS, OFFLINE = hook("formulas"), hook("imports"), hook("offline")
+
+
+@pytest.mark.parametrize(
+    ("page", "display"),
+    [
+        (r'<p>so <span class="arithmatex">\(a &lt; b_1\)</span>.</p>', "inline"),
+        ('<div class="arithmatex">\\[\na &lt; b_1\n\\]</div>', "block"),
+    ],
+    ids=["inline", "block"],
+)
+def test_marked_formulas_become_mathml(page: str, display: str) -> None:
+    built = FORMULAS.on_page_content(page)
+    assert "arithmatex" not in built
+    math = ET.fromstring(built[built.index("<math") : built.index("</math>") + len("</math>")])
+    assert math.get("display") == display
+    assert "".join(math.itertext()) == "a<b1"
+
+
+def test_text_in_code_is_left_alone() -> None:
+    page = r"<code>\(a\)</code> and $5"
+    assert FORMULAS.on_page_content(page) == page
+
+
+def test_an_unknown_command_fails_the_build() -> None:
+    with pytest.raises(ValueError, match=r"not known to latex2mathml: \\nonsense x"):
+        FORMULAS.on_page_content(r'<span class="arithmatex">\(\nonsense x\)</span>')
+
+
+def test_the_diagram_shows_the_order_that_the_architecture_test_holds() -> None:
+    order = IMPORTS.import_order()
+    assert order[0] == ("parsing",)
+    assert order[-1] == ("cli",)
+    rows = ET.fromstring(IMPORTS.diagram()).findall("div")
+    assert tuple(tuple(box.text for box in row) for row in reversed(rows)) == order
+    assert IMPORTS.on_page_markdown(f"a\n\n{IMPORTS.MARK}\n") == f"a\n\n{IMPORTS.diagram()}\n"
+
+
+def test_the_architecture_page_has_the_diagram_and_a_line_for_every_module() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    assert IMPORTS.MARK in page
+    for name in (name for row in IMPORTS.import_order() for name in row):
+        assert f"| `{name}` |" in page, f"docs/architecture.md does not say what {name} is for"
+
+
+LOADS = {
+    "script": '<script src="https://cdn.example/a.js"></script>',
+    "script of the page's scheme": "<script src=//cdn.example/a.js></script>",
+    "style sheet": '<link rel="stylesheet" href="http://cdn.example/a.css">',
+    "image": '<img alt="" src="https://cdn.example/a.png">',
+    "image of several sizes": '<img srcset="https://cdn.example/a.png 2x">',
+    "picture in a picture": '<svg><image href="https://cdn.example/a.png"/></svg>',
+    "font": "@font-face { src: url('https://cdn.example/a.woff2') }",
+    "imported style": '@import "https://cdn.example/a.css";',
+    "mermaid": '<pre class="mermaid"><code>graph</code></pre>',
+}
+
+
+@pytest.mark.parametrize("kind", LOADS)
+def test_what_is_loaded_from_elsewhere_fails_the_build(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / ("page.css" if kind in ("font", "imported style") else "page.html")).write_text(LOADS[kind])
+    with pytest.raises(ValueError, match=r"page\.\w+ loads from another server: .*(cdn\.example|mermaid)"):
+        OFFLINE.on_post_build({"site_dir": str(tmp_path)})
+
+
+def test_links_and_own_files_are_no_matter(tmp_path: Path) -> None:
+    page = (
+        '<a href="https://example.org">there</a><link rel="canonical" href="https://example.org/page">'
+        '<link rel="stylesheet" href="assets/a.css"><script src="../a.js"></script><img src="data:image/png;base64,AA">'
+        '<svg xmlns="http://www.w3.org/2000/svg"><use href="#part"/></svg>'
+    )
+    (tmp_path / "page.html").write_text(page)
+    (tmp_path / "page.css").write_text("a { background: url(a.png) } /* https://example.org */")
+    OFFLINE.on_post_build({"site_dir": str(tmp_path)})
+
+
+def test_the_picture_is_well_formed_and_loads_nothing() -> None:
+    picture = (ROOT / "docs" / "assets" / "idea.svg").read_text(encoding="utf-8")
+    assert ET.fromstring(picture).find("{http://www.w3.org/2000/svg}title") is not None
+    assert OFFLINE.loaded_from_elsewhere(picture) == []
