@@ -26,6 +26,7 @@ __all__ = [
     "Rank",
     "RankLike",
     "find_initialisation",
+    "largest_within",
     "variance_preserving",
 ]
 
@@ -208,17 +209,36 @@ class Decomposition(ABC):
             rank = self.useful_rank(self.check_rank(size, shape), shape)
             return num_parameters(self.network(tuple(expert_dims), in_features, out_features, rank))
 
-        smallest = cost(1)
-        if budget < smallest:
+        size = largest_within(cost, budget)
+        if not size:
             raise ValueError(
                 f"a budget of {budget:,} parameters is too small for {type(self).__name__} of shape {shape}: "
-                f"the smallest possible is {smallest:,}"
+                f"the smallest possible is {cost(1):,}"
             )
-        low, high = 1, max(2, budget + 1)  # a rank above the budget has more parameters than the budget
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if cost(middle) <= budget else (low, middle)
-        return self.useful_rank(self.check_rank(low, shape), shape)
+        return self.useful_rank(self.check_rank(size, shape), shape)
+
+
+def largest_within(cost: Callable[[int], int], limit: int) -> int:
+    """The largest size whose cost is within a limit, by bisection; 0 if there is none.
+
+    Args:
+        cost: From a size, 1 or more, to its cost, which grows with it or at some size stops growing.
+        limit: The most that it may cost. A size above the limit is not looked for.
+
+    Example:
+        >>> largest_within(lambda size: 7 * size, 50)
+        7
+    """
+    low, high = 0, max(2, limit + 1)
+    while high - low > 1:
+        middle = (low + high) // 2 if low else 1
+        if cost(middle) <= limit:
+            low = middle
+        elif low:
+            high = middle
+        else:
+            return 0
+    return low
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,100 @@
+"""What a layer or a block of given sizes costs at a rank, without making one.
+
+Legend: ``N_k`` experts of mode k, ``I`` in_features, ``H`` hidden_features, ``O`` out_features.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from factorized_moe.contraction import ContractionPlan, forward_request, make_plan, num_parameters
+from factorized_moe.contraction.cuts import rank_bound
+from factorized_moe.contraction.planning import DEFAULT_BATCH_SIZE
+from factorized_moe.decompositions import Decomposition
+from factorized_moe.decompositions.base import Rank
+from factorized_moe.network import TensorNetwork
+
+__all__ = ["LayerCosts"]
+
+
+@dataclass(frozen=True)
+class LayerCosts:
+    """The costs of one layer with its gate, or of a block of two layers that share one, as functions of the rank.
+
+    Attributes:
+        expert_dims: The number of experts ``N_k`` of each expert mode.
+        features: ``(I, O)`` for a layer, ``(I, H, O)`` for a block, both of whose layers have the same rank.
+        decomposition: The decomposition.
+        bias: Whether every expert has a bias.
+        count_gate: Whether the gate's projection counts, ``I sum(N_k)`` parameters.
+        count_bias: Whether the experts' biases count; without, costs are those of a layer that has none.
+        count_input_norm: Whether a LayerNorm of the input counts, ``2 I`` parameters.
+
+    Example:
+        >>> from factorized_moe.decompositions import get_decomposition
+        >>> layer = LayerCosts((256,), (768, 1000), get_decomposition("cp"))
+        >>> layer.parameters(283), layer.expert_rank_bound(283)
+        (769683, 283)
+        >>> block = LayerCosts((256,), (768, 3072, 768), get_decomposition("tr"))
+        >>> block.parameters((4, 4, 149, 4))  # 2 * 16 * 256 + 4 * 149 * (769 + 3072 + 3073 + 768) + 256 * 768
+        4783272
+    """
+
+    expert_dims: tuple[int, ...]
+    features: tuple[int, ...]
+    decomposition: Decomposition
+    bias: bool = True
+    count_gate: bool = True
+    count_bias: bool = True
+    count_input_norm: bool = False
+
+    def parameters(self, rank: Rank) -> int:
+        """The number of parameters that count."""
+        gate = self.features[0] * sum(self.expert_dims) if self.count_gate else 0
+        norm = 2 * self.features[0] if self.count_input_norm else 0
+        return gate + norm + sum(num_parameters(n) for n in self._networks(rank, self._counted_bias))
+
+    def flops(self, rank: Rank) -> int:
+        """Multiplications and additions for one sample in a batch of 64, rounded up; a multiply-add counts as two.
+
+        Those of the contractions, and of the gate's projection if the gate counts.
+        """
+        gate = 2 * self.features[0] * sum(self.expert_dims) if self.count_gate else 0
+        return gate + math.ceil(sum(plan.flops for plan in self._plans(rank)) / DEFAULT_BATCH_SIZE)
+
+    def largest_intermediate(self, rank: Rank) -> int:
+        """Elements for one sample, in a batch of 64, of the largest value that any step makes, rounded up."""
+        return math.ceil(max(plan.largest_intermediate for plan in self._plans(rank)) / DEFAULT_BATCH_SIZE)
+
+    def expert_rank_bound(self, rank: Rank) -> int:
+        """The bound on the rank of each expert's matrix; of a block, the smaller one of its layers'."""
+        return self.rank_bounds(rank)[0]
+
+    def independent_experts(self, rank: Rank) -> int:
+        """A bound on how many of the experts' matrices can be linearly independent; of a block, the smaller one."""
+        return self.rank_bounds(rank)[1]
+
+    def rank_bounds(self, rank: Rank) -> tuple[int, int]:
+        """Both bounds, `expert_rank_bound` and `independent_experts`: the smallest cuts of the network."""
+        networks = self._networks(rank, self.bias)
+        matrix = (min(rank_bound(n, n.in_labels, n.out_labels), *n.shape[-2:]) for n in networks)
+        experts = (rank_bound(n, n.expert_labels, (*n.in_labels, *n.out_labels)) for n in networks)
+        return min(matrix), min(experts)
+
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """The dense shape of each layer's weight, ``(*expert_dims, I (+1), O)``."""
+        pairs = zip(self.features[:-1], self.features[1:], strict=True)
+        return tuple((*self.expert_dims, inputs + self.bias, outputs) for inputs, outputs in pairs)
+
+    @property
+    def _counted_bias(self) -> bool:
+        return self.bias and self.count_bias
+
+    def _networks(self, rank: Rank, bias: bool) -> list[TensorNetwork]:
+        pairs = zip(self.features[:-1], self.features[1:], strict=True)
+        return [self.decomposition.network(self.expert_dims, inputs + bias, outputs, rank) for inputs, outputs in pairs]
+
+    def _plans(self, rank: Rank) -> list[ContractionPlan]:
+        bias = self._counted_bias
+        return [make_plan(network, forward_request(network, bias)) for network in self._networks(rank, bias)]
