@@ -10,9 +10,12 @@ whole chunk.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -20,11 +23,17 @@ from torch import Tensor
 from factorized_moe.interpret.chunks import Annotations, Chunk, StoredChunk, write_whole
 from factorized_moe.interpret.rows import Rows
 
-__all__ = ["HEADER_NAME", "Header", "Recording", "chunk_path", "open_recording"]
+__all__ = ["HEADER_NAME", "Header", "Mode", "Recording", "chunk_path", "open_recording"]
 
 HEADER_NAME = "recording.json"
 FORMAT = "factorized_moe recording"
 VERSION = 1
+
+PRODUCTS = 2**21
+"""Products of several modes' coefficients that are made at a time: 32 MiB with their experts' numbers."""
+
+Mode: TypeAlias = int | Literal["product"]
+"""The number of an expert mode, or all of them together."""
 
 
 @dataclass(frozen=True)
@@ -158,25 +167,53 @@ class Recording:
         """
         yield from self._parts
 
-    def stream(self, layer: str | None = None, mode: int = 0) -> Iterator[tuple[int, Rows]]:
-        """The coefficients of one expert mode, some samples at a time, with the number of the first sample.
+    def grid(self, layer: str | None = None, mode: Mode = 0) -> tuple[int, ...]:
+        """The sizes of the expert modes that a mode's experts are counted over: one, or all for ``"product"``.
 
         Args:
             layer: The layer's name; may be left out if there is one layer only.
-            mode: The expert mode.
+            mode: The number of an expert mode, or ``"product"``.
 
         Raises:
             ValueError: If there is no such layer or mode.
         """
-        name = self._checked(layer, mode)
+        name = self.resolve(layer)
+        sizes = self._expert_dims[name]
+        if mode == "product":
+            return sizes
+        if isinstance(mode, bool) or not isinstance(mode, int) or not 0 <= mode < len(sizes):
+            raise ValueError(
+                f"mode {mode!r} is not one of the {len(sizes)} expert modes of layer {name!r}, counted from 0, "
+                "nor 'product'"
+            )
+        return (sizes[mode],)
+
+    def stream(self, layer: str | None = None, mode: Mode = 0) -> Iterator[tuple[int, Rows]]:
+        """The coefficients of one expert mode, some samples at a time.
+
+        Args:
+            layer: The layer's name; may be left out if there is one layer only.
+            mode: The number of an expert mode, or ``"product"``: the experts of the whole grid, numbered with the last
+                mode fastest, each with the product of its coefficients in all modes.
+
+        Returns:
+            Pairs of the number of the first sample and the coefficients from there on.
+
+        Raises:
+            ValueError: If there is no such layer or mode.
+        """
+        self.grid(layer, mode)
+        name = self.resolve(layer)
+        if mode == "product":
+            return (found for part in self._parts for found in _products(part.start, part.modes(name)))
         return ((part.start, part.modes(name)[mode]) for part in self._parts)
 
-    def coefficients(self, layer: str | None = None, mode: int = 0) -> Tensor:
+    def coefficients(self, layer: str | None = None, mode: Mode = 0) -> Tensor:
         """All coefficients of one expert mode as a matrix, which is built: see `stream` for large recordings.
 
         Args:
             layer: The layer's name; may be left out if there is one layer only.
-            mode: The expert mode.
+            mode: The number of an expert mode, or ``"product"`` as for `stream`.
 
         Returns:
             The coefficients, ``(n, N)``.
@@ -184,8 +221,7 @@ class Recording:
         Raises:
             ValueError: If there is no such layer or mode.
         """
-        size = self._expert_dims[self._checked(layer, mode)][mode]
-        matrix = torch.zeros(self.num_samples, size, dtype=self.dtype)
+        matrix = torch.zeros(self.num_samples, math.prod(self.grid(layer, mode)), dtype=self.dtype)
         for start, rows in self.stream(layer, mode):
             matrix[start : start + len(rows)] = rows.dense()
         return matrix
@@ -233,13 +269,6 @@ class Recording:
             found.append(annotations)
         return found
 
-    def _checked(self, layer: str | None, mode: int) -> str:
-        name = self.resolve(layer)
-        modes = len(self._expert_dims[name])
-        if not 0 <= mode < modes:
-            raise ValueError(f"mode {mode} is not one of the {modes} expert modes of layer {name!r}, counted from 0")
-        return name
-
     def __repr__(self) -> str:
         state = "" if self.complete else ", cut off"
         return f"Recording({self.num_samples:,} samples, layers {list(self.layers)}{state})"
@@ -284,6 +313,17 @@ def open_recording(folder: str | Path) -> Recording:
         samples += part.num_samples
         parts.append(part)
     return Recording(header, parts)
+
+
+def _products(start: int, modes: Sequence[Rows]) -> Iterator[tuple[int, Rows]]:
+    """The products of all modes' coefficients, for as many samples at a time as have `PRODUCTS` of them."""
+    counts = torch.stack([rows.nonzeros() for rows in modes]).double().prod(dim=0)
+    first = 0
+    while first < len(counts):
+        fitting = int((counts[first:].cumsum(0) <= PRODUCTS).sum())
+        samples = slice(first, first + max(1, fitting))
+        yield start + first, reduce(Rows.outer, (rows[samples] for rows in modes))
+        first = samples.stop
 
 
 def chunk_path(folder: Path, number: int) -> Path:
