@@ -19,18 +19,36 @@ settings.register_profile("default", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True, database=None, print_blob=True)
 settings.load_profile("ci" if os.environ.get("CI") else "default")
 
-FENCE = re.compile(r"^(?P<indent> *)```(?:python|py)\b[^\n]*\n(?P<code>.*?)^(?P=indent)```", re.DOTALL | re.MULTILINE)
+FENCE = re.compile(
+    r"^(?P<indent> *)```(?:python|py)\b(?: title=\"(?P<file>[^\"\n]*\.py)\")?[^\n]*\n(?P<code>.*?)^(?P=indent)```",
+    re.DOTALL | re.MULTILINE,
+)
 
 
 @pytest.fixture(scope="session")
 def page_code() -> Callable[[str], str]:
-    """A page's Python blocks as one script, each on the lines it has in the page: a traceback fits it."""
+    """A page's Python blocks as one script, each on the lines it has in the page: a traceback fits it.
+
+    A block that has a file's name as its title is no part of the script: see `page_files`.
+    """
 
     def read(page: str) -> str:
         script = ""
         for block in FENCE.finditer(page):
+            if block["file"]:
+                continue
             first_line = page.count("\n", 0, block.start("code"))
             script += "\n" * (first_line - script.count("\n")) + textwrap.dedent(block["code"])
         return script
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def page_files() -> Callable[[str], dict[str, str]]:
+    """The files that a page's blocks have as their titles, which its script may import."""
+
+    def read(page: str) -> dict[str, str]:
+        return {block["file"]: textwrap.dedent(block["code"]) for block in FENCE.finditer(page) if block["file"]}
 
     return read

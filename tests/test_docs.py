@@ -15,7 +15,8 @@ import pytest
 import factorized_moe
 
 ROOT = Path(__file__).parents[1]
-PageCode = Callable[[str], str]  # the fixture of conftest.py
+PageCode = Callable[[str], str]  # the fixtures of conftest.py
+PageFiles = Callable[[str], dict[str, str]]
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 API_PAGES = sorted((ROOT / "docs" / "api").rglob("*.md"))
@@ -35,9 +36,11 @@ def run_page(path: Path, script: str, folder: Path) -> subprocess.CompletedProce
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_code_on_page_runs(path: Path, page_code: PageCode, tmp_path: Path) -> None:
+def test_code_on_page_runs(path: Path, page_code: PageCode, page_files: PageFiles, tmp_path: Path) -> None:
     """It runs, and prints what the page shows as its output, in that order."""
     text = path.read_text(encoding="utf-8")
+    for name, code in page_files(text).items():
+        (tmp_path / name).write_text(code, encoding="utf-8")
     shown = OUTPUT.findall(text)
     script = page_code(text)
     if script:
