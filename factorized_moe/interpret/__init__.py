@@ -1,6 +1,17 @@
 """What the experts of a trained layer do: measures of specialisation, from coefficients and predictions."""
 
+from factorized_moe.interpret.activity import (
+    Coactivation,
+    Histogram,
+    Load,
+    measure_coactivation,
+    measure_histogram,
+    measure_load,
+)
 from factorized_moe.interpret.chunks import Annotations, Chunk, StoredChunk
+from factorized_moe.interpret.consistency import Consistency, compare_duplicates, compare_recordings
+from factorized_moe.interpret.contributions import Contribution, expert_contributions
+from factorized_moe.interpret.counterfactuals import counterfactuals
 from factorized_moe.interpret.finding import find_layers
 from factorized_moe.interpret.interventions import (
     Ablate,
@@ -14,6 +25,13 @@ from factorized_moe.interpret.interventions import (
     Swap,
     intervene,
 )
+from factorized_moe.interpret.labelling import (
+    LabelCounts,
+    LabelSpecialisation,
+    count_labels,
+    measure_label_specialisation,
+)
+from factorized_moe.interpret.ranking import TopExperts, TopSamples, find_top_experts, find_top_samples
 from factorized_moe.interpret.recorder import Recorder, record
 from factorized_moe.interpret.recording import Recording, open_recording
 from factorized_moe.interpret.rows import Rows
@@ -25,6 +43,8 @@ from factorized_moe.interpret.specialisation import (
     counterfactual_outputs,
     expert_load,
 )
+from factorized_moe.interpret.tables import Measurement
+from factorized_moe.interpret.tally import Counterfactuals
 
 __all__ = [
     "Ablate",
@@ -32,11 +52,20 @@ __all__ = [
     "Annotations",
     "Bias",
     "Chunk",
+    "Coactivation",
     "CoefficientIntervention",
+    "Consistency",
+    "Contribution",
+    "Counterfactuals",
     "ExpertLoad",
     "Force",
+    "Histogram",
     "Intervention",
     "InterventionHandle",
+    "LabelCounts",
+    "LabelSpecialisation",
+    "Load",
+    "Measurement",
     "Polysemanticity",
     "Recorder",
     "Recording",
@@ -44,12 +73,25 @@ __all__ = [
     "Scale",
     "StoredChunk",
     "Swap",
+    "TopExperts",
+    "TopSamples",
     "class_accuracy",
     "class_level_polysemanticity",
+    "compare_duplicates",
+    "compare_recordings",
+    "count_labels",
     "counterfactual_outputs",
+    "counterfactuals",
+    "expert_contributions",
     "expert_load",
     "find_layers",
+    "find_top_experts",
+    "find_top_samples",
     "intervene",
+    "measure_coactivation",
+    "measure_histogram",
+    "measure_label_specialisation",
+    "measure_load",
     "open_recording",
     "record",
 ]

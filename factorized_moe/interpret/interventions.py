@@ -395,30 +395,32 @@ def intervene(model: nn.Module, *interventions: Intervention) -> InterventionHan
     for given in interventions:
         if not isinstance(given, Intervention):
             raise TypeError(f"intervene: expected interventions such as Ablate(3), got {given!r}")
-    _refuse_compiled(model)
-    chosen = [(layer, given) for given in interventions for layer in _layers_of(model, given)]
+    refuse_compiled(model, "intervene")
+    chosen = [(layer, given) for given in interventions for layer in layers_of(model, given).values()]
     with ExitStack() as undo:
         for layer, given in chosen:
             given.attach(layer, undo)
         return InterventionHandle(undo.pop_all())
 
 
-def _layers_of(model: nn.Module, intervention: Intervention) -> list[Layer]:
+def layers_of(model: nn.Module, intervention: Intervention) -> dict[str, Layer]:
+    """The layers that an intervention is for, by name, found to have what it wants to change."""
     found = find_layers(model, intervention.layer)
     if intervention.layer is None and len(found) > 1:
         names = ", ".join(map(repr, found))
         raise ValueError(f"{type(intervention).__name__}: the model has {len(found)} uMoE layers; name one of {names}")
     for name, layer in found.items():
         intervention.check(name, layer)
-    return list(found.values())
+    return found
 
 
-def _refuse_compiled(model: nn.Module) -> None:
+def refuse_compiled(model: nn.Module, caller: str) -> None:
+    """Refuse a model that would not run hooks; ``caller`` is what the message calls the function that needs them."""
     for module in model.modules():
         if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
             raise ValueError(
-                f"intervene: {type(module).__name__} is compiled, and torch ignores hooks that are added after "
-                "compilation; intervene on the model that is not compiled"
+                f"{caller}: {type(module).__name__} is compiled, and torch ignores hooks that are added after "
+                "compilation; give the model that is not compiled"
             )
 
 

@@ -178,6 +178,23 @@ class Polysemanticity:
     accuracy_drop: Tensor
     scores: Tensor
 
+    @classmethod
+    def of_accuracies(cls, before: Tensor, after: Tensor) -> Polysemanticity:
+        """The scores from the accuracies on each class, as `class_level_polysemanticity` defines them.
+
+        Args:
+            before: With all experts, ``(C,)``.
+            after: Without each expert of the mode in turn, ``(N, C)``.
+
+        Example:
+            >>> Polysemanticity.of_accuracies(torch.tensor([0.5, 1.0]), torch.tensor([[0.0, 1.0], [0.5, 0.5]])).scores
+            tensor([0.0000, 0.5000])
+        """
+        drop = torch.where(before > 0, (before - after).clamp(min=0) / before, 0.0)
+        largest = torch.nn.functional.one_hot(drop.argmax(dim=-1), drop.shape[-1])
+        scores = torch.linalg.vector_norm(drop - largest, dim=-1)
+        return cls(drop, torch.where((drop > 0).any(dim=-1), scores, math.nan))
+
     @property
     def has_effect(self) -> Tensor:
         """Whether some class loses accuracy without the expert, ``(N,)``, bool."""
@@ -245,7 +262,4 @@ def class_level_polysemanticity(
         )
     before = class_accuracy(correct_before, labels, num_classes)  # (C,)
     after = class_accuracy(correct_after, labels, num_classes)  # (N, C)
-    drop = torch.where(before > 0, (before - after).clamp(min=0) / before, 0.0)
-    largest = torch.nn.functional.one_hot(drop.argmax(dim=-1), num_classes)
-    scores = torch.linalg.vector_norm(drop - largest, dim=-1)
-    return Polysemanticity(drop, torch.where((drop > 0).any(dim=-1), scores, math.nan))
+    return Polysemanticity.of_accuracies(before, after)
