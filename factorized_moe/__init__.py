@@ -9,6 +9,7 @@ Example:
 """
 
 from factorized_moe.decompositions import Decomposition, ParameterBudget, available_decompositions, register
+from factorized_moe.gated_block import GatedMuMoEBlock
 from factorized_moe.gating import ExpertGate
 from factorized_moe.layers import CPMuMoE, MuMoE, MuMoEBlock, TRMuMoE, TTMuMoE, TuckerMuMoE
 from factorized_moe.network import Node, TensorNetwork
@@ -19,6 +20,7 @@ __all__ = [
     "Decomposition",
     "ExpertGate",
     "FactorizedExpertTensor",
+    "GatedMuMoEBlock",
     "MuMoE",
     "MuMoEBlock",
     "Node",

@@ -25,7 +25,7 @@ ORDER = (
     ("decompositions",),
     ("storage", "fitting", "drawing"),
     ("tensor",),
-    ("activations", "gating", "layers"),
+    ("activations", "gating", "layers", "gated_block"),
     ("budgets",),
     ("compat", "surgery", "interpret", "testing"),
     ("demo",),

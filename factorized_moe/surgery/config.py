@@ -1,0 +1,136 @@
+"""What layers of experts a model is to have, as a value that goes into a JSON file and back."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import math
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any
+
+from factorized_moe.activations import ACTIVATIONS
+from factorized_moe.decompositions import ParameterBudget, get_decomposition
+from factorized_moe.decompositions.base import RankLike
+from factorized_moe.validation import check_expert_dims
+
+__all__ = ["MuMoEConfig"]
+
+
+@dataclass(frozen=True)
+class MuMoEConfig:
+    """How layers of experts are made in place of others. Exactly one of ``rank``, ``budget`` and ``fraction`` is given.
+
+    Args:
+        expert_dims: The number of experts of each expert mode.
+        decomposition: A registered name.
+        rank: The rank of every expert tensor: an int, a tuple of ints, or a fraction of the dense tensor's size.
+        budget: The most parameters that each layer of experts may have, its gate included. A block shares them out in
+            proportion to the sizes of its linear layers.
+        fraction: The same, as a fraction of the parameters of what is replaced: 1.0 for as many.
+        gate: The name of the gate's activation.
+        gate_norm: ``"layer"``, ``"batch"`` or `None`, as for `MuMoE`.
+        noise: How far experts start from the dense weight, as for `upcycle`.
+        pretrained: Whether the layers start from the weights they replace, or from random ones.
+        seed: Of everything random.
+
+    Raises:
+        TypeError: If a value is of the wrong type.
+        ValueError: If one is out of range or unknown, or not exactly one of the three sizes is given.
+
+    Example:
+        >>> config = MuMoEConfig(expert_dims=(32,), decomposition="cp", fraction=1.0)
+        >>> MuMoEConfig.from_json(config.to_json()) == config
+        True
+    """
+
+    expert_dims: tuple[int, ...]
+    decomposition: str = "cp"
+    rank: int | float | tuple[int, ...] | None = None
+    budget: int | None = None
+    fraction: float | None = None
+    gate: str = "entmax15"
+    gate_norm: str | None = "layer"
+    noise: float = 0.1
+    pretrained: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "expert_dims", check_expert_dims(self.expert_dims))
+        if not isinstance(self.decomposition, str):
+            raise TypeError(
+                f"decomposition of a config is a registered name, got {self.decomposition!r}; register the instance"
+            )
+        get_decomposition(self.decomposition)
+        if isinstance(self.rank, list):
+            object.__setattr__(self, "rank", tuple(self.rank))
+        given = [name for name in ("rank", "budget", "fraction") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of rank, budget and fraction, got {' and '.join(given) or 'none'}")
+        if self.budget is not None:
+            ParameterBudget(self.budget)
+        if self.fraction is not None and not (_is_number(self.fraction) and 0.0 < self.fraction < math.inf):
+            raise ValueError(f"fraction is a number above 0, got {self.fraction!r}")
+        if self.gate not in ACTIVATIONS:
+            raise ValueError(f"gate of a config is one of {', '.join(map(repr, ACTIVATIONS))}, got {self.gate!r}")
+        if self.gate_norm not in ("layer", "batch", None):
+            raise ValueError(f"gate_norm is 'layer', 'batch' or None, got {self.gate_norm!r}")
+        if not (_is_number(self.noise) and 0.0 <= self.noise < math.inf):
+            raise ValueError(f"noise is a finite number, 0 or more, got {self.noise!r}")
+        if not isinstance(self.pretrained, bool):
+            raise TypeError(f"pretrained is True or False, got {self.pretrained!r}")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, Integral):
+            raise TypeError(f"seed is an int, got {self.seed!r}")
+
+    def ranks(self, sizes: tuple[int, ...], gate: int, replaced: int) -> tuple[RankLike, ...]:
+        """The rank of each expert tensor of a layer.
+
+        Args:
+            sizes: The dense size of the linear layer that each tensor stands for.
+            gate: How many parameters the gate has.
+            replaced: How many parameters are replaced.
+
+        Raises:
+            ValueError: If the gate alone takes the budget.
+
+        Example:
+            >>> MuMoEConfig((8,), budget=1000).ranks((300, 100), gate=200, replaced=400)
+            (ParameterBudget(parameters=600), ParameterBudget(parameters=200))
+        """
+        if self.rank is not None:
+            return (self.rank,) * len(sizes)
+        total = self.budget if self.budget is not None else int((self.fraction or 0.0) * replaced)
+        if total - gate < len(sizes):
+            raise ValueError(f"a budget of {total:,} parameters is used up by the gate, which has {gate:,}; give more")
+        return tuple(ParameterBudget((total - gate) * size // sum(sizes)) for size in sizes)
+
+    def to_json(self) -> str:
+        """The config as a JSON object."""
+        return json.dumps(dataclasses.asdict(self), indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> MuMoEConfig:
+        """The config that `to_json` wrote.
+
+        Raises:
+            ValueError: If the text is no JSON object of a config; an unknown key is named with the nearest one.
+        """
+        try:
+            values: Any = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"a config is a JSON object, but the text is no JSON: {error}") from error
+        if not isinstance(values, dict):
+            raise ValueError(f"a config is a JSON object, got {type(values).__name__}")
+        names = [field.name for field in dataclasses.fields(cls)]
+        for key in values:
+            if key not in names:
+                near = difflib.get_close_matches(key, names, n=1, cutoff=0.0)[0]
+                raise ValueError(f"unknown key {key!r} in a config; did you mean {near!r}?")
+        if "expert_dims" not in values:
+            raise ValueError("a config needs 'expert_dims'")
+        return cls(**values)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)

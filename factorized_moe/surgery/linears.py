@@ -1,0 +1,66 @@
+"""Reading linear layers, however they store their weight.
+
+Legend: ``I`` in_features, ``O`` out_features.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["LinearWeights", "is_linear", "read_linear"]
+
+
+@dataclass(frozen=True)
+class LinearWeights:
+    """What a linear layer computes: ``x @ weight + bias``.
+
+    Attributes:
+        weight: ``(I, O)``.
+        bias: ``(O,)`` or `None`.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def matrix(self, bias: bool) -> Tensor:
+        """The weight, ``(I, O)``, with the bias, or zeros for none, as a last row ``(I + 1, O)`` if so wanted."""
+        if not bias:
+            return self.weight
+        row = self.weight.new_zeros(self.weight.shape[1]) if self.bias is None else self.bias
+        return torch.cat([self.weight, row[None]])
+
+
+def read_linear(module: Any) -> LinearWeights | None:
+    """The weights of an `nn.Linear`, or of the transposed ``Conv1D`` of GPT-2 in transformers; `None` for any other.
+
+    Example:
+        >>> read_linear(nn.Linear(3, 5)).weight.shape
+        torch.Size([3, 5])
+        >>> read_linear(nn.ReLU()) is None
+        True
+    """
+    if not isinstance(module, nn.Module):
+        return None
+    inputs, outputs = getattr(module, "nx", None), getattr(module, "nf", None)
+    transposed = isinstance(inputs, int) and isinstance(outputs, int)
+    if isinstance(module, nn.Linear):
+        shape: tuple[Any, Any] = (module.out_features, module.in_features)
+    elif transposed:
+        shape = (inputs, outputs)
+    else:
+        return None
+    weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
+    # A quantised layer keeps its weight in another form.
+    if not isinstance(weight, Tensor) or not weight.is_floating_point() or tuple(weight.shape) != shape:
+        return None
+    weight = weight.detach()
+    return LinearWeights(weight if transposed else weight.t(), None if bias is None else bias.detach())
+
+
+def is_linear(module: Any) -> bool:
+    """Whether `read_linear` can read a module."""
+    return read_linear(module) is not None
