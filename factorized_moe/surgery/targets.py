@@ -190,13 +190,13 @@ def _last_layers(ordered: list[Found], last: int) -> list[Found]:
     stacks: dict[str, list[str]] = {}
     layer_of: dict[str, str] = {}
     for found in ordered:
-        number = re.match(r"(?:(.*?)\.)?(\d+)(?=\.|$)", found.path)
+        number = re.search(r"(?:^|\.)\d+(?=\.|$)", found.path)
         if number is None:
             raise ValueError(f"last counts numbered layers, but {found.path!r} is in none; narrow the target")
-        layer_of[found.path] = number.group(0)
-        layers = stacks.setdefault(number.group(1) or "", [])
-        if number.group(0) not in layers:
-            layers.append(number.group(0))
+        layer = layer_of[found.path] = found.path[: number.end()]
+        layers = stacks.setdefault(found.path[: number.start()], [])
+        if layer not in layers:
+            layers.append(layer)
     for stack, layers in stacks.items():
         if len(layers) < last:
             raise ValueError(f"last is {last}, but only {len(layers)} layers of {stack or 'the model'!r} are meant")
