@@ -1,0 +1,238 @@
+"""What a report shows of one layer, as plain arrays.
+
+Legend: ``n`` samples (images, or the tokens of all texts), ``N`` experts of one mode, ``C`` classes, ``K`` top samples
+kept of each expert, ``W`` tokens around a top token, ``B`` bins, ``S`` singular values.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import NDArray
+from torch import Tensor
+
+from factorized_moe.interpret.activity import measure_load
+from factorized_moe.interpret.labelling import count_labels
+from factorized_moe.interpret.ranking import find_top_samples
+from factorized_moe.interpret.recording import Mode, Recording
+from factorized_moe.interpret.report.inputs import Texts
+from factorized_moe.interpret.report.streams import expert_histograms, top_tokens, values_around
+from factorized_moe.interpret.specialisation import Polysemanticity
+
+__all__ = ["LayerSummary", "mode_name"]
+
+Array = NDArray[Any]
+
+TOP_IMAGES = 12
+TOP_TEXTS = 6
+"""Fewer than images: a text takes a few lines of the page."""
+
+RADIUS = 12
+"""Tokens shown on either side of a top token."""
+
+BINS = 40
+
+PER_EXPERT = {
+    "load": "iu",
+    "mean": "f",
+    "largest": "f",
+    "histogram": "iu",
+    "top_samples": "iu",
+    "top_coefficients": "f",
+    "context": "f",
+    "class_share": "f",
+    "accuracy_drop": "f",
+    "polysemanticity": "f",
+    "spectrum": "f",
+}
+"""The arrays of a layer that have one row for each expert, with the kinds of numpy dtype that each may have."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class LayerSummary:
+    """What the experts of one expert mode of a layer did.
+
+    Attributes:
+        name: The layer's name, and the mode's where the layer has several; different for each layer of a report.
+        description: A line on what the layer is, such as its decomposition and rank.
+        threshold: The coefficient from which an expert counts as taking a sample.
+        num_samples: ``n``.
+        load: For each expert the number of samples that reach the threshold, ``(N,)``.
+        mean: The mean coefficient, ``(N,)``.
+        largest: The largest coefficient, ``(N,)``.
+        histogram: How many coefficients lie in each of ``B`` equal bins from 0 to `histogram_end`, ``(N, B)``.
+        histogram_end: Where the last bin ends.
+        top_samples: The samples with the largest coefficients, largest first, -1 where there are fewer, ``(N, K)``.
+        top_coefficients: Their coefficients, ``(N, K)``.
+        context: Of texts: the expert's coefficients of the tokens around each top token, which is in the middle; NaN
+            beyond the ends of its text, ``(N, K, W)`` with ``W`` odd.
+        class_share: How the sum of the expert's coefficients divides among the classes, ``(N, C)``.
+        accuracy_drop: The share of each class's accuracy lost without the expert, ``(N, C)``.
+        polysemanticity: The expert's class-level polysemanticity, NaN without effect, ``(N,)``.
+        spectrum: The singular values of the expert's matrix, largest first, ``(N, S)``.
+
+    Raises:
+        TypeError: If an array is of another kind of numbers.
+        ValueError: If the arrays do not fit each other.
+    """
+
+    name: str
+    threshold: float
+    num_samples: int
+    load: Array
+    mean: Array
+    largest: Array
+    histogram: Array
+    top_samples: Array
+    top_coefficients: Array
+    description: str = ""
+    histogram_end: float = 1.0
+    context: Array | None = None
+    class_share: Array | None = None
+    accuracy_drop: Array | None = None
+    polysemanticity: Array | None = None
+    spectrum: Array | None = None
+
+    def __post_init__(self) -> None:
+        for field, kinds in PER_EXPERT.items():
+            array = getattr(self, field)
+            if array is None:
+                continue
+            if array.dtype.kind not in kinds:
+                wanted = "integers" if "i" in kinds else "floating-point numbers"
+                raise TypeError(f"{field} of layer {self.name!r} has type {array.dtype}, expected {wanted}")
+            if array.shape[:1] != self.load.shape[:1] or array.ndim != self._axes(field):
+                raise ValueError(
+                    f"{field} of layer {self.name!r} has shape {array.shape}, expected {self._axes(field)} axes with "
+                    f"the {self.num_experts} experts first"
+                )
+        if self.top_samples.shape != self.top_coefficients.shape:
+            raise ValueError(
+                f"top_samples and top_coefficients of layer {self.name!r} have shapes {self.top_samples.shape} and "
+                f"{self.top_coefficients.shape}, expected the same"
+            )
+        if self.context is not None and (self.context.shape[:2] != self.top_samples.shape or not self._width % 2):
+            raise ValueError(
+                f"context of layer {self.name!r} has shape {self.context.shape}, expected (N, K, W) with (N, K) = "
+                f"{self.top_samples.shape} and W odd"
+            )
+
+    @classmethod
+    def from_recording(
+        cls,
+        recording: Recording,
+        layer: str | None = None,
+        mode: Mode = 0,
+        *,
+        threshold: float = 0.5,
+        texts: Texts | None = None,
+        polysemanticity: Polysemanticity | None = None,
+        spectrum: Tensor | None = None,
+        description: str = "",
+    ) -> LayerSummary:
+        """Reduce the coefficients of one expert mode to what a report shows, reading chunk by chunk.
+
+        Of texts, an expert's top samples are its largest tokens of different texts, so that no text fills the list.
+
+        Args:
+            recording: The recording; with labels, how each expert's coefficients divide among the classes is found.
+            layer: The layer's name; may be left out if there is one layer only.
+            mode: The number of an expert mode, or ``"product"`` for the experts of the whole grid.
+            threshold: The coefficient from which an expert counts as taking a sample.
+            texts: The texts that the samples are the tokens of.
+            polysemanticity: What taking out each expert did.
+            spectrum: The singular values of each expert's matrix, largest first, ``(N, S)``.
+            description: A line on what the layer is.
+
+        Raises:
+            ValueError: If there is no such layer or mode, a coefficient is not finite, or the texts have another
+                number of tokens than the recording has samples.
+
+        Example:
+            >>> import torch
+            >>> from factorized_moe import CPMuMoE
+            >>> from factorized_moe.interpret import record
+            >>> model = CPMuMoE(8, 3, [6, 5], rank=2)
+            >>> with record(model) as log:
+            ...     y = model(torch.randn(4, 8))
+            >>> layer = LayerSummary.from_recording(log.recording, mode=1)
+            >>> layer.name, layer.num_experts, layer.load.tolist()
+            ('model, mode 1', 5, [0, 0, 0, 0, 0])
+        """
+        name = recording.resolve(layer)
+        load = measure_load(recording, threshold, layer=name, mode=mode)
+        end = max(1.0, float(load.largest.max())) if len(load.largest) else 1.0
+        labelled = recording.num_samples > 0 and recording.has("labels")
+        context = None
+        if texts is None:
+            top = find_top_samples(recording, TOP_IMAGES, layer=name, mode=mode)
+            samples, values = top.samples, top.values
+        else:
+            if len(texts) != recording.num_samples:
+                raise ValueError(
+                    f"the texts have {len(texts)} tokens, the recording {recording.num_samples} samples; "
+                    "expected one sample for each token of all texts, in order"
+                )
+            samples, values = top_tokens(recording, texts, TOP_TEXTS, name, mode)
+            context = values_around(recording, texts, samples, RADIUS, name, mode).numpy()
+        return cls(
+            name=mode_name(name, mode, len(recording.expert_dims(name))),
+            description=description,
+            threshold=threshold,
+            num_samples=recording.num_samples,
+            load=load.counts.numpy(),
+            mean=load.means.numpy(),
+            largest=load.largest.numpy(),
+            histogram=expert_histograms(recording, BINS, end, name, mode).numpy(),
+            histogram_end=end,
+            top_samples=samples.numpy(),
+            top_coefficients=values.float().numpy(),
+            context=context,
+            class_share=_class_share(recording, name, mode) if labelled else None,
+            accuracy_drop=None if polysemanticity is None else polysemanticity.accuracy_drop.cpu().numpy(),
+            polysemanticity=None if polysemanticity is None else polysemanticity.scores.cpu().numpy(),
+            spectrum=None if spectrum is None else spectrum.detach().float().cpu().numpy(),
+        )
+
+    @staticmethod
+    def _axes(field: str) -> int:
+        return {"load": 1, "mean": 1, "largest": 1, "polysemanticity": 1, "context": 3}.get(field, 2)
+
+    @property
+    def _width(self) -> int:
+        return 0 if self.context is None else self.context.shape[2]
+
+    @property
+    def num_experts(self) -> int:
+        """``N``."""
+        return len(self.load)
+
+    @property
+    def num_active(self) -> int:
+        """The number of experts that take at least one sample."""
+        return int((self.load > 0).sum())
+
+
+def mode_name(layer: str, mode: Mode, modes: int) -> str:
+    """What an expert mode is called in a report: by its layer, with the mode where there are several.
+
+    Args:
+        layer: The layer's name.
+        mode: The mode.
+        modes: How many modes the layer has.
+
+    Example:
+        >>> mode_name("head", 0, 1), mode_name("head", 1, 2)
+        ('head', 'head, mode 1')
+    """
+    if mode == "product":
+        return f"{layer}, whole grid"
+    return layer if modes == 1 else f"{layer}, mode {mode}"
+
+
+def _class_share(recording: Recording, layer: str, mode: Mode) -> Array:
+    """How the sum of each expert's coefficients divides among the classes, ``(N, C)``; zeros where it is 0."""
+    found = count_labels(recording, layer=layer, mode=mode)
+    sums = found.means.nan_to_num() * found.class_sizes  # (N, C)
+    return (sums / sums.sum(dim=1, keepdim=True)).nan_to_num().numpy()

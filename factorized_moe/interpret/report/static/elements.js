@@ -1,0 +1,50 @@
+// Elements and numbers. Text becomes text nodes alone: nothing in this page parses text as HTML.
+
+const SVG = 'http://www.w3.org/2000/svg';
+
+/** Append children (nodes, text, nested lists; null is left out) and set properties: `onclick` and the like are
+ *  listeners, all others attributes. */
+function fill(node, properties, children) {
+  for (const [name, value] of Object.entries(properties)) {
+    if (value === null || value === undefined || value === false) continue;
+    if (name.startsWith('on')) node.addEventListener(name.slice(2), value);
+    else node.setAttribute(name, value === true ? '' : String(value));
+  }
+  for (const child of children.flat(Infinity)) {
+    if (child !== null && child !== undefined) node.append(child);
+  }
+  return node;
+}
+
+function element(tag, properties = {}, ...children) {
+  return fill(document.createElement(tag), properties, children);
+}
+
+function shape(tag, properties = {}, ...children) {
+  return fill(document.createElementNS(SVG, tag), properties, children);
+}
+
+/** Text from the data inside other text: its direction of writing stays its own; empty text stays visible. */
+function given(text) {
+  return text.trim() ? element('bdi', {}, text) : element('bdi', { class: 'faint' }, text === '' ? 'empty' : 'blank');
+}
+
+const whole = new Intl.NumberFormat('en');
+
+/** A coefficient: two decimals, cut and not rounded, so that none seems to reach a threshold that it misses. */
+function coefficient(value) {
+  return Number.isFinite(value) ? (Math.floor(value * 100 + 1e-4) / 100).toFixed(2) : '\u2013';
+}
+
+function decimals(value, digits) {
+  return Number.isFinite(value) ? value.toFixed(digits) : '\u2013';
+}
+
+function percent(share) {
+  if (!Number.isFinite(share)) return '\u2013';
+  return share > 0 && share < 0.01 ? '<1%' : `${Math.round(share * 100)}%`;
+}
+
+function plural(count, word) {
+  return `${whole.format(count)} ${word}${count === 1 ? '' : 's'}`;
+}
