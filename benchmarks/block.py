@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.contenders import dense_mlp, parameters
 from benchmarks.measuring import Effort
-from benchmarks.ranks import block_parameters, largest_rank, rank_name, rank_of
+from benchmarks.ranks import block_parameters, largest_rank, rank_name, rank_of, rank_step
 from benchmarks.rows import Contender, Row, compare, count
 from factorized_moe import MuMoEBlock
 
@@ -62,10 +62,10 @@ def block(
 
 
 def matched_blocks(experts: int, sizes: Sizes) -> dict[str, int]:
-    """For each decomposition the largest rank with at most the MLP's parameters."""
+    """For each decomposition the largest rank in steps that suit the processor, with at most the MLP's parameters."""
     limit = parameters(dense_mlp(sizes.features, sizes.hidden, sizes.features))
     dims = (experts, sizes.features, sizes.hidden, sizes.features)
-    return {name: largest_rank(partial(block_parameters, name, *dims), limit) for name in ("cp", "tr")}
+    return {name: largest_rank(partial(block_parameters, name, *dims), limit, rank_step(name)) for name in ("cp", "tr")}
 
 
 def rows(effort: Effort, sizes: Sizes = SIZES) -> Iterator[Row]:

@@ -11,7 +11,7 @@ from torch import nn
 
 from benchmarks.contenders import Missing, SoftMoE, released_layer, sparse_moe, tltorch_linear
 from benchmarks.measuring import Effort
-from benchmarks.ranks import largest_rank, layer_parameters, rank_name, rank_of
+from benchmarks.ranks import largest_rank, layer_parameters, rank_name, rank_of, rank_step
 from benchmarks.rows import Contender, Row, compare, count, missing
 from factorized_moe import MuMoE
 
@@ -62,7 +62,9 @@ def rows(effort: Effort, sizes: Sizes = SIZES) -> Iterator[Row]:
     baseline = Contender.of("nn.Linear", nn.Linear(sizes.features, sizes.features))
     limit = baseline.size
     dims = (sizes.experts, sizes.features, sizes.features)
-    matched = [(name, largest_rank(partial(layer_parameters, name, *dims), limit)) for name in ("cp", "tr")]
+    matched = [
+        (name, largest_rank(partial(layer_parameters, name, *dims), limit, rank_step(name))) for name in ("cp", "tr")
+    ]
     contenders: list[Contender] = []
     compilable: list[Contender] = []  # a few: compilation takes longer than all else here
     absent: dict[str, Missing] = {}

