@@ -26,11 +26,19 @@ DIRECTIVE = re.compile(r"^::: (\S+)$", re.MULTILINE)
 SPHINX_ROLE = re.compile(r":(?:mod|class|meth|func|attr|data|exc|ref):`[^`]+`")
 
 
+# Warnings are errors on the pages too, but for what torch deprecates in itself and uses when it compiles.
+RUN = """
+import runpy, sys, warnings
+warnings.filterwarnings("ignore", category=DeprecationWarning, module="torch")
+runpy.run_path(sys.argv[1], run_name="__main__")
+"""
+
+
 def run_page(path: Path, script: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """Run a page's code in a process and a folder of its own: what it registers or writes stays there."""
     copy = folder / f"{path.stem}.py"
     copy.write_text(script, encoding="utf-8")
-    command = [sys.executable, "-W", "error", copy]
+    command = [sys.executable, "-W", "error", "-c", RUN, copy]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
 

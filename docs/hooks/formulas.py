@@ -1,6 +1,6 @@
 """MkDocs hook: formulas become MathML when the site is built, so that no script has to typeset them.
 
-`pymdownx.arithmatex` marks the formulas of a page (`$..$` and `$$..$$`); here each is translated by `latex2mathml`. Current
+`pymdownx.arithmatex` marks the formulas of a page (`$..$` and `$$..$$`); here `latex2mathml` translates each. Current
 browsers draw MathML themselves, offline too.
 """
 
