@@ -80,7 +80,7 @@ def largest_rank(parameters: Callable[[int], int], limit: int, step: int = 1) ->
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if parameters(middle) <= limit else (low, middle)
-    return low - low % step if low > step else low
+    return low - low % step if low >= step else low
 
 
 def _tensor(decomposition: str, experts: int, in_features: int, out_features: int, size: int) -> int:

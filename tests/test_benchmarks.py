@@ -40,7 +40,7 @@ from benchmarks.contenders import (
 from benchmarks.hand_written import HAND_WRITTEN, experts_first
 from benchmarks.machine import describe
 from benchmarks.measuring import Effort, Ratio, measure_ratio
-from benchmarks.ranks import block_parameters, largest_rank, layer_parameters, rank_of
+from benchmarks.ranks import block_parameters, largest_rank, layer_parameters, rank_of, rank_step
 from benchmarks.report import Section
 from benchmarks.rows import Contender, Row, compare
 from factorized_moe import FactorizedExpertTensor
@@ -166,12 +166,13 @@ def test_blocks_match_the_mlp_and_are_never_larger(experts: int) -> None:
     for name, size in block.matched_blocks(experts, block.SIZES).items():
         made = block.block(name, (experts,), size, block.SIZES)
         assert parameters(made) == block_parameters(name, experts, 768, 3072, 768, size)
-        larger = block_parameters(name, experts, 768, 3072, 768, size + 1)
+        larger = block_parameters(name, experts, 768, 3072, 768, size + rank_step(name))
         assert parameters(made) <= parameters(mlp) < larger
+        assert size % rank_step(name) == 0
 
 
 def test_ranks_of_256_experts() -> None:
-    assert block.matched_blocks(256, block.SIZES) == {"cp": 552, "tr": 146}
+    assert block.matched_blocks(256, block.SIZES) == {"cp": 544, "tr": 144}
     assert rank_of("tr", 146) == (4, 4, 146, 4)
     assert rank_of("tr", 146, modes=2) == (4, 4, 4, 146, 4)
 
@@ -187,6 +188,7 @@ def test_rank_1_that_is_too_large_is_refused() -> None:
     with pytest.raises(ValueError, match="rank 1 has 10 parameters, more than the limit of 9"):
         largest_rank(lambda size: 10 * size, 9)
     assert [largest_rank(lambda size: 10 * size, limit) for limit in (10, 19, 20, 1009)] == [1, 1, 2, 100]
+    assert [largest_rank(lambda size: 10 * size, limit, step=16) for limit in (150, 160, 310, 1009)] == [15, 16, 16, 96]
 
 
 def test_other_libraries_layers_have_as_many_parameters() -> None:
