@@ -27,7 +27,7 @@ from factorized_moe.contraction import (
 from factorized_moe.contraction.planning import DEFAULT_BATCH_SIZE
 from factorized_moe.decompositions import Decomposition, get_decomposition, name_of
 from factorized_moe.decompositions.base import GivenNetwork, Initialisation, RankLike, find_initialisation
-from factorized_moe.fitting import fit
+from factorized_moe.fitting import Fit, fit
 from factorized_moe.network import TensorNetwork
 from factorized_moe.storage import NetworkTensor
 from factorized_moe.validation import (
@@ -298,13 +298,15 @@ class FactorizedExpertTensor(nn.Module):
             >>> w.relative_error(torch.ones(3, 4, 5)) < 1e-6
             True
         """
-        check_dense(dense)
-        device, dtype = dense.device if device is None else device, dense.dtype if dtype is None else dtype
-        check_device(device)
-        tensor = cls._unfilled(tuple(dense.shape), decomposition, rank, bias, device, dtype)
-        tensor.weight.assign(fit(dense, tensor.decomposition, tensor.network, tensor.rank))
-        if not all(torch.isfinite(parameter).all() for parameter in tensor.weight.parameters()):
-            raise ValueError(f"the fitted parameters overflow {tensor.weight.operands[0].dtype}; give a wider dtype")
+        return cls.from_fit(fit(dense, decomposition, rank, bias=bias, dtype=dtype), device)
+
+    @classmethod
+    def from_fit(cls, fitted: Fit, device: torch.device | str | None = None) -> FactorizedExpertTensor:
+        """The parameters of a `Fit`, copied, on its device by default. `fit` has more options than `from_dense`."""
+        where, dtype = device or fitted.operands[0].device, fitted.operands[0].dtype
+        check_device(where)
+        tensor = cls._unfilled(fitted.network.shape, fitted.decomposition, fitted.rank, fitted.bias, where, dtype)
+        tensor.weight.assign(fitted.tensors)
         return tensor
 
     @torch.no_grad()

@@ -1,0 +1,76 @@
+"""A bound from below on the error of every tensor that a network can be: no fit can do better, whoever makes it.
+
+Cutting the network in two leaves a matrix whose rank is at most the product of the cut bonds' sizes, so the dense
+tensor's singular values beyond that rank are lost (Eckart & Young 1936). The bound is the largest over all ways to
+put the modes on two sides.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from factorized_moe.contraction.cuts import rank_bound
+from factorized_moe.network import TensorNetwork
+
+__all__ = ["error_bound"]
+
+LARGEST_SIDE = 4096
+"""Matrices whose smaller side is larger are left out: the bound is lower then, and still true."""
+
+ROUNDING = 1e-13
+"""Of the sum of squares: what the singular values' own errors may add up to."""
+
+
+def error_bound(target: Tensor, network: TensorNetwork) -> float:
+    """The least relative error, in the Frobenius norm, that any parameters of a network can have.
+
+    Args:
+        target: The dense tensor, ``(*expert_dims, I, O)``.
+        network: A network of that shape.
+
+    Returns:
+        The bound, 0 where no cut is smaller than the matrix it leaves.
+
+    Example:
+        >>> from factorized_moe.decompositions import get_decomposition
+        >>> matrix = torch.diag(torch.tensor([3.0, 4.0]))
+        >>> error_bound(matrix, get_decomposition("low_rank").network((), 2, 2, rank=1))  # 3 of 5 is lost
+        0.6
+    """
+    arranged = target.to(torch.float64)
+    arranged = arranged / arranged.norm()
+    groups: list[tuple[str, ...]] = [(label,) for label in network.expert_labels]
+    if network.in_padding:
+        groups += [network.in_labels, network.out_labels]
+    else:
+        groups += [(label,) for label in (*network.in_labels, *network.out_labels)]
+        arranged = arranged.reshape([network.sizes[label] for label in network.external_labels])
+    worst = 0.0
+    for rows in _sides(len(groups)):
+        columns = [k for k in range(len(groups)) if k not in rows]
+        left, right = ([x for k in side for x in groups[k]] for side in (rows, columns))
+        kept = rank_bound(network, left, right)
+        matrix = arranged.permute(*rows, *columns).flatten(0, len(rows) - 1).flatten(1)
+        if kept < min(matrix.shape) <= LARGEST_SIDE:
+            worst = max(worst, _tail(matrix, kept))
+    return float(worst**0.5)
+
+
+def _sides(count: int) -> Iterator[tuple[int, ...]]:
+    """Every way to put modes on two sides, once: the first mode is always on the first side."""
+    for size in range(1, count):
+        yield from (side for side in itertools.combinations(range(count), size) if side[0] == 0)
+
+
+def _tail(matrix: Tensor, kept: int) -> float:
+    """The sum of the squared singular values after the first ``kept``."""
+    short = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.mT
+    if short.numel() <= 2**16:
+        squares = torch.linalg.svdvals(short).square()
+    else:
+        squares = torch.linalg.eigvalsh(short @ short.mT).flip(0).clamp_min(0.0)
+    return max(0.0, float(squares[kept:].sum()) - ROUNDING * len(squares))

@@ -1,0 +1,144 @@
+"""A least-squares problem on a network: the target in the network's own labels, and the network's value beside it.
+
+Legend: labels as in the network; *padding* the last entries of a split input mode, which are no part of the target.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from factorized_moe.contraction.search import Operand, search_order
+from factorized_moe.network import Node, TensorNetwork
+
+__all__ = ["Problem", "Tensors", "contract"]
+
+EXHAUSTIVE_OPERANDS = 7
+"""Of more operands, those are contracted first whose product is smallest."""
+
+Tensors = dict[str, Tensor]
+"""Parameters by name."""
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """What is to be fitted.
+
+    Attributes:
+        network: The network.
+        target: The dense tensor, float64, ``(*expert_dims, I, O)``.
+        root: A matrix ``(I, I)`` that every expert's error is multiplied with from the left, or ``None``.
+    """
+
+    network: TensorNetwork
+    target: Tensor
+    root: Tensor | None = None
+
+    @property
+    def arranged(self) -> Tensor:
+        """The target with one axis for each external label, zeros in the padding."""
+        padded = torch.nn.functional.pad(self.target, (0, 0, 0, self.network.in_padding))
+        return padded.reshape([self.network.sizes[label] for label in self.network.external_labels])
+
+    def random(self, generator: torch.Generator) -> Tensors:
+        """Gaussian parameters, of which no expert label makes all experts equal."""
+        shapes = self.network.parameter_shapes.items()
+        return {
+            name: torch.randn(shape, generator=generator, dtype=torch.float64).to(self.target.device)
+            for name, shape in shapes
+        }
+
+    def residual(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """``root (W - target)``, as ``target``."""
+        return self.weigh(self.dense(tensors) - self.target)
+
+    def dense(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """The dense tensor of some parameters, ``(*expert_dims, I, O)``."""
+        total = sum((self.term(term, tensors) for term in self.network.terms), self.target.new_zeros(()))
+        group = self.network.size_of(self.network.in_labels)
+        dense: Tensor = total.expand(self.arranged_shape).reshape(*self.network.expert_dims, group, -1)
+        return dense[..., : self.network.shape[-2], :]
+
+    def term(self, term: tuple[Node, ...], tensors: Mapping[str, Tensor]) -> Tensor:
+        """One term of the sum with an axis for each external label, of size 1 where the term lacks it."""
+        external = self.network.external_labels
+        present = [x for x in external if any(x in node.labels for node in term)]
+        value = contract([(tensors[node.parameter], node.labels) for node in term], present)
+        return value.reshape([self.network.sizes[x] if x in present else 1 for x in external])
+
+    def weigh(self, difference: Tensor) -> Tensor:
+        """A difference of dense tensors in the norm that is minimised."""
+        return difference if self.root is None else self.root @ difference
+
+    def error(self, tensors: Mapping[str, Tensor]) -> float:
+        """The relative error of some parameters."""
+        return float(self.residual(tensors).norm() / self.weigh(self.target).norm())
+
+    @property
+    def arranged_shape(self) -> list[int]:
+        """The sizes of the external labels."""
+        return [self.network.sizes[label] for label in self.network.external_labels]
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the norm is the Frobenius norm."""
+        return self.root is None
+
+
+def contract(operands: Sequence[tuple[Tensor, Sequence[str]]], output: Sequence[str]) -> Tensor:
+    """Tensors with named axes, contracted in pairs to the axes ``output``; the order is searched once for its sizes."""
+    tensors = [tensor for tensor, _ in operands]
+    labels = [tuple(names) for _, names in operands]
+    sizes: dict[str, int] = {}
+    for tensor, names in zip(tensors, labels, strict=True):
+        sizes.update(zip(names, tensor.shape, strict=True))
+    for left, right, kept in _steps(tuple(labels), tuple(output), tuple(sizes.items())):
+        number = {label: k for k, label in enumerate(dict.fromkeys((*labels[left], *labels[right])))}
+        arguments: list[object] = [tensors[left], [number[x] for x in labels[left]]]
+        if left != right:
+            arguments += [tensors[right], [number[x] for x in labels[right]]]
+        tensors.append(torch.einsum(*arguments, [number[x] for x in kept]))
+        labels.append(kept)
+    return tensors[-1]
+
+
+@lru_cache(maxsize=4096)
+def _steps(
+    labels: tuple[tuple[str, ...], ...], output: tuple[str, ...], sizes: tuple[tuple[str, int], ...]
+) -> tuple[tuple[int, int, tuple[str, ...]], ...]:
+    """Pairs of operands and the labels that each pair's product keeps; one operand alone is paired with itself."""
+    if len(labels) == 1:
+        return ((0, 0, output),)
+    names, extent = list(labels), dict(sizes)
+    live = list(range(len(labels)))
+    steps = []
+
+    def merge(left: int, right: int, live: list[int]) -> list[int]:
+        rest = [k for k in live if k not in (left, right)]
+        needed = {*output, *(x for k in rest for x in names[k])}
+        union = dict.fromkeys((*names[left], *names[right]))
+        kept = tuple(x for x in union if x in needed) if rest else output
+        steps.append((left, right, kept))
+        names.append(kept)
+        return [*rest, len(names) - 1]
+
+    def growth(pair: tuple[int, int]) -> tuple[int, tuple[int, int]]:
+        needed = {*output, *(x for k in live if k not in pair for x in names[k])}
+        joint = math.prod(extent[x] for x in {*names[pair[0]], *names[pair[1]]} & needed)
+        return joint - sum(math.prod(extent[x] for x in names[k]) for k in pair), pair
+
+    while len(live) > EXHAUSTIVE_OPERANDS:
+        live = merge(*min(itertools.combinations(live, 2), key=growth), live)
+    found = search_order([Operand(frozenset(names[k])) for k in live], frozenset(output), extent)
+    assert found is not None  # without a limit there is always an order
+    positions = list(live)
+    for left, right in found:
+        live = merge(positions[left], positions[right], live)
+        positions.append(live[-1])
+    return tuple(steps)
