@@ -12,6 +12,8 @@ from factorized_moe.interpret.chunks import Annotations, Chunk, StoredChunk
 from factorized_moe.interpret.consistency import Consistency, compare_duplicates, compare_recordings
 from factorized_moe.interpret.contributions import Contribution, expert_contributions
 from factorized_moe.interpret.counterfactuals import counterfactuals
+from factorized_moe.interpret.editing import ExpertThreshold, choose_strength
+from factorized_moe.interpret.fairness import GroupMeasures, measure_groups
 from factorized_moe.interpret.finding import find_layers
 from factorized_moe.interpret.interventions import (
     Ablate,
@@ -45,6 +47,7 @@ from factorized_moe.interpret.specialisation import (
 )
 from factorized_moe.interpret.tables import Measurement
 from factorized_moe.interpret.tally import Counterfactuals
+from factorized_moe.interpret.weights import ExpertSimilarity, ExpertSpectra, measure_similarity, measure_spectra
 
 __all__ = [
     "Ablate",
@@ -58,7 +61,11 @@ __all__ = [
     "Contribution",
     "Counterfactuals",
     "ExpertLoad",
+    "ExpertSimilarity",
+    "ExpertSpectra",
+    "ExpertThreshold",
     "Force",
+    "GroupMeasures",
     "Histogram",
     "Intervention",
     "InterventionHandle",
@@ -75,6 +82,7 @@ __all__ = [
     "Swap",
     "TopExperts",
     "TopSamples",
+    "choose_strength",
     "class_accuracy",
     "class_level_polysemanticity",
     "compare_duplicates",
@@ -89,9 +97,12 @@ __all__ = [
     "find_top_samples",
     "intervene",
     "measure_coactivation",
+    "measure_groups",
     "measure_histogram",
     "measure_label_specialisation",
     "measure_load",
+    "measure_similarity",
+    "measure_spectra",
     "open_recording",
     "record",
 ]
