@@ -64,7 +64,8 @@ def _run(options: argparse.Namespace) -> None:
     chosen = DemoOptions(**{name: value for name, value in vars(options).items() if name != "command"})
     report = run_demo(chosen)
     print(_text(report))
-    print(f"\nResults in {chosen.out}, after {time.perf_counter() - start:.0f} s: see experts.png")
+    print(f"\nResults in {chosen.out}, after {time.perf_counter() - start:.0f} s")
+    print(f"Open in a browser: {chosen.out / 'report.html'}")
 
 
 def _text(report: DemoReport) -> str:
@@ -106,7 +107,7 @@ COMMAND = Command(
     "demo",
     "train a small image classifier with experts and show what they do",
     "Train an image classifier with a head of experts beside a linear and a dense head, each in the same way. "
-    "Prints a table; writes the model, its metrics and a picture of the experts.",
+    "Prints a table; writes the model, its metrics, a page to open in a browser and a picture of the experts.",
     _add_options,
     _run,
 )

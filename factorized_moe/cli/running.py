@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import NoReturn
 
-from factorized_moe.cli import demo
+from factorized_moe.cli import demo, report
 
 __all__ = ["COMMANDS", "main"]
 
-COMMANDS = (demo.COMMAND,)
+COMMANDS = (demo.COMMAND, report.COMMAND)
 """The sub-commands."""
 
 OK, FAILED, INTERRUPTED = 0, 2, 130

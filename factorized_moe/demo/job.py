@@ -27,14 +27,14 @@ from factorized_moe.demo.classifier import (
     fit_head,
 )
 from factorized_moe.demo.images import ImageData, load_images, need_demo_extra
+from factorized_moe.demo.page import describe_run
 from factorized_moe.demo.picture import draw_experts, expert_rows
 from factorized_moe.demo.results import check_results_folder, write_results
 from factorized_moe.demo.training import Schedule, predict, reproducible, train
 from factorized_moe.interpret import (
     ExpertLoad,
     Polysemanticity,
-    class_level_polysemanticity,
-    counterfactual_outputs,
+    counterfactuals,
     expert_load,
 )
 from factorized_moe.layers import MuMoE
@@ -187,7 +187,7 @@ def run_demo(options: DemoOptions) -> DemoReport:
         heads = tuple(_report_head(name, model, data) for name, model in models.items())
         model = models[EXPERTS]
         head = cast(MuMoE, model.head)
-        coefficients, modes = _measure_experts(model.trunk, head, data)
+        coefficients, effects, modes = _measure_experts(model, head, data)
     report = DemoReport(
         data=data.description,
         num_train=len(data.train_labels),
@@ -205,7 +205,8 @@ def run_demo(options: DemoOptions) -> DemoReport:
     picture = draw_experts(rows, data.held_out_images, _title(report), THRESHOLD)
     image_size = tuple(data.train_images.shape[1:])
     described = {"classes": data.classes, "image_size": image_size}
-    write_results(options.out, options.force, model, config, described, asdict(report), picture)
+    run = describe_run(_run_title(report), _facts(report), model, data, effects, THRESHOLD)
+    write_results(options.out, options.force, model, config, described, asdict(report), picture, run)
     return report
 
 
@@ -241,20 +242,19 @@ def _report_head(name: str, model: ImageClassifier, data: ImageData) -> HeadRepo
 
 
 @torch.no_grad()
-def _measure_experts(trunk: Trunk, head: MuMoE, data: ImageData) -> tuple[tuple[Tensor, ...], tuple[ModeReport, ...]]:
-    """The coefficients of the held-out images, for each expert mode ``(m, N_k)``, and what they tell."""
-    features = predict(trunk, data.held_out_images)  # (m, F)
-    coefficients: tuple[Tensor, ...] = head.eval().gate(features)
-    labels = data.held_out_labels
-    correct = head.experts(features, coefficients).argmax(dim=-1) == labels
-    modes = []
-    for mode in range(len(coefficients)):
-        predictions = counterfactual_outputs(
-            head.experts, features, coefficients, mode, readout=partial(torch.argmax, dim=-1)
-        )  # (N_k, m)
-        found = class_level_polysemanticity(correct, predictions == labels, labels, len(data.classes))
-        modes.append(_report_mode(expert_load(coefficients[mode], THRESHOLD), found, data.classes))
-    return coefficients, tuple(modes)
+def _measure_experts(
+    model: ImageClassifier, head: MuMoE, data: ImageData
+) -> tuple[tuple[Tensor, ...], tuple[Polysemanticity, ...], tuple[ModeReport, ...]]:
+    """For each expert mode the coefficients of the held-out images ``(m, N_k)``, and what they tell."""
+    model.eval()
+    coefficients: tuple[Tensor, ...] = head.gate(predict(model.trunk, data.held_out_images))
+    images, labels = data.held_out_images.split(1024), data.held_out_labels.split(1024)
+    effects, modes = [], []
+    for mode, mode_coefficients in enumerate(coefficients):
+        found = counterfactuals(model, zip(images, labels, strict=True), mode=mode).polysemanticity()
+        effects.append(found)
+        modes.append(_report_mode(expert_load(mode_coefficients, THRESHOLD), found, data.classes))
+    return coefficients, tuple(effects), tuple(modes)
 
 
 def _report_mode(load: ExpertLoad, found: Polysemanticity, classes: tuple[str, ...]) -> ModeReport:
@@ -282,3 +282,26 @@ def _title(report: DemoReport) -> str:
         "The held-out images that give each expert its largest coefficients\n"
         f"{active} of {total} experts reach {THRESHOLD} on at least one of {report.num_held_out:,} images"
     )
+
+
+def _run_title(report: DemoReport) -> str:
+    return f"{_times(report.expert_dims)} experts on {report.data}"
+
+
+def _facts(report: DemoReport) -> list[tuple[str, str]]:
+    """What the report page says of the run."""
+    rank = report.rank if isinstance(report.rank, int) else ", ".join(map(str, report.rank))
+    return [
+        ("Data", report.data),
+        ("Training images", f"{report.num_train:,}"),
+        ("Held-out images", f"{report.num_held_out:,}"),
+        ("Experts", _times(report.expert_dims)),
+        ("Decomposition", f"{report.decomposition} of rank {rank}"),
+        ("Epochs, seed", f"{report.epochs}, {report.seed}"),
+        *((f"Accuracy, {head.name} head", f"{head.accuracy:.1%}") for head in report.heads),
+        *((f"Parameters, {head.name} head", f"{head.head_parameters:,}") for head in report.heads),
+    ]
+
+
+def _times(sizes: tuple[int, ...]) -> str:
+    return " x ".join(map(str, sizes))

@@ -18,12 +18,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from factorized_moe.demo.classifier import HeadConfig, ImageClassifier, Trunk
+from factorized_moe.interpret.report import ReportData, report_page
+from factorized_moe.interpret.report.files import REPORT_FILE, run_bytes
 
 __all__ = ["FILES", "LoadedModel", "check_results_folder", "load_model", "write_results"]
 
-MODEL, CONFIG, METRICS, PICTURE = "model.safetensors", "config.json", "metrics.json", "experts.png"
+MODEL, CONFIG, METRICS = "model.safetensors", "config.json", "metrics.json"
+PICTURE, PAGE = "experts.png", "report.html"
 
-FILES = (MODEL, CONFIG, METRICS, PICTURE)
+FILES = (MODEL, CONFIG, METRICS, PICTURE, PAGE, REPORT_FILE)
 """The files of a results folder."""
 
 FORMAT = "factorized-moe demo, version 1"
@@ -82,6 +85,7 @@ def write_results(
     data: Mapping[str, Any],
     metrics: Mapping[str, Any],
     picture: bytes,
+    run: ReportData,
 ) -> None:
     """Write a folder of results. An interruption leaves what was there before, and no part of the new.
 
@@ -93,6 +97,7 @@ def write_results(
         data: What the images were: ``classes`` and ``image_size``.
         metrics: What was measured.
         picture: The content of a PNG file.
+        run: What the report page shows; written as the page and as data that `load_run` reads.
 
     Raises:
         OSError: If the files cannot be written.
@@ -111,6 +116,8 @@ def write_results(
         (staged / CONFIG).write_text(_json(config), encoding="utf-8")
         (staged / METRICS).write_text(_json(metrics), encoding="utf-8")
         (staged / PICTURE).write_bytes(picture)
+        (staged / PAGE).write_text(report_page(run), encoding="ascii")
+        (staged / REPORT_FILE).write_bytes(run_bytes(run))
         if folder.exists():
             for name in FILES:
                 (staged / name).replace(folder / name)

@@ -2,7 +2,6 @@
 
 import json
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,11 +10,14 @@ import torch
 from PIL import Image
 from torch import nn
 
+from factorized_moe import FactorizedExpertTensor, MuMoE
 from factorized_moe.demo import DemoOptions, ModeReport, load_model, run_demo
+from factorized_moe.demo.classifier import ImageClassifier
 from factorized_moe.demo.images import ImageData, load_images
 from factorized_moe.demo.job import _measure_experts
 from factorized_moe.demo.training import predict
 from factorized_moe.interpret import expert_load
+from factorized_moe.interpret.report import load_run
 
 
 @pytest.fixture
@@ -48,6 +50,19 @@ def test_report_and_files_agree(options: DemoOptions) -> None:
     (coefficients,) = loaded.model.head.gate(loaded.model.trunk(data.held_out_images))
     assert tuple(expert_load(coefficients).counts.tolist()) == report.modes[0].loads
 
+    # So does the page's data.
+    run = load_run(options.out)
+    (layer,) = run.layers
+    assert tuple(layer.load.tolist()) == report.modes[0].loads
+    assert layer.polysemanticity.tolist() == pytest.approx(
+        [float("nan") if score is None else score for score in report.modes[0].polysemanticity], nan_ok=True
+    )
+    assert layer.spectrum[2, 0] == pytest.approx(
+        torch.linalg.matrix_norm(loaded.model.head.experts.expert(2), 2).item()
+    )
+    assert ("Accuracy, MuMoE head", f"{experts.accuracy:.1%}") in run.facts
+    assert "Accuracy, MuMoE head" in (options.out / "report.html").read_text()
+
 
 def test_learns_and_measures_every_expert(options: DemoOptions) -> None:
     report = run_demo(replace(options, epochs=40))
@@ -60,21 +75,22 @@ def test_learns_and_measures_every_expert(options: DemoOptions) -> None:
     assert mode.num_without_effect == sum(without)
 
 
-class OneExpertForEachClass(nn.Module):
-    """The logits are the coefficients, and these are what the images say."""
+class InputAsCoefficients(nn.Module):
+    """A gate whose coefficients are what the images say."""
 
-    def gate(self, features: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return (features,)
-
-    def experts(self, features: torch.Tensor, coefficients: Sequence[torch.Tensor]) -> torch.Tensor:
-        return coefficients[0]
 
 
 def test_measures_of_a_head_made_by_hand() -> None:
     images = torch.tensor([[0.8, 0.2, 0.0, 0.0], [0.6, 0.0, 0.4, 0.0], [0.0, 0.4, 0.3, 0.3], [0.0, 0.1, 0.9, 0.0]])
     labels = torch.tensor([0, 0, 1, 2])
     data = ImageData(images, labels, images, labels, ("a", "b", "c", "d"), "made by hand")
-    coefficients, (mode,) = _measure_experts(nn.Identity(), OneExpertForEachClass(), data)
+    head = MuMoE(4, 4, [4], decomposition="dense", rank=1, gate=InputAsCoefficients())
+    dense = torch.zeros(4, 5, 4)
+    dense[:, 4] = torch.eye(4)  # the biases: expert n speaks for class n, so the logits are the coefficients
+    head.experts = FactorizedExpertTensor.from_dense(dense, decomposition="dense", rank=1, bias=True)
+    coefficients, _, (mode,) = _measure_experts(ImageClassifier(nn.Identity(), head), head, data)
     assert torch.equal(coefficients[0], images)
     assert mode == ModeReport(
         num_experts=4,
@@ -93,7 +109,14 @@ def test_same_seed_same_results(options: DemoOptions) -> None:
     torch.rand(3)  # whatever else the process draws
     again = run_demo(replace(options, out=options.out.with_name("again")))
     assert first == again
-    for name in ("metrics.json", "config.json", "model.safetensors", "experts.png"):
+    for name in (
+        "metrics.json",
+        "config.json",
+        "model.safetensors",
+        "experts.png",
+        "report.html",
+        "report.safetensors",
+    ):
         assert (options.out / name).read_bytes() == (options.out.with_name("again") / name).read_bytes()
     other = run_demo(replace(options, out=options.out.with_name("other"), seed=1))
     assert other.seed == 1
@@ -108,6 +131,7 @@ def test_several_expert_modes_within_a_budget(options: DemoOptions, decompositio
     assert report.heads[2].head_parameters <= 1500
     assert [mode.num_experts for mode in report.modes] == [4, 3]
     assert load_model(options.out).model.head.experts.rank == report.rank
+    assert [layer.name for layer in load_run(options.out).layers] == ["head, mode 0", "head, mode 1"]
 
 
 def test_idx_folder_with_test_files(idx_folder: Path, options: DemoOptions) -> None:

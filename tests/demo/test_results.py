@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from factorized_moe.demo import load_model
 from factorized_moe.demo.classifier import HeadConfig, ImageClassifier, Trunk
 from factorized_moe.demo.results import FILES, check_results_folder, write_results
+from factorized_moe.interpret.report import ReportData, load_run
 
 HEAD = HeadConfig(3, (4, 2), "tucker", (2, 2, 3, 3), gate_norm="layer")
 
@@ -24,7 +25,7 @@ def make_model(seed: int) -> ImageClassifier:
 def write(folder: Path, seed: int = 0, force: bool = False, head: HeadConfig = HEAD) -> ImageClassifier:
     model = make_model(seed)
     data = {"classes": ("a", "b", "c"), "image_size": (12, 14)}
-    write_results(folder, force, model, head, data, {"seed": seed}, b"a picture")
+    write_results(folder, force, model, head, data, {"seed": seed}, b"a picture", ReportData(title="A run", layers=[]))
     return model
 
 
@@ -47,6 +48,8 @@ def test_folder_holds_its_files_and_nothing_else(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == {"seed": 0}
     assert (tmp_path / "out" / "experts.png").read_bytes() == b"a picture"
+    assert "<title>A run</title>" in (tmp_path / "out" / "report.html").read_text()
+    assert load_run(tmp_path / "out").title == "A run"
 
 
 def test_empty_folder_is_used(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from factorized_moe.interpret.report.data import ReportData
 from factorized_moe.interpret.report.inputs import Images, Texts
 from factorized_moe.interpret.report.layer import PER_EXPERT, LayerSummary
 
-__all__ = ["REPORT_FILE", "load_run", "save_run"]
+__all__ = ["REPORT_FILE", "load_run", "run_bytes", "save_run"]
 
 REPORT_FILE = "report.safetensors"
 FORMAT = "factorized-moe report, version 1"
@@ -40,6 +40,17 @@ def save_run(data: ReportData, path: Path | str) -> None:
         ...     load_run(folder).title
         'A run'
     """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, run_bytes(data))
+
+
+def run_bytes(data: ReportData) -> bytes:
+    """The content of the file that `save_run` writes.
+
+    Args:
+        data: The run.
+    """
     arrays = {
         f"layers.{place}.{field}": np.ascontiguousarray(array)
         for place, layer in enumerate(data.layers)
@@ -61,9 +72,7 @@ def save_run(data: ReportData, path: Path | str) -> None:
             for layer in data.layers
         ],
     }
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, save(arrays, metadata={"report": json.dumps(content)}))
+    return save(arrays, metadata={"report": json.dumps(content)})
 
 
 def load_run(path: Path | str) -> ReportData:
