@@ -1,22 +1,39 @@
-"""Layers of experts in existing models: started from pretrained weights, put in place, saved and loaded."""
+"""Layers of experts in existing models: started from pretrained weights, put in place, distilled, saved and loaded."""
 
+from factorized_moe.surgery.capturing import Call, capture, output_error
 from factorized_moe.surgery.config import MuMoEConfig
 from factorized_moe.surgery.delta import MuMoEDelta
+from factorized_moe.surgery.distillation import DistillationSettings, DistillationStep, distill
+from factorized_moe.surgery.experts import ExpertsReport, FactorizedExperts, factorize_experts
 from factorized_moe.surgery.layouts import LAYOUTS, MLPLayout, register_layout
 from factorized_moe.surgery.replacement import Replacement, ReplacementReport, replace
+from factorized_moe.surgery.saving import from_pretrained, load, save, save_pretrained
 from factorized_moe.surgery.targets import is_mlp
 from factorized_moe.surgery.upcycling import Upcycled, upcycle
 
 __all__ = [
     "LAYOUTS",
+    "Call",
+    "DistillationSettings",
+    "DistillationStep",
+    "ExpertsReport",
+    "FactorizedExperts",
     "MLPLayout",
     "MuMoEConfig",
     "MuMoEDelta",
     "Replacement",
     "ReplacementReport",
     "Upcycled",
+    "capture",
+    "distill",
+    "factorize_experts",
+    "from_pretrained",
     "is_mlp",
+    "load",
+    "output_error",
     "register_layout",
     "replace",
+    "save",
+    "save_pretrained",
     "upcycle",
 ]

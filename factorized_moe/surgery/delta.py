@@ -1,4 +1,4 @@
-"""A frozen layer with a layer of experts beside it: fine-tuning that starts from exactly the pretrained model.
+"""A layer that stays with a layer of experts beside it: fine-tuning that starts from exactly the pretrained model.
 
 Legend: ``*batch`` any leading shape, ``I`` in_features, ``O`` out_features.
 """
@@ -15,14 +15,14 @@ __all__ = ["MuMoEDelta", "set_to_zero"]
 
 
 class MuMoEDelta(nn.Module):
-    """``base(x) + experts(x)``, the base frozen.
+    """``base(x) + experts(x)``. `replace` freezes the base and starts the experts at zero.
 
     Args:
-        base: The layer that stays; its parameters no longer require gradients.
-        experts: The layer of experts, of the same sizes. `replace` starts it at zero.
+        base: The layer that stays.
+        experts: The layer of experts, of the same sizes.
 
     Attributes:
-        base: The frozen layer.
+        base: The layer that stays.
         experts: The layer of experts.
 
     Raises:
@@ -42,7 +42,7 @@ class MuMoEDelta(nn.Module):
             raise TypeError(
                 f"MuMoEDelta takes a module and a MuMoE, got {type(base).__name__}, {type(experts).__name__}"
             )
-        self.base = base.requires_grad_(False)
+        self.base = base
         self.experts = experts
 
     def forward(self, x: Tensor) -> Tensor:

@@ -64,7 +64,8 @@ class MLPLayout:
         """Whether a module has these parts and, beside them, no child that this layout does not know."""
         if not all(is_linear(child(module, path)) for path in self.linears):
             return False
-        if not all(callable(child(module, path)) for path in self.activation):
+        needed = callable if len(self.activation) == 1 else lambda part: isinstance(part, nn.Module)
+        if not all(needed(child(module, path)) for path in self.activation):
             return False
         named = {*self.linears, *self.activation, *self.kept}
         for holder in {path.rpartition(".")[0] for path in named}:

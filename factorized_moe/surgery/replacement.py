@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +16,7 @@ from factorized_moe.surgery.linears import read_linear
 from factorized_moe.surgery.targets import Found, Target, find_targets
 from factorized_moe.surgery.upcycling import Layer, build_layer, expert_tensors, fill_layer, merged_activation
 
-__all__ = ["Replacement", "ReplacementReport", "install", "replace"]
+__all__ = ["Replacement", "ReplacementReport", "freeze_base", "installed", "replace"]
 
 
 @dataclass(frozen=True)
@@ -125,30 +126,28 @@ def replace(
         kept = own if delta else 0
         replacements.append(Replacement(one.path, type(layer).__name__, own, _count(layer.parameters()) + kept, errors))
         changes |= _changes(model, one, layer, delta)
-    install(model, changes)
-    if delta:
-        freeze_base(model)
+    with installed(model, changes):
+        if delta:
+            freeze_base(model)
     return ReplacementReport(tuple(replacements), before, _count(model.parameters()))
 
 
-def install(model: nn.Module, changes: Mapping[str, nn.Module]) -> None:
-    """Put modules in place, all or none.
+@contextmanager
+def installed(model: nn.Module, changes: Mapping[str, nn.Module]) -> Iterator[None]:
+    """Put modules in place, all or none; an error within the context takes them out again.
 
     Args:
         model: The model.
         changes: The new module of each path.
-
-    Raises:
-        Exception: Whatever a parent raises that refuses its new child; the model is as it was.
     """
     done: list[tuple[nn.Module, str, object]] = []
     try:
         for path, module in changes.items():
             parent_path, _, name = path.rpartition(".")
             parent = model.get_submodule(parent_path)
-            old = getattr(parent, name)
-            done.append((parent, name, old))
+            done.append((parent, name, getattr(parent, name)))
             setattr(parent, name, module)
+        yield
     except BaseException:
         for parent, name, old in reversed(done):
             if not isinstance(old, nn.Module):

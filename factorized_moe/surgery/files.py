@@ -1,0 +1,123 @@
+"""A folder of two files: ``config.json`` and ``model.safetensors``. Written whole or not at all; nothing unpickles."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+__all__ = ["CONFIG", "WEIGHTS", "digest", "read_folder", "write_folder"]
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+FORMAT = "factorized-moe, version 1"
+
+
+def write_folder(folder: Path, config: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
+    """Write a config and tensors. Until both are complete on the disk, what was there stays.
+
+    A tensor that has several names is written once; its other names go into the config.
+
+    Args:
+        folder: The folder; it is made if need be. Other files in it are left alone.
+        config: What JSON can hold.
+        state: The tensors by name.
+
+    Raises:
+        OSError: If the folder cannot be written.
+        ValueError: If a value of the state is no tensor, or on the meta device.
+    """
+    kept, aliases = _without_aliases(state)
+    try:
+        library = version("factorized-moe")
+    except PackageNotFoundError:  # a source tree that is not installed
+        library = "unknown"
+    config = {"format": FORMAT, "library_version": library, **config, "aliases": aliases}
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = [folder / f".{name}.{os.getpid()}.partial" for name in (WEIGHTS, CONFIG)]
+    old = folder / f".{WEIGHTS}.{os.getpid()}.old"
+    weights = folder / WEIGHTS
+    try:
+        save_file(kept, partial[0], {"format": "pt", "config": digest(config)})
+        partial[1].write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        if weights.exists():
+            os.link(weights, old)
+        try:
+            partial[0].replace(weights)
+            partial[1].replace(folder / CONFIG)
+        except BaseException:
+            if old.exists():
+                old.replace(weights)
+            else:
+                weights.unlink(missing_ok=True)
+            raise
+    finally:
+        for path in (*partial, old):
+            path.unlink(missing_ok=True)
+
+
+def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The config and the tensors, on the CPU, under all their names.
+
+    Args:
+        folder: A folder that `write_folder` wrote.
+
+    Raises:
+        FileNotFoundError: If one of the files is missing.
+        ValueError: If one is damaged, or they do not belong together.
+    """
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder} has no {name}; give the folder that save wrote")
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{folder / CONFIG} is damaged: {error}") from error
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        raise ValueError(f"{folder / CONFIG} is not of the format {FORMAT!r}")
+    try:
+        with safe_open(folder / WEIGHTS, framework="pt") as file:
+            header = file.metadata() or {}
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{folder / WEIGHTS} is damaged or no safetensors file: {error}") from error
+    if header.get("config") != digest(config):
+        raise ValueError(f"{folder / CONFIG} and {WEIGHTS} are not of one save; save again, or fetch both anew")
+    return config, {**state, **{name: state[same] for name, same in config["aliases"].items()}}
+
+
+def digest(value: Any) -> str:
+    """A fingerprint of what JSON can hold, whatever its spaces and the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _without_aliases(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Each tensor once, in memory of its own, and for every further name the first."""
+    kept: dict[str, Tensor] = {}
+    aliases: dict[str, str] = {}
+    first: dict[tuple[Any, ...], str] = {}
+    storages: set[int] = set()
+    for name, tensor in state.items():
+        if not isinstance(tensor, Tensor):
+            raise ValueError(f"{name!r} of the state is {type(tensor).__name__}, no tensor; it cannot be saved")
+        if tensor.is_meta:
+            raise ValueError(f"{name!r} is on the meta device and has no values to save")
+        storage = tensor.untyped_storage().data_ptr()
+        key = (storage, tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
+        if tensor.numel() and key in first:
+            aliases[name] = first[key]
+            continue
+        first[key] = name
+        whole = tensor.detach().contiguous()
+        kept[name] = whole.clone(memory_format=torch.contiguous_format) if storage in storages else whole
+        storages.add(storage)
+    return kept, aliases
