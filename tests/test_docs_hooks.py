@@ -1,6 +1,7 @@
 """What is done to the documentation's pages when the site is built: formulas, the diagram, no other servers."""
 
 import importlib.util
+import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from types import ModuleType
@@ -21,6 +22,7 @@ def hook(name: str) -> ModuleType:
 
 
 FORMULAS, IMPORTS, OFFLINE = hook("formulas"), hook("imports"), hook("offline")
+NETWORKS = hook("networks")
 
 
 @pytest.mark.parametrize(
@@ -63,6 +65,35 @@ def test_the_architecture_page_has_the_diagram_and_a_line_for_every_module() -> 
     assert IMPORTS.MARK in page
     for name in (name for row in IMPORTS.import_order() for name in row):
         assert f"| `{name}` |" in page, f"docs/architecture.md does not say what {name} is for"
+
+
+def test_every_decomposition_s_page_has_its_network() -> None:
+    folder = ROOT / "docs" / "decompositions"
+    pages = re.findall(r"\[`(\w+)`\]\((\w+\.md)\)", (folder / "index.md").read_text(encoding="utf-8"))
+    assert len(pages) > 10
+    for name, page in pages:
+        assert NETWORKS.MARK.findall((folder / page).read_text(encoding="utf-8")) == [name]
+
+
+def test_a_network_is_drawn_within_the_page_in_the_page_s_colour() -> None:
+    built = NETWORKS.on_page_content("<p>before</p>\n<!-- network: tucker -->\n<p>after</p>")
+    assert built.startswith("<p>before</p>\n<figure ")
+    assert built.endswith("</figure>\n<p>after</p>")
+    figure = ET.fromstring(built[built.index("<figure") : built.index("</figure>") + len("</figure>")])
+    svg = figure[0]
+    assert svg.get("aria-label") == "The network of tucker"
+    texts = "".join(svg.itertext()).split()
+    assert {"core", "input", "rank_expert_1=8", "expert_0=64"} <= set(texts)
+    assert "fill: currentColor" in built
+    assert NETWORKS.INK not in built
+    assert figure[1].text == "The network for 64 x 16 experts of 768 features, rank (8, 8, 8, 8)."
+    assert OFFLINE.loaded_from_elsewhere(built) == []
+    assert built == NETWORKS.on_page_content("<p>before</p>\n<!-- network: tucker -->\n<p>after</p>")
+
+
+def test_a_name_that_is_not_registered_fails_the_build() -> None:
+    with pytest.raises(ValueError, match="unknown decomposition 'tukcer'; did you mean 'tucker'"):
+        NETWORKS.on_page_content("<!-- network: tukcer -->")
 
 
 LOADS = {
