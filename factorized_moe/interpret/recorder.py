@@ -167,6 +167,8 @@ class Recorder:
                 or a label is negative.
         """
         given = Annotations(_ints("ids", ids), _ints("labels", labels), _strings(texts))
+        if not given.kinds:
+            raise ValueError("annotate got nothing; give labels, ids or texts")
         if given.labels is not None and len(given.labels) and int(given.labels.min()) < 0:
             raise ValueError(f"label {int(given.labels.min())} is negative; classes are numbered from 0")
         expected = self._in_step() - self._annotated
@@ -177,7 +179,7 @@ class Recorder:
                     "call of annotate; call it after every batch with one for each sample"
                 )
         if given.kinds != self._kinds:
-            if self._annotated or self._written or not given.kinds:
+            if self._annotated or self._written:
                 raise ValueError(
                     f"annotate got {_listed(given.kinds)}, for earlier samples {_listed(self._kinds)}; "
                     "give the same for every batch"
@@ -205,7 +207,7 @@ class Recorder:
             raise ValueError(f"the gate of layer {layer!r} returned shapes {shapes}, expected last axes {expected}")
         if self._written and not self._recorded[layer]:
             raise ValueError(
-                f"layer {layer!r} first ran after {self._written:,} samples of other layers; record it on its own"
+                f"layer {layer!r} first ran when {self._written:,} samples of other layers were stored; record it on its own"
             )
         dtype = self._header.dtype
         rows = tuple(Rows.of(a.detach().reshape(-1, a.shape[-1]).to(dtype)) for a in coefficients)
