@@ -1,0 +1,354 @@
+"""The report page in a real browser, from its file: what a reader clicks and types, and that data stays data."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from playwright.sync_api import Browser, Page, sync_playwright
+from torch import Tensor, nn
+
+from factorized_moe import MuMoE
+from factorized_moe.interpret import Polysemanticity, Recording, record
+from factorized_moe.interpret.report import Images, ReportData, Texts, write_report
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium found; install Debian's package chromium")
+
+CLASSES = ("ant", "bee", "cow")
+ATTACK = "<script>window.attacked = 1</script>"
+ODD = (
+    ATTACK,
+    "<img src=x onerror='window.attacked = 1'>",
+    "</script><script>window.attacked = 1</script>",
+    "<!--<script>",
+    "{{data}}",
+    "&amp;",
+    "مرحبا",
+    "\u202e",
+    "😀",
+    "e\u0301",
+    "a\u2028b\u2029c",
+    "\ud800",
+    "\x00",
+    "null",
+    "undefined",
+    "NaN",
+    "__proto__",
+    "constructor",
+    "",
+    " ",
+)
+
+
+class InputAsCoefficients(nn.Module):
+    """A gate that returns what it is given, so that any coefficients can be recorded."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return (x,)
+
+
+def recorded(coefficients: Tensor, labels: Tensor, classes: tuple[str, ...]) -> Recording:
+    experts = coefficients.shape[1]
+    head = MuMoE(experts, 1, [experts], rank=1, gate=InputAsCoefficients())
+    with record(nn.ModuleDict({"head": head}), class_names=classes) as log:
+        head(coefficients)
+        log.annotate(labels=labels)
+    return log.recording
+
+
+def image_run(title: str, seed: int = 0, experts: int = 8, samples: int = 30) -> ReportData:
+    """Expert ``n`` takes the samples ``n``, ``n + experts``, ..; a sample's label is its number modulo 3."""
+    coefficients = torch.full((samples, experts), 0.001)
+    coefficients[torch.arange(samples), torch.arange(samples) % experts] = torch.linspace(0.4, 0.99, samples)
+    labels = torch.arange(samples) % 3
+    generator = np.random.default_rng(seed)
+    drop = torch.zeros(experts, 3, dtype=torch.float64)
+    drop[torch.arange(experts - 1), torch.arange(experts - 1) % 3] = 0.25
+    return ReportData.from_recording(
+        recorded(coefficients, labels, CLASSES),
+        title,
+        inputs=Images(generator.integers(0, 255, (samples, 6, 5), dtype=np.uint8)),
+        facts=[("Seed", str(seed)), ("Samples", str(samples))],
+        effects={"head": Polysemanticity(drop, torch.where(drop.any(dim=1), 0.75, torch.nan))},
+        spectra={"head": torch.linspace(3, 1, 5).expand(experts, 5)},
+    )
+
+
+def text_run() -> ReportData:
+    """Two texts: words, and whatever could go wrong in a page; expert 0 is for the second."""
+    texts = Texts([["Some", " plain", " words", "."], list(ODD)])
+    coefficients = torch.full((len(texts), 4), 0.01)
+    coefficients[:4, 1] = 0.9
+    coefficients[4, 0] = 0.95
+    labels = torch.tensor([1] * 4 + [0] * len(ODD))
+    return ReportData.from_recording(
+        recorded(coefficients, labels, (ATTACK, "__proto__")),
+        f"Texts {ATTACK} &lt; \ud800 \u2028",
+        inputs=texts,
+        facts=[(ATTACK, ATTACK), ("", "null")],
+        descriptions={"head": ATTACK},
+    )
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
+        yield running
+        running.close()
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """The addresses of one page of each kind, and the data of the first."""
+    folder = tmp_path_factory.mktemp("pages")
+    first, second = image_run("First"), image_run("Second", seed=1, experts=5)
+    large = image_run("Large", experts=4096, samples=40)
+    written = {
+        "images": write_report(folder / "images.html", first),
+        "compared": write_report(folder / "compared.html", first, compare=second),
+        "texts": write_report(folder / "texts.html", text_run()),
+        "large": write_report(folder / "large.html", large),
+    }
+    return SimpleNamespace(first=first, **{name: path.as_uri() for name, path in written.items()})
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    """A page that must load nothing, log nothing and run into no error."""
+    opened = browser.new_page(viewport={"width": 1280, "height": 800}, color_scheme="light")
+    opened.set_default_timeout(10_000)
+    noted: list[str] = []
+    opened.on("console", lambda message: noted.append(f"console: {message.text}"))
+    opened.on("pageerror", lambda error: noted.append(f"error: {error}"))
+    local = ("data:", "file:", "about:")
+    opened.on("request", lambda request: request.url.startswith(local) or noted.append(request.url))
+    yield opened
+    assert opened.evaluate("window.attacked") is None
+    opened.close()
+    assert noted == []
+
+
+def experts(page: Page) -> list[int]:
+    return [int(number) for number in page.locator("tbody th.first").all_inner_texts()]
+
+
+def fragment(page: Page) -> str:
+    return str(page.evaluate("location.hash"))
+
+
+def test_overview_leads_to_the_list(page: Page, pages: SimpleNamespace) -> None:
+    page.goto(pages.images)
+    assert page.title() == "First"
+    assert "8 experts in 1 layer, on 30 images" in page.inner_text("main")
+    assert page.locator(".facts dd").all_inner_texts() == ["0", "30"]
+    page.wait_for_selector(".chart svg[role=img]")
+    share = round(100 * pages.first.layers[0].class_share[7, 1])
+    assert page.locator(f".heat td[title='expert 7, bee: {share}%']").count() == 1
+    page.get_by_role("link", name="All 8 experts").click()
+    assert fragment(page) == "#/head?sort=-load"
+    assert page.locator("h1").inner_text() == "head"
+
+
+def test_sorting(page: Page, pages: SimpleNamespace) -> None:
+    page.goto(f"{pages.images}#/head")
+    assert experts(page) == list(range(8))
+    page.get_by_role("button", name="Max").click()
+    assert experts(page) == [5, 4, 3, 2, 1, 0, 7, 6]
+    assert page.locator("th[aria-sort=descending]").inner_text().startswith("Max")
+    assert fragment(page) == "#/head?sort=-largest"
+    page.get_by_role("button", name="Max").click()
+    assert experts(page) == [6, 7, 0, 1, 2, 3, 4, 5]
+    page.get_by_role("button", name="Polysem.").click()
+    assert experts(page)[-1] == 7  # without a score
+    page.get_by_role("button", name="Polysem.").click()
+    assert experts(page)[-1] == 7
+
+
+def test_searching(page: Page, pages: SimpleNamespace) -> None:
+    page.goto(f"{pages.images}#/head")
+    search = page.get_by_role("searchbox")
+    search.fill("bee 4")
+    assert experts(page) == [4]
+    assert page.inner_text(".count") == "1 of 8 experts"
+    assert fragment(page) == "#/head?q=bee+4"
+    search.fill("zebra")
+    assert experts(page) == []
+    assert page.inner_text(".nothing") == "No expert matches zebra."
+    search.press("Escape")
+    assert experts(page) == list(range(8))
+    assert search.input_value() == ""
+
+
+def test_expert_and_back(page: Page, pages: SimpleNamespace) -> None:
+    page.goto(f"{pages.images}#/head?sort=-largest&q=expert")
+    page.locator("tr", has=page.get_by_role("link", name="2", exact=True)).locator("td.bar").click()
+    assert page.locator("h1").inner_text() == "Expert 2"
+    assert page.title() == "Expert 2 · First"
+    assert fragment(page) == "#/head/expert/2?sort=-largest&q=expert"
+    shown = page.locator(".gallery li")
+    assert shown.locator("img").first.get_attribute("alt") == "input 26, cow"
+    assert shown.first.inner_text().split() == ["0.92", "cow"]
+    assert page.locator(".gallery li.reached").count() == 3
+    assert page.get_by_role("list", name="Accuracy lost in each class").inner_text().split()[-2:] == [
+        "cow",
+        "\u221225%",
+    ]
+    assert all(page.eval_on_selector_all("img", "all => all.map(img => img.naturalWidth === 5)"))
+    page.get_by_role("link", name="Next").click()
+    assert page.locator("h1").inner_text() == "Expert 1"
+    page.go_back()
+    page.go_back()
+    page.wait_for_selector("main[data-view=table]")
+    assert page.get_by_role("searchbox").input_value() == "expert"
+    assert experts(page)[:2] == [5, 4]
+    assert page.evaluate("document.activeElement.textContent") == "2"
+
+
+def test_keyboard_alone(page: Page, pages: SimpleNamespace) -> None:
+    page.goto(pages.images)
+    page.keyboard.press("Enter")
+    page.wait_for_selector("main[data-view=table]")
+    page.keyboard.press("/")
+    page.keyboard.type("cow")
+    found = experts(page)
+    page.keyboard.press("Enter")
+    page.keyboard.press("j")
+    assert page.evaluate("document.activeElement.textContent") == str(found[1])
+    assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+    page.keyboard.press("ArrowUp")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("main[data-view=expert]")
+    assert page.locator("h1").inner_text() == f"Expert {found[0]}"
+    page.keyboard.press("ArrowRight")
+    page.wait_for_function(f"document.querySelector('h1').textContent === 'Expert {found[1]}'")
+    page.keyboard.press("k")
+    page.wait_for_function(f"document.querySelector('h1').textContent === 'Expert {found[0]}'")
+    page.keyboard.press("?")
+    assert page.get_by_role("dialog").is_visible()
+    page.keyboard.press("Escape")
+    assert not page.get_by_role("dialog").is_visible()
+    page.keyboard.press("Escape")
+    page.wait_for_selector("main[data-view=table]")
+    assert experts(page) == found
+    page.keyboard.press("Escape")  # the search
+    assert experts(page) == list(range(8))
+    page.keyboard.press("Escape")
+    page.wait_for_selector("main[data-view=overview]")
+
+
+def test_skip_link_comes_first(page: Page, pages: SimpleNamespace) -> None:
+    page.goto(f"{pages.images}#/head")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.id") == "main"
+    assert fragment(page) == "#/head"
+
+
+def test_links_open_what_they_name(page: Page, pages: SimpleNamespace) -> None:
+    headings = {
+        "#/head/expert/5": "Expert 5",
+        "#/head?sort=-mean&q=ant": "head",
+        "#/head?sort=toString": "head",
+        "#/head/expert/8": "Not here",
+        "#/head/expert/-1": "Not here",
+        "#/other": "Not here",
+        "#/~compare": "Not here",
+        "#/__proto__": "Not here",
+        "#/%": "Not here",
+    }
+    for address, heading in headings.items():
+        page.goto("about:blank")  # so that the next page is opened, not moved within
+        page.goto(pages.images + address)
+        assert page.locator("h1").inner_text() == heading, address
+
+
+def test_comparison(page: Page, pages: SimpleNamespace) -> None:
+    page.goto(pages.compared)
+    page.get_by_role("link", name="Compare").click()
+    page.wait_for_selector("main[data-view=compare]")
+    facts = page.get_by_role("table", name="Facts").locator("tbody tr")
+    assert [row.inner_text().split() for row in facts.all()] == [["Seed", "0", "1"], ["Samples", "30", "30"]]
+    assert [row.get_attribute("class") for row in facts.all()] == [None, "same"]
+    page.get_by_role("button", name="Match").click()
+    assert fragment(page) == "#/~compare?sort=-match"
+    row = page.get_by_role("table", name="Nearest experts").locator("tbody tr").nth(1)
+    nearest = row.locator("td.number a").inner_text()
+    row.locator("td.number a").click()
+    assert page.locator("h1").inner_text() == f"Expert {nearest}"
+    assert fragment(page) == f"#/~other/head/expert/{nearest}"
+    page.get_by_role("link", name="First run").click()
+    assert page.locator("h1").inner_text() == "First"
+
+
+def test_dark_and_light(page: Page, pages: SimpleNamespace) -> None:
+    def background() -> str:
+        return str(page.evaluate("getComputedStyle(document.body).backgroundColor"))
+
+    page.goto(pages.images)
+    light = background()
+    page.get_by_role("button", name="Dark or light").click()
+    dark = background()
+    assert dark != light
+    page.reload()
+    assert background() == dark
+    page.keyboard.press("d")
+    assert background() == light
+    page.evaluate("localStorage.clear()")
+    page.emulate_media(color_scheme="dark")
+    page.reload()
+    assert background() == dark
+
+
+def test_odd_text_is_shown_as_it_is(page: Page, pages: SimpleNamespace) -> None:
+    page.goto(pages.texts)
+    assert page.locator("h1").evaluate("node => node.textContent").startswith(f"Texts {ATTACK} &lt; ")
+    assert page.locator(".facts dt").first.inner_text() == ATTACK
+    page.goto(f"{pages.texts}#/head/expert/0")
+    tokens = page.locator(".snippet").first.locator("span, mark").evaluate_all("all => all.map(x => x.textContent)")
+    assert len(tokens) == 13  # the top token, the first of its text, and twelve to its right
+    assert tokens[:10] == [*ODD[:10]]
+    assert tokens[10:] == ["a⏎b⏎c", "\ud800", "\x00"]
+    assert page.locator(".snippet mark").first.inner_text() == ATTACK
+    assert page.locator("script").count() == 2
+    shades = (
+        page.locator(".snippet")
+        .first.locator("span, mark")
+        .evaluate_all("all => all.map(x => Number(getComputedStyle(x).backgroundColor.match(/[\\d.]+(?=\\))/)[0]))")
+    )
+    assert shades[0] == pytest.approx(0.6 * 0.95, abs=0.01)
+    assert shades[1] == pytest.approx(0.6 * 0.01, abs=0.01)
+    page.goto(f"{pages.texts}#/head?q=onerror")
+    assert "of 4 experts" in page.inner_text(".count")
+    page.goto(f"{pages.texts}#/head?sort=label&q=__proto__")
+    assert 1 in experts(page)
+
+
+def test_thousands_of_experts(page: Page, pages: SimpleNamespace) -> None:
+    page.goto(f"{pages.large}#/head")
+    assert page.inner_text(".count") == "4,096 experts"
+    assert page.get_by_role("table").get_attribute("aria-rowcount") == "4097"
+    assert len(experts(page)) < 100
+    page.keyboard.press("End")
+    assert page.evaluate("document.activeElement.textContent") == "4095"
+    assert len(experts(page)) < 100
+    page.get_by_role("button", name="Load").click()
+    page.get_by_role("searchbox").fill("4000")
+    assert experts(page) == [4000]
+
+
+VIEWS = ["#/", "#/head?sort=-load", "#/head/expert/0", "#/~compare", "#/~other/head"]
+
+
+@pytest.mark.parametrize("kind", ["compared", "texts"])
+def test_phones_need_no_sideways_scrolling(page: Page, pages: SimpleNamespace, kind: str) -> None:
+    page.set_viewport_size({"width": 390, "height": 800})
+    for view in VIEWS:
+        page.goto(getattr(pages, kind) + view)
+        page.wait_for_selector("h1")
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390, view
