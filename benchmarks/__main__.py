@@ -12,7 +12,18 @@ from typing import Any
 
 import torch
 
-from benchmarks import block, contraction, cost_model, figure, layer, machine, report, scaling, training_memory
+from benchmarks import (
+    block,
+    contraction,
+    cost_model,
+    counterfactuals,
+    figure,
+    layer,
+    machine,
+    report,
+    scaling,
+    training_memory,
+)
 from benchmarks.measuring import FULL, QUICK, Effort
 from benchmarks.report import FIGURE, Section
 from benchmarks.rows import Row
@@ -25,6 +36,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Effort], Iterator[Row]]]] = {
     "contraction": (contraction.TITLE, contraction.rows),
     "memory": (training_memory.TITLE, training_memory.rows),
     "scaling": (scaling.TITLE, scaling.rows),
+    "counterfactuals": (counterfactuals.TITLE, counterfactuals.rows),
     "cost_model": ("The planner's constants", lambda effort: iter(())),
 }
 
