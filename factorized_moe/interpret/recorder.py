@@ -207,7 +207,8 @@ class Recorder:
             raise ValueError(f"the gate of layer {layer!r} returned shapes {shapes}, expected last axes {expected}")
         if self._written and not self._recorded[layer]:
             raise ValueError(
-                f"layer {layer!r} first ran when {self._written:,} samples of other layers were stored; record it on its own"
+                f"layer {layer!r} first ran when {self._written:,} samples of other layers were stored; "
+                "record it on its own"
             )
         dtype = self._header.dtype
         rows = tuple(Rows.of(a.detach().reshape(-1, a.shape[-1]).to(dtype)) for a in coefficients)
