@@ -1,18 +1,13 @@
-"""What the report page of the demonstration shows: the held-out images, recorded as any run records its own.
-
-Legend: ``N`` experts, ``I`` in_features, ``O`` out_features.
-"""
+"""What the report page of the demonstration shows: the held-out images, recorded as any run records its own."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-
 from factorized_moe.demo.classifier import ImageClassifier
 from factorized_moe.demo.images import ImageData
 from factorized_moe.demo.training import predict
-from factorized_moe.interpret import Polysemanticity, record
+from factorized_moe.interpret import Polysemanticity, measure_spectra, record
 from factorized_moe.interpret.report import Images, ReportData
 from factorized_moe.interpret.report.layer import mode_name
 from factorized_moe.layers import MuMoE
@@ -45,11 +40,10 @@ def describe_run(
         predict(model, data.held_out_images)
         log.annotate(labels=data.held_out_labels)
     assert isinstance(model.head, MuMoE)
-    experts = model.head.experts
     names = [mode_name(LAYER, mode, len(effects)) for mode in range(len(effects))]
     spectra = {}
     if len(names) == 1:  # with several modes an expert of one of them has no matrix of its own
-        spectra[LAYER] = torch.linalg.svdvals(experts.to_dense().detach())  # (N, I + 1, O) -> (N, O)
+        spectra[LAYER] = measure_spectra(model.head.experts)
     return ReportData.from_recording(
         log.recording,
         title,

@@ -12,7 +12,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from torch import Tensor, nn
 
 from factorized_moe import MuMoE
-from factorized_moe.interpret import Polysemanticity, Recording, record
+from factorized_moe.interpret import ExpertSpectra, Polysemanticity, Recording, record
 from factorized_moe.interpret.report import Images, ReportData, Texts, write_report
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -74,7 +74,7 @@ def image_run(title: str, seed: int = 0, experts: int = 8, samples: int = 30) ->
         inputs=Images(generator.integers(0, 255, (samples, 6, 5), dtype=np.uint8)),
         facts=[("Seed", str(seed)), ("Samples", str(samples))],
         effects={"head": Polysemanticity(drop, torch.where(drop.any(dim=1), 0.75, torch.nan))},
-        spectra={"head": torch.linspace(3, 1, 5).expand(experts, 5)},
+        spectra={"head": ExpertSpectra(torch.linspace(3, 1, 5).expand(experts, 5), (experts,))},
     )
 
 

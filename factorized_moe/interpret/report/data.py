@@ -12,12 +12,12 @@ from types import MappingProxyType
 from typing import Any
 
 from numpy.typing import NDArray
-from torch import Tensor
 
 from factorized_moe.interpret.recording import Recording
 from factorized_moe.interpret.report.inputs import Images, Texts
 from factorized_moe.interpret.report.layer import LayerSummary, mode_name
 from factorized_moe.interpret.specialisation import Polysemanticity
+from factorized_moe.interpret.weights import ExpertSpectra
 
 __all__ = ["ReportData"]
 
@@ -70,7 +70,7 @@ class ReportData:
         threshold: float = 0.5,
         descriptions: Mapping[str, str] = MappingProxyType({}),
         effects: Mapping[str, Polysemanticity] = MappingProxyType({}),
-        spectra: Mapping[str, Tensor] = MappingProxyType({}),
+        spectra: Mapping[str, ExpertSpectra] = MappingProxyType({}),
     ) -> ReportData:
         """A report on all layers of a recording, and all their expert modes.
 
@@ -86,7 +86,7 @@ class ReportData:
             threshold: The coefficient from which an expert counts as taking a sample.
             descriptions: A line on what a layer is.
             effects: What taking out each expert of a layer did.
-            spectra: The singular values of each expert's matrix, largest first, ``(N, S)``.
+            spectra: The singular values of each expert's matrix.
 
         Raises:
             ValueError: If something is given for a layer that was not recorded, the parts do not fit each other, or a
@@ -119,7 +119,7 @@ class ReportData:
                 threshold=threshold,
                 texts=inputs if isinstance(inputs, Texts) else None,
                 polysemanticity=effects.get(name),
-                spectrum=spectra.get(name),
+                spectra=spectra.get(name),
                 description=descriptions.get(name, ""),
             )
             for name, (layer, mode) in zip(names, modes, strict=True)

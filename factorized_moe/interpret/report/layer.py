@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from numpy.typing import NDArray
-from torch import Tensor
 
 from factorized_moe.interpret.activity import measure_load
 from factorized_moe.interpret.labelling import count_labels
@@ -19,6 +18,7 @@ from factorized_moe.interpret.recording import Mode, Recording
 from factorized_moe.interpret.report.inputs import Texts
 from factorized_moe.interpret.report.streams import expert_histograms, top_tokens, values_around
 from factorized_moe.interpret.specialisation import Polysemanticity
+from factorized_moe.interpret.weights import ExpertSpectra
 
 __all__ = ["LayerSummary", "mode_name"]
 
@@ -128,7 +128,7 @@ class LayerSummary:
         threshold: float = 0.5,
         texts: Texts | None = None,
         polysemanticity: Polysemanticity | None = None,
-        spectrum: Tensor | None = None,
+        spectra: ExpertSpectra | None = None,
         description: str = "",
     ) -> LayerSummary:
         """Reduce the coefficients of one expert mode to what a report shows, reading chunk by chunk.
@@ -142,7 +142,7 @@ class LayerSummary:
             threshold: The coefficient from which an expert counts as taking a sample.
             texts: The texts that the samples are the tokens of.
             polysemanticity: What taking out each expert did.
-            spectrum: The singular values of each expert's matrix, largest first, ``(N, S)``.
+            spectra: The singular values of each expert's matrix.
             description: A line on what the layer is.
 
         Raises:
@@ -192,7 +192,7 @@ class LayerSummary:
             class_share=_class_share(recording, name, mode) if labelled else None,
             accuracy_drop=None if polysemanticity is None else polysemanticity.accuracy_drop.cpu().numpy(),
             polysemanticity=None if polysemanticity is None else polysemanticity.scores.cpu().numpy(),
-            spectrum=None if spectrum is None else spectrum.detach().float().cpu().numpy(),
+            spectrum=None if spectra is None else spectra.singular_values.float().cpu().numpy(),
         )
 
     @staticmethod
