@@ -22,7 +22,7 @@ define install
 @touch $@
 endef
 
-.PHONY: help demo bench test lint format types docs build clean
+.PHONY: help demo bench models test lint format types docs build clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ demo: $(STAMPS)/demo ## train on real digits, show the experts in results/demo (
 
 bench: $(STAMPS)/bench ## measure beside other layers, write docs/benchmarks.md (a quarter of an hour; OPTIONS=--quick)
 	@$(BIN)/python -m benchmarks $(OPTIONS)
+
+models: $(STAMPS)/models ## upcycle and distil an MLP of real models, write docs/real-models.md (downloads 180 MB; OPTIONS=--quick)
+	@$(BIN)/python -m models $(OPTIONS)
 
 test: $(STAMPS)/dev ## run the whole test suite, doctests and documentation included
 	@$(BIN)/python -m pytest -q -n 2
@@ -72,6 +75,9 @@ $(STAMPS)/demo: $(STAMPS)/venv pyproject.toml constraints.txt
 
 $(STAMPS)/bench: $(STAMPS)/venv pyproject.toml constraints.txt
 	$(call install,bench)
+
+$(STAMPS)/models: $(STAMPS)/venv pyproject.toml constraints.txt
+	$(call install,models)
 
 $(STAMPS)/dev: $(STAMPS)/venv pyproject.toml constraints.txt
 	$(call install,dev)
