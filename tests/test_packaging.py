@@ -56,6 +56,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_wheel_holds_the_package_alone(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert {"factorized_moe/__init__.py", "factorized_moe/py.typed"} <= set(names)
+    assert {path.relative_to(ROOT).as_posix() for path in (ROOT / "factorized_moe").rglob("static/*.*")} <= set(names)
     assert {name.split("/")[0].split("-")[0] for name in names} == {"factorized_moe"}
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
 

@@ -37,8 +37,9 @@ def describe_run(
         threshold: The coefficient from which an expert counts as taking an image.
     """
     with record(model, LAYER, class_names=data.classes) as log:
-        predict(model, data.held_out_images)
-        log.annotate(labels=data.held_out_labels)
+        for images, labels in zip(data.held_out_images.split(1024), data.held_out_labels.split(1024), strict=True):
+            predict(model, images)
+            log.annotate(labels=labels)
     assert isinstance(model.head, MuMoE)
     names = [mode_name(LAYER, mode, len(effects)) for mode in range(len(effects))]
     spectra = {}
