@@ -9,6 +9,7 @@ from factorized_moe.surgery.layouts import LAYOUTS, MLPLayout, register_layout
 from factorized_moe.surgery.replacement import Replacement, ReplacementReport, replace
 from factorized_moe.surgery.saving import from_pretrained, load, save, save_pretrained
 from factorized_moe.surgery.targets import is_mlp
+from factorized_moe.surgery.timm_layer import timm_mlp_layer
 from factorized_moe.surgery.upcycling import Upcycled, upcycle
 
 __all__ = [
@@ -35,5 +36,6 @@ __all__ = [
     "replace",
     "save",
     "save_pretrained",
+    "timm_mlp_layer",
     "upcycle",
 ]

@@ -6,11 +6,13 @@ import dataclasses
 import difflib
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
 
 from factorized_moe.activations import ACTIVATIONS
+from factorized_moe.budgets import rank_for_budget
 from factorized_moe.decompositions import ParameterBudget, get_decomposition
 from factorized_moe.decompositions.base import RankLike
 from factorized_moe.validation import check_expert_dims
@@ -27,7 +29,7 @@ class MuMoEConfig:
         decomposition: A registered name.
         rank: The rank of every expert tensor: an int, a tuple of ints, or a fraction of the dense tensor's size.
         budget: The most parameters that each layer of experts may have, its gate included. A block shares them out in
-            proportion to the sizes of its linear layers.
+            proportion to the sizes of its linear layers; `rank_for_budget` chooses the ranks.
         fraction: The same, as a fraction of the parameters of what is replaced: 1.0 for as many.
         gate: The name of the gate's activation.
         gate_norm: ``"layer"``, ``"batch"`` or `None`, as for `MuMoE`.
@@ -83,27 +85,40 @@ class MuMoEConfig:
         if isinstance(self.seed, bool) or not isinstance(self.seed, Integral):
             raise TypeError(f"seed is an int, got {self.seed!r}")
 
-    def ranks(self, sizes: tuple[int, ...], gate: int, replaced: int) -> tuple[RankLike, ...]:
+    def ranks(self, shapes: Sequence[tuple[int, int]], bias: bool, replaced: int) -> tuple[RankLike, ...]:
         """The rank of each expert tensor of a layer.
 
         Args:
-            sizes: The dense size of the linear layer that each tensor stands for.
-            gate: How many parameters the gate has.
+            shapes: ``(I, O)`` of the linear layer that each tensor stands for, without the bias.
+            bias: Whether the tensors have a bias.
             replaced: How many parameters are replaced.
 
         Raises:
-            ValueError: If the gate alone takes the budget.
+            ValueError: If the budget is too small.
 
         Example:
-            >>> MuMoEConfig((8,), budget=1000).ranks((300, 100), gate=200, replaced=400)
-            (ParameterBudget(parameters=600), ParameterBudget(parameters=200))
+            >>> MuMoEConfig((8,), budget=2000).ranks([(16, 64), (64, 16)], bias=True, replaced=2128)
+            (10, 10)
         """
         if self.rank is not None:
-            return (self.rank,) * len(sizes)
+            return (self.rank,) * len(shapes)
         total = self.budget if self.budget is not None else int((self.fraction or 0.0) * replaced)
-        if total - gate < len(sizes):
+        gate = shapes[0][0] * sum(self.expert_dims)
+        if total - gate < len(shapes):
             raise ValueError(f"a budget of {total:,} parameters is used up by the gate, which has {gate:,}; give more")
-        return tuple(ParameterBudget((total - gate) * size // sum(sizes)) for size in sizes)
+        whole = sum(inputs * outputs for inputs, outputs in shapes)
+        return tuple(
+            rank_for_budget(
+                self.expert_dims,
+                inputs,
+                outputs,
+                self.decomposition,
+                parameters=(total - gate) * inputs * outputs // whole,
+                bias=bias,
+                count_gate=False,
+            )
+            for inputs, outputs in shapes
+        )
 
     def to_json(self) -> str:
         """The config as a JSON object."""

@@ -3,7 +3,7 @@
 Nothing of the size of all experts is built. With equal experts a network describes one matrix (`skeleton`), and nearly
 always its parameters follow in closed form: two carriers with fixed bridges between them take the two sides of a
 truncated singular value decomposition, the best approximation of its rank (Eckart & Young 1936). Three carriers or
-more are fitted by alternating least squares.
+more are fitted by least squares.
 
 Legend: ``I`` in_features (one more with a bias), ``O`` out_features.
 """
@@ -16,7 +16,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from factorized_moe.fitting import alternating_least_squares
+from factorized_moe.decompositions import GivenNetwork
+from factorized_moe.fitting import fit
 from factorized_moe.network import TensorNetwork
 from factorized_moe.surgery.pair import contract, solve_pair
 from factorized_moe.surgery.skeleton import Part, full_carrier, mean_matrix, read_parts, single_terms
@@ -96,7 +97,9 @@ def _values(
             "input or output; leave it out"
         )
     else:
-        live |= alternating_least_squares(matrix, _between(network, parts))
+        between = _between(network, parts)
+        fitted = fit(matrix, GivenNetwork(between), rank=tuple(between.sizes[bond] for bond in between.bonds))
+        live |= {node.name: fitted.tensors[node.parameter] for node in between.nodes}
     return {part.node.name: _embed(live[part.node.name], part, network, generator) for part in parts}
 
 

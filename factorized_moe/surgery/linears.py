@@ -5,13 +5,14 @@ Legend: ``I`` in_features, ``O`` out_features.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["LinearWeights", "is_linear", "read_linear"]
+__all__ = ["LinearWeights", "is_linear", "read_linear", "read_linears"]
 
 
 @dataclass(frozen=True)
@@ -64,3 +65,18 @@ def read_linear(module: Any) -> LinearWeights | None:
 def is_linear(module: Any) -> bool:
     """Whether `read_linear` can read a module."""
     return read_linear(module) is not None
+
+
+def read_linears(modules: Iterable[nn.Module]) -> list[LinearWeights]:
+    """The weights of linear layers.
+
+    Raises:
+        TypeError: If a module is none.
+    """
+    found = []
+    for module in modules:
+        read = read_linear(module)
+        if read is None:
+            raise TypeError(f"expected a linear layer, got {type(module).__name__}")
+        found.append(read)
+    return found

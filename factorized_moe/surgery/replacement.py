@@ -12,7 +12,7 @@ from torch import nn
 from factorized_moe.surgery.config import MuMoEConfig
 from factorized_moe.surgery.delta import MuMoEDelta, set_to_zero
 from factorized_moe.surgery.layouts import Merged
-from factorized_moe.surgery.linears import read_linear
+from factorized_moe.surgery.linears import read_linears
 from factorized_moe.surgery.targets import Found, Target, find_targets
 from factorized_moe.surgery.upcycling import Layer, build_layer, expert_tensors, fill_layer, merged_activation
 
@@ -175,11 +175,9 @@ def _make(
     """The layer of experts for one module, and its errors."""
     linears = [linear for _, linear in found.linears]
     activation = None if found.layout is None else merged_activation(found.module, found.layout)
-    matrices = [read.matrix(read.bias is not None) for linear in linears if (read := read_linear(linear)) is not None]
-    sizes = tuple(matrix.numel() for matrix in matrices)
-    inputs = matrices[0].shape[0] - (read_linear(linears[0]).bias is not None)  # type: ignore[union-attr]  # read above
-    gate = inputs * sum(config.expert_dims)
-    ranks = config.ranks(sizes, gate, sum(sizes))
+    shapes = [(read.weight.shape[0], read.weight.shape[1]) for read in read_linears(linears)]
+    bias = any(read.bias is not None for read in read_linears(linears))
+    ranks = config.ranks(shapes, bias, _count(p for linear in linears for p in linear.parameters()))
     options = {"rank": ranks[0], "gate": config.gate, "gate_norm": config.gate_norm}
     if len(ranks) > 1:
         options["second_rank"] = ranks[-1]

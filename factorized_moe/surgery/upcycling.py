@@ -21,7 +21,7 @@ from factorized_moe.gated_block import GatedMuMoEBlock
 from factorized_moe.layers import MuMoE, MuMoEBlock
 from factorized_moe.surgery.equal_experts import equal_experts
 from factorized_moe.surgery.layouts import MLPLayout, child, find_layout
-from factorized_moe.surgery.linears import LinearWeights, read_linear
+from factorized_moe.surgery.linears import read_linear, read_linears
 from factorized_moe.surgery.skeleton import mean_matrix
 from factorized_moe.tensor import FactorizedExpertTensor
 
@@ -132,7 +132,7 @@ def build_layer(
     **options: Any,
 ) -> Layer:
     """A layer of the sizes, type and device of some linear layers: one, two for an MLP, three for a gated one."""
-    weights = _weights(linears)
+    weights = read_linears(linears)
     options["bias"] = any(part.bias is not None for part in weights)
     options |= {"device": weights[0].weight.device, "dtype": weights[0].weight.dtype}
     (inputs, hidden), outputs = weights[0].weight.shape, weights[-1].weight.shape[1]
@@ -158,7 +158,7 @@ def fill_layer(
     """Set a layer's experts to linear layers, and return the error of each."""
     if isinstance(noise, bool) or not isinstance(noise, int | float) or not 0 <= noise < float("inf"):
         raise ValueError(f"noise is a finite number, 0 or more, got {noise!r}")
-    weights = _weights(linears)
+    weights = read_linears(linears)
     _check_uniform(layer, weights[0].weight)
     errors = []
     for position, (experts, read) in enumerate(zip(expert_tensors(layer), weights, strict=True)):
@@ -175,12 +175,6 @@ def fill_layer(
     return tuple(errors)
 
 
-def _weights(linears: Sequence[nn.Module]) -> list[LinearWeights]:
-    weights = [read_linear(linear) for linear in linears]
-    assert None not in weights  # whoever chose them has checked it
-    return weights  # type: ignore[return-value]  # as the line above says
-
-
 def _check_uniform(layer: Layer, like: Tensor) -> None:
     """The mean of the experts is what counts only where all coefficients are 1 / N."""
     gate = layer.gate
@@ -191,7 +185,7 @@ def _check_uniform(layer: Layer, like: Tensor) -> None:
         if not torch.allclose(values, torch.full_like(values, 1 / values.shape[-1]), rtol=1e-2):
             raise ValueError(
                 f"the gate's coefficients of expert mode {mode} do not start uniform (from {float(values.min()):.3g} "
-                f"to {float(values.max()):.3g} for {values.shape[-1]} experts); give a gate of zero weights and with an "
+                f"to {float(values.max()):.3g} for {values.shape[-1]} experts); give a gate of zero weights, with an "
                 "activation that sums to 1, such as 'entmax15'"
             )
 
