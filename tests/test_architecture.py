@@ -25,7 +25,7 @@ ORDER = (
     ("decompositions",),
     ("storage", "fitting", "drawing"),
     ("tensor",),
-    ("activations", "gating", "layers", "gated_block"),
+    ("entmax", "activations", "gating", "layers", "gated_block"),
     ("budgets",),
     ("compat", "surgery", "interpret", "testing"),
     ("demo",),
@@ -50,6 +50,7 @@ CORE = {
     "fitting",
     "tensor",
     "activations",
+    "entmax",
     "gating",
     "layers",
 }
