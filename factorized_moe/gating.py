@@ -87,6 +87,11 @@ class ExpertGate(nn.Module):
                 wide = torch.promote_types(self.projection.weight.dtype, torch.float32)
                 self.batch_norm = _BatchNorm(total, affine=False, device=device, dtype=wide)
 
+    @property
+    def num_parameters(self) -> int:
+        """The number of parameters, ``I * sum of N_k``."""
+        return 0 if self.projection is None else self.projection.weight.numel()
+
     def reset_parameters(self) -> None:
         """Set the weight to zero and the running averages to their start, as after construction."""
         if self.projection is not None:

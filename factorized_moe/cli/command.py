@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 
-__all__ = ["Command", "read_rank", "read_sizes", "whole_number"]
+__all__ = ["Command", "read_rank", "read_rank_like", "read_sizes", "whole_number"]
 
 
 @dataclass(frozen=True)
@@ -58,3 +58,15 @@ def read_rank(text: str) -> int | tuple[int, ...]:
             f"expected a positive number such as 32, or several such as 4,2,8,8, got {text!r}"
         ) from None
     return numbers if len(numbers) > 1 else numbers[0]
+
+
+def read_rank_like(text: str) -> int | float | str | tuple[int, ...]:
+    """A rank, or what stands for one: `same`, or a fraction of the dense size such as `0.05`."""
+    if text == "same":
+        return text
+    if "." in text:
+        try:
+            return float(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"expected a fraction such as 0.05, got {text!r}") from None
+    return read_rank(text)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from typing import NoReturn
 
-from factorized_moe.cli import demo, report
+from factorized_moe.cli import demo, descriptions, report
 
 __all__ = ["COMMANDS", "main"]
 
-COMMANDS = (demo.COMMAND, report.COMMAND)
+COMMANDS = (demo.COMMAND, *descriptions.COMMANDS, report.COMMAND)
 """The sub-commands."""
 
 OK, FAILED, INTERRUPTED = 0, 2, 130
@@ -45,9 +46,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     prog = f"{parser.prog} {options.command.name}"
     try:
         options.command.run(options)
+        sys.stdout.flush()
     except KeyboardInterrupt:
         print(f"{prog}: interrupted; nothing was written", file=sys.stderr)
         return INTERRUPTED
+    except BrokenPipeError:  # whoever read the output has read enough, as in `factorized-moe list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
     except (ValueError, OSError, ModuleNotFoundError) as error:
         print(f"{prog}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return FAILED

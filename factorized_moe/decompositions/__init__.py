@@ -10,10 +10,12 @@ from factorized_moe.decompositions.kronecker import Kronecker
 from factorized_moe.decompositions.low_rank import LowRank
 from factorized_moe.decompositions.mixture_of_decoders import MixtureOfDecoders
 from factorized_moe.decompositions.registry import (
+    Registration,
     available_decompositions,
     get_decomposition,
     name_of,
     register,
+    registration_of,
 )
 from factorized_moe.decompositions.shared_private import SharedPrivate
 from factorized_moe.decompositions.tensor_ring import TensorRing
@@ -33,6 +35,7 @@ __all__ = [
     "LowRank",
     "MixtureOfDecoders",
     "ParameterBudget",
+    "Registration",
     "SharedPrivate",
     "TTMatrix",
     "TensorRing",
@@ -42,5 +45,6 @@ __all__ = [
     "get_decomposition",
     "name_of",
     "register",
+    "registration_of",
     "variance_preserving",
 ]

@@ -176,8 +176,9 @@ class Decomposition(ABC):
             TypeError: If the rank is of no such type.
             ValueError: If it is out of range, of the wrong length, or a budget is too small.
         """
-        kinds = Integral | Real | str | Sequence | ParameterBudget
-        if isinstance(rank, bool | bytes | bytearray) or not isinstance(rank, kinds):
+        if isinstance(rank, bool | bytes | bytearray) or not isinstance(
+            rank, Integral | Real | str | Sequence | ParameterBudget
+        ):
             raise TypeError(f"rank is an int, a tuple of ints, 'same', a fraction or a ParameterBudget, got {rank!r}")
         if isinstance(rank, ParameterBudget):
             return self._rank_for_budget(int(rank.parameters), shape)

@@ -15,17 +15,20 @@ from __future__ import annotations
 
 import difflib
 import warnings
+from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 
 from factorized_moe.decompositions.base import Decomposition
 
 __all__ = [
     "ENTRY_POINT_GROUP",
+    "Registration",
     "available_decompositions",
     "get_decomposition",
     "name_of",
     "register",
     "registered_decompositions",
+    "registration_of",
 ]
 
 ENTRY_POINT_GROUP = "factorized_moe.decompositions"
@@ -105,6 +108,50 @@ def get_decomposition(decomposition: str | Decomposition) -> Decomposition:
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"unknown decomposition {decomposition!r}{hint} Registered: {known}")
     return _REGISTRY[key]
+
+
+@dataclass(frozen=True)
+class Registration:
+    """What the registry knows of a decomposition.
+
+    Attributes:
+        name: The name under which it is listed.
+        aliases: Its further names, in the order in which they were given.
+        summary: The first line of its class's docstring; empty if it has none.
+        source: Where its class is defined, ``module:class``.
+        initialisations: The names of its initialisations; the first is the default.
+    """
+
+    name: str
+    aliases: tuple[str, ...]
+    summary: str
+    source: str
+    initialisations: tuple[str, ...]
+
+
+def registration_of(name: str) -> Registration:
+    """What is registered under a name or an alias.
+
+    Raises:
+        TypeError: If it is not a string.
+        ValueError: If no decomposition has that name; the message gives the nearest.
+
+    Example:
+        >>> registration_of("lora").name, registration_of("low_rank").aliases
+        ('low_rank', ('lora',))
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"registration_of takes a name, got {name!r}; of an instance, give name_of(instance)")
+    decomposition = get_decomposition(name)
+    key = _ALIASES.get(_key(name), _key(name))
+    kind = type(decomposition)
+    return Registration(
+        name=key,
+        aliases=tuple(alias for alias, target in _ALIASES.items() if target == key),
+        summary=next(iter((kind.__doc__ or "").strip().splitlines()), ""),
+        source=f"{kind.__module__}:{kind.__qualname__}",
+        initialisations=tuple(decomposition.initialisations),
+    )
 
 
 def name_of(decomposition: Decomposition) -> str:

@@ -1,6 +1,7 @@
 """The command as a whole: its help, its errors, its exit codes."""
 
 import argparse
+import os
 from collections.abc import Callable
 from importlib.metadata import version
 
@@ -79,3 +80,14 @@ def test_faults_of_the_library_keep_their_traceback(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("factorized_moe.cli.running.COMMANDS", (made_up(fail),))
     with pytest.raises(RuntimeError, match="a fault"):
         main(["try"])
+
+
+def test_a_reader_that_leaves_early_is_no_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as broken:
+        monkeypatch.setattr("sys.stdout", broken)
+        assert main(["list"]) == 0
+    assert capsys.readouterr().err == ""
