@@ -107,7 +107,8 @@ def _by_sorting(logits: Tensor) -> Tensor:
 
     If the ``k`` largest logits are the support, then ``2 * tau`` is the smaller root ``t`` of
     ``sum_i (d_i - t) ** 2 = 4`` over their differences ``d`` to the largest. In float64, because the sums of squares
-    cancel (so float64 logits themselves are left to Newton's method); differences below -2 are never in the support, and cut off so that the sums stay small.
+    cancel (so float64 logits themselves are left to Newton's method). Differences below -2 are never in the support,
+    and cut off so that the sums stay small.
     """
     wide = logits.double()
     ordered = wide.sort(-1, descending=True).values  # (*batch, N)
