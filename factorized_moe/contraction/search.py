@@ -21,7 +21,7 @@ FLOPs than another only where it clearly pays.
 """
 
 COPIED = 200
-"""The same for an element of a parameter that is copied into another order, without vector units: fitted as 58 to 215."""
+"""The same for an element of a parameter that is copied into another order: fitted as 58 to 215."""
 
 Pairs = list[tuple[int, int]]
 """An order: positions in the list of operands; the result of pair k takes position ``len(operands) + k``."""
