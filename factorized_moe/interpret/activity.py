@@ -46,7 +46,7 @@ class Load(Measurement):
     @property
     def shares(self) -> Tensor:
         """The share of all samples on which each expert is active, ``(N,)``, float64."""
-        return self.counts / max(1, self.num_samples)
+        return self.counts.double() / max(1, self.num_samples)
 
     def dead(self, fewest: int = 1) -> Tensor:
         """The experts that are active on fewer than so many samples, int64.
@@ -202,7 +202,7 @@ class Coactivation(Measurement):
     @property
     def conditional(self) -> Tensor:
         """Of the samples of the row's expert, the share on which the column's is active, ``(N, N)``; NaN for none."""
-        return self.counts / self.counts.diagonal()[:, None].double()
+        return self.counts.double() / self.counts.diagonal()[:, None]
 
     def columns(self) -> dict[str, list[Any]]:
         """One row for each pair of different experts that are active together, the lower number first."""

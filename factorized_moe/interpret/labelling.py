@@ -172,8 +172,8 @@ def measure_label_specialisation(counts: LabelCounts, fewest: int = 1) -> LabelS
         raise ValueError(f"fewest must be at least 1, got {fewest}: an expert without samples has no classes")
     active = counts.counts.sum(dim=1)
     alive = active >= fewest
-    shares = torch.where(alive[:, None], counts.counts / active[:, None].double(), math.nan)  # (N, C)
-    baseline = counts.class_sizes / counts.class_sizes.sum().double()
+    shares = torch.where(alive[:, None], counts.counts.double() / active[:, None], math.nan)  # (N, C)
+    baseline = counts.class_sizes.double() / counts.class_sizes.sum()
     if not baseline.numel():  # no samples, so no classes either
         shares, baseline = shares.new_full((len(shares), 1), math.nan), baseline.new_full((1,), math.nan)
     entropy, baseline_entropy = _entropy(shares), float(_entropy(baseline))
