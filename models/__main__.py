@@ -37,12 +37,12 @@ class Effort:
     """
 
     window: int = 128
-    train_windows: int = 64
-    held_out_windows: int = 8
+    train_windows: int = 48
+    held_out_windows: int = 6
     train_sentences: int = 512
-    held_out_sentences: int = 256
+    held_out_sentences: int = 192
     batch_size: int = 256
-    settings: DistillationSettings = field(default_factory=lambda: DistillationSettings(steps=80, learning_rate=1e-3))
+    settings: DistillationSettings = field(default_factory=lambda: DistillationSettings(steps=60, learning_rate=2e-3))
     variants: Sequence[Variant] = VARIANTS
 
 
@@ -52,7 +52,7 @@ QUICK = Effort(
     held_out_windows=1,
     train_sentences=32,
     held_out_sentences=32,
-    settings=DistillationSettings(steps=3, learning_rate=5e-4),
+    settings=DistillationSettings(steps=3, learning_rate=2e-3),
     variants=(Variant("cp", 16, 1.0),),
 )
 
@@ -113,7 +113,7 @@ def study(source: Source, module: str, at: Place, effort: Effort, amounts: tuple
     found: list[Row] = []
     for row in rows(at, effort.variants, effort.settings, effort.batch_size):
         found.append(row)
-        print(f"  {row.variant}: upcycled {row.upcycled}, distilled {row.distilled} in {row.seconds:.0f} s", flush=True)
+        print(f"  {row.variant}: {row.upcycled}, {row.fitted}, {row.distilled}, {row.seconds:.0f} s", flush=True)
     seconds = time.perf_counter() - begun
     parameters = sum(parameter.numel() for parameter in at.mlp.parameters())
     names = source.name, source.package, source.licence, module

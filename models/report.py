@@ -34,7 +34,9 @@ as a recommendation: no training of the whole model follows.
 - *Upcycled* is before any training: the mean of the experts is the best approximation of the dense weights that the
   rank allows. *Error* is its relative error, of the worst of the MLP's weights. *Share* is the parameters in all, gate
   included, as a share of the MLP's.
-- *Distilled*: {distillation}
+- *Fitted* is started from the same weights with the covariance of the inputs on the training text
+  (`input_covariance`), so that a low rank loses what matters least to the outputs; still no training.
+- *Distilled* goes on from *fitted*: {distillation}
 - *Made good* is the share of what leaving the MLP out costs that the distilled form undoes: {good} or more is good,
   below {poor} is poor, below 0 is worse than no MLP at all.
 - Measured on: {machine}. Seed {seed}. Command: `{command}`, {seconds} s.
@@ -172,8 +174,8 @@ def _section(study: Study, measures: tuple[str, ...], unit: str) -> list[str]:
     def cells(measured: Mapping[str, float]) -> str:
         return " | ".join(f"{measured[name]:.4f}" for name in measures)
 
-    heads = [f"{name}, {when}" for when in ("upcycled", "distilled") for name in measures]
-    blank = " | ".join([" "] * len(measures))
+    heads = [f"{name}, {when}" for when in ("upcycled", "fitted", "distilled") for name in measures]
+    blank = " | ".join([" "] * 2 * len(measures))
     lines = [
         f"## {study.name}",
         "",
@@ -191,7 +193,7 @@ def _section(study: Study, measures: tuple[str, ...], unit: str) -> list[str]:
         name = NAMES.get(row.variant.decomposition, row.variant.decomposition)
         lines.append(
             f"| {name} | {row.variant.experts} | {row.share:.1%} | {row.rank} | {row.weight_error:.3f} | "
-            f"{cells(row.upcycled)} | {cells(row.distilled)} | {share:.0%} | {verdict(share)} |"
+            f"{cells(row.upcycled)} | {cells(row.fitted)} | {cells(row.distilled)} | {share:.0%} | {verdict(share)} |"
         )
     return [*lines, "", *_conclusions(study), ""]
 
@@ -207,10 +209,13 @@ def _described(measures: tuple[str, ...]) -> str:
 
 def _conclusions(study: Study) -> list[str]:
     """What the table says, counted."""
-    before = [verdict(recovered(row.upcycled, study)) for row in study.rows]
     after = [verdict(recovered(row.distilled, study)) for row in study.rows]
-    total = len(study.rows)
-    lines = [f"- Before distillation: {_counts(before, total)}.", f"- After it: {_counts(after, total)}."]
+    stages = {
+        "Upcycled": [verdict(recovered(row.upcycled, study)) for row in study.rows],
+        "Fitted": [verdict(recovered(row.fitted, study)) for row in study.rows],
+        "Distilled": after,
+    }
+    lines = [f"- {stage}: {_counts(verdicts)}." for stage, verdicts in stages.items()]
     alone = {
         row.variant.fraction: harm(row.distilled, study.original) for row in study.rows if row.variant.experts == 1
     }
@@ -221,12 +226,12 @@ def _conclusions(study: Study) -> list[str]:
             "- Closer to the original than one low-rank product (CP with 1 expert) of as many parameters, both "
             f"distilled: {len(better)} of {len(several)} forms with several experts{_listed(better)}."
         )
-    worse = [row for row in study.rows if harm(row.distilled, study.original) > harm(row.upcycled, study.original)]
+    worse = [row for row in study.rows if harm(row.distilled, study.original) > harm(row.fitted, study.original)]
     if worse:
         lines.append(f"- Distillation made things worse for: {'; '.join(_label(row) for row in worse)}.")
     bad = [row for row, word in zip(study.rows, after, strict=True) if word in ("poor", "worse than no MLP")]
     if bad:
-        lines.append(f"- **Poor after distillation**: {'; '.join(_label(row) for row in bad)}.")
+        lines.append(f"- **Poor even when distilled**: {'; '.join(_label(row) for row in bad)}.")
     if not harm(study.ablated, study.original) > 0:
         lines.append("- **Leaving this MLP out costs nothing here, so the shares made good mean nothing.**")
     return lines
@@ -236,10 +241,10 @@ def _listed(rows: Sequence[Row]) -> str:
     return f" ({'; '.join(_label(row) for row in rows)})" if rows else ""
 
 
-def _counts(verdicts: Sequence[str], total: int) -> str:
+def _counts(verdicts: Sequence[str]) -> str:
     words = ("good", "fair", "poor", "worse than no MLP")
     counts = [f"{verdicts.count(word)} {word}" for word in words if word in verdicts]
-    return f"of {total} forms {', '.join(counts)}"
+    return f"of {len(verdicts)} forms {', '.join(counts)}"
 
 
 def _label(row: Row) -> str:

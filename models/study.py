@@ -45,6 +45,10 @@ VARIANTS = (
 )
 
 
+INDEPENDENT = 4
+"""Experts that must be able to be linearly independent; more would leave less rank to each one's matrix."""
+
+
 @dataclass(frozen=True)
 class Place:
     """One MLP in a model.
@@ -88,8 +92,9 @@ class Row:
         rank: The rank of the first tensor.
         share: Its parameters, the gate included, as a share of the MLP's.
         weight_error: The largest relative error of the experts' means.
-        upcycled: What was measured before any training.
-        distilled: What was measured after it.
+        upcycled: What was measured before any training, started from the weights alone.
+        fitted: The same, started from the weights and the covariance of the inputs.
+        distilled: What was measured after distillation from the latter.
         losses: The normalised squared error of the first and the last step.
         seconds: What the distillation took.
     """
@@ -99,6 +104,7 @@ class Row:
     share: float
     weight_error: float
     upcycled: Mapping[str, float]
+    fitted: Mapping[str, float]
     distilled: Mapping[str, float]
     losses: tuple[float, float]
     seconds: float
@@ -112,13 +118,14 @@ class Ablated(nn.Module):
         return torch.zeros_like(x)
 
 
-def make_block(place: Place, variant: Variant, seed: int = 0) -> Any:
+def make_block(place: Place, variant: Variant, seed: int = 0, *, fit_inputs: bool = False) -> Any:
     """The MLP upcycled within the variant's parameters, each linear layer with its share of them.
 
     Args:
         place: The MLP.
         variant: Its form.
         seed: Of the noise between experts.
+        fit_inputs: Whether what a low rank loses is chosen by the covariance of the place's inputs.
 
     Returns:
         What `upcycle` returns.
@@ -136,10 +143,20 @@ def make_block(place: Place, variant: Variant, seed: int = 0) -> Any:
             parameters=total * size // sum(sizes),
             bias=bias,
             count_gate=False,
+            independent_experts=min(INDEPENDENT, variant.experts),
         )
         for read, size in ((weights[0], sizes[0]), (weights[-1], sizes[-1]))
     ]
-    return upcycle(place.mlp, (variant.experts,), variant.decomposition, ranks[0], second_rank=ranks[1], seed=seed)
+    rows = nn.functional.pad(place.inputs, (0, 1), value=1.0) if bias else place.inputs
+    return upcycle(
+        place.mlp,
+        (variant.experts,),
+        variant.decomposition,
+        ranks[0],
+        second_rank=ranks[1],
+        seed=seed,
+        input_covariance=rows.t() @ rows / len(rows) if fit_inputs else None,
+    )
 
 
 def rows(place: Place, variants: Sequence[Variant], settings: DistillationSettings, batch_size: int) -> Iterator[Row]:
@@ -154,9 +171,11 @@ def rows(place: Place, variants: Sequence[Variant], settings: DistillationSettin
     dense = sum(parameter.numel() for parameter in place.mlp.parameters())
     for variant in variants:
         started = make_block(place, variant, settings.seed)
-        block = started.layer
-        with place.holding(block):
+        with place.holding(started.layer):
             upcycled = place.measure()
+        block = make_block(place, variant, settings.seed, fit_inputs=True).layer
+        with place.holding(block):
+            fitted = place.measure()
         begun = time.perf_counter()
         batches = _batches(place.inputs, batch_size, settings)
         losses = distill(place.mlp, {"": block}, batches, settings)[""]
@@ -165,7 +184,7 @@ def rows(place: Place, variants: Sequence[Variant], settings: DistillationSettin
             distilled = place.measure()
         share = sum(parameter.numel() for parameter in block.parameters()) / dense
         ends = losses[0], losses[-1]
-        yield Row(variant, block.first.rank, share, started.error, upcycled, distilled, ends, seconds)
+        yield Row(variant, block.first.rank, share, started.error, upcycled, fitted, distilled, ends, seconds)
 
 
 def _batches(inputs: Tensor, batch_size: int, settings: DistillationSettings) -> Iterator[Tensor]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from benchmarks import machine
-from factorized_moe.surgery import DistillationSettings
+from factorized_moe.surgery import Call, DistillationSettings, output_error
 from models import __main__ as command
 from models import language, report, sentences, sources, study
 from models.report import Results, Study
@@ -110,6 +110,14 @@ def test_cross_entropy_is_the_models_own_loss() -> None:
     assert language.cross_entropy(at.model, ids) == pytest.approx(at.model(ids, labels=ids).loss.item(), rel=1e-5)
 
 
+def test_inputs_covariance_makes_the_start_closer() -> None:
+    at = bert_place()
+    at = replace(at, inputs=at.inputs * torch.linspace(0.01, 2.0, 32))
+    plain, fitted = (study.make_block(at, Variant("cp", 4, 0.5), fit_inputs=fit).layer for fit in (False, True))
+    calls = [Call((at.inputs,), at.mlp(at.inputs).detach())]
+    assert output_error(fitted, calls) < 0.9 * output_error(plain, calls)
+
+
 def test_distillation_brings_a_form_closer_and_is_the_same_again() -> None:
     settings = DistillationSettings(steps=40, learning_rate=3e-3)
     (first,), (again,) = (list(study.rows(llama_place(), VARIANTS[3:], settings, 16)) for _ in range(2))
@@ -128,9 +136,9 @@ def test_page_has_every_figure_of_the_run(results: Results, tmp_path: Path) -> N
     for part in (results.language, results.sentences):
         assert len(part.rows) == len(VARIANTS)
         for row in part.rows:
-            figures = [*row.upcycled.values(), *row.distilled.values(), row.weight_error]
+            figures = [*row.upcycled.values(), *row.fitted.values(), *row.distilled.values()]
             assert all(math.isfinite(figure) for figure in figures)
-            cells = " | ".join(f"{value:.4f}" for value in (*row.upcycled.values(), *row.distilled.values()))
+            cells = " | ".join(f"{value:.4f}" for value in figures)
             assert f"| {row.share:.1%} | {row.rank} | {row.weight_error:.3f} | {cells} |" in page
         assert all(f"{value:.4f}" in page for value in (*part.original.values(), *part.ablated.values()))
     assert "Seed 0. Command: `python -m models`" in page
@@ -142,7 +150,7 @@ def test_page_has_every_figure_of_the_run(results: Results, tmp_path: Path) -> N
 
 def cases(*entropies: float, ablated: float = 4.0) -> Study:
     rows = [
-        Row(Variant("cp", k, 1.0), 3, 0.99, 0.1, {"cross-entropy": 3.5}, {"cross-entropy": value}, (1.0, 0.5), 1.0)
+        Row(Variant("cp", k, 1.0), 3, 0.99, 0.1, *({"cross-entropy": x} for x in (3.5, 3.25, value)), (1.0, 0.5), 1.0)
         for k, value in enumerate(entropies, start=1)
     ]
     original, without = {"cross-entropy": 3.0}, {"cross-entropy": ablated}
@@ -157,10 +165,11 @@ def test_poor_forms_are_called_poor_by_thresholds(results: Results) -> None:
     page = page_of(results, cases(2.9, 3.04, 3.1, 3.3, 4.2))
     verdicts = [line.split(" | ")[-1].strip(" |") for line in page.splitlines() if line.startswith("| CP")]
     assert verdicts == ["good", "good", "fair", "poor", "worse than no MLP"]
-    assert "- Before distillation: of 5 forms 5 poor." in page
-    assert "- After it: of 5 forms 2 good, 1 fair, 1 poor, 1 worse than no MLP." in page
-    assert "- **Poor after distillation**: CP, 4 experts, 99%; CP, 5 experts, 99%." in page
-    assert "- Distillation made things worse for: CP, 5 experts, 99%." in page
+    assert "- Upcycled: of 5 forms 5 poor." in page
+    assert "- Fitted: of 5 forms 5 poor." in page
+    assert "- Distilled: of 5 forms 2 good, 1 fair, 1 poor, 1 worse than no MLP." in page
+    assert "- **Poor even when distilled**: CP, 4 experts, 99%; CP, 5 experts, 99%." in page
+    assert "- Distillation made things worse for: CP, 4 experts, 99%; CP, 5 experts, 99%." in page
     assert "both distilled: 0 of 4 forms with several experts." in page
     assert "both distilled: 1 of 1 forms with several experts (CP, 2 experts, 99%)." in page_of(
         results, cases(3.1, 3.0)
