@@ -18,6 +18,7 @@ from benchmarks import (
     cost_model,
     counterfactuals,
     figure,
+    interpret,
     layer,
     machine,
     report,
@@ -37,6 +38,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Effort], Iterator[Row]]]] = {
     "memory": (training_memory.TITLE, training_memory.rows),
     "scaling": (scaling.TITLE, scaling.rows),
     "counterfactuals": (counterfactuals.TITLE, counterfactuals.rows),
+    "interpret": (interpret.TITLE, interpret.rows),
     "cost_model": ("The planner's constants", lambda effort: iter(())),
 }
 
