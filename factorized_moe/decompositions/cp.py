@@ -41,9 +41,7 @@ class CP(Decomposition):
 
     initialisations = MappingProxyType({"paper": replicate_with_noise, "variance_preserving": variance_preserving})
     tensorly_algorithm = "parafac"
-    tensorly_starts = tuple(
-        {"n_iter_max": 300, "tol": 1e-10, "init": init, "random_state": 0} for init in ("svd", "random")
-    )
+    tensorly_starts = (MappingProxyType({"init": "svd", "random_state": 0}),)
     tltorch_name = "cp"
 
     def network(self, expert_dims: tuple[int, ...], in_features: int, out_features: int, rank: int) -> TensorNetwork:

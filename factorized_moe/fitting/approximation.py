@@ -6,15 +6,21 @@ Legend: ``N_k`` experts of mode k, ``I`` in_features (one more with a bias), ``O
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass, replace
+from numbers import Real
 
 import torch
 from torch import Tensor
 
 from factorized_moe.decompositions import Decomposition, get_decomposition
-from factorized_moe.decompositions.base import RankLike
+from factorized_moe.decompositions.base import Rank, RankLike
 from factorized_moe.fitting.bounds import error_bound
+from factorized_moe.fitting.inputs import InputRoot, absorbs_input, divide_input, input_root
+from factorized_moe.fitting.problem import Problem, Report
+from factorized_moe.fitting.progress import progress_bar
 from factorized_moe.fitting.result import Fit, measure_errors
-from factorized_moe.fitting.starts import best_of_starts
+from factorized_moe.fitting.smallest_rank import smallest_rank_fit
+from factorized_moe.fitting.starts import Found, best_of_starts, improve_start
 from factorized_moe.network import TensorNetwork
 from factorized_moe.validation import check_dense, check_dtype, check_network
 
@@ -74,30 +80,101 @@ def fit(
     check_dense(dense)
     check_dtype(dtype)
     _check_values(dense)
-    source = get_decomposition(decomposition)
-    if rank is None:
-        raise TypeError("rank is missing")
-    shape = tuple(dense.shape)
-    resolved = source.resolve_rank(rank, shape)
-    network = _network(source, shape, resolved)
-    if len(network.parameter_shapes) != len(network.nodes):
-        raise TypeError("a network whose nodes share a parameter is not linear in it; fit it by gradient descent")
-    useful = source.useful_rank(resolved, shape)
+    if (rank is None) == (error is None):
+        raise TypeError("give a rank, or in its place the largest error; got " + ("none" if rank is None else "both"))
     target = dense.detach().to(torch.float64)
-    kind = dtype or dense.dtype
-    if target.any():
-        found = best_of_starts(target, source, _network(source, shape, useful), useful, seed)
-        tensors = {name: _pad(found.tensors[name], size).to(kind) for name, size in network.parameter_shapes.items()}
-        iterations, method = found.iterations, found.method
-        bound = error_bound(target, network)
-    else:
-        tensors = {name: target.new_zeros(size, dtype=kind) for name, size in network.parameter_shapes.items()}
-        iterations, method, bound = 0, "zeros", 0.0
-    if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
-        raise ValueError(f"the fitted parameters overflow {kind}; give a wider dtype")
-    total, experts = measure_errors(network, tensors, target, None)
-    seconds = time.perf_counter() - begun
-    return Fit(source, resolved, network, bias, tensors, total, experts, bound, iterations, seconds, method)
+    root = input_root(dense.shape[-2], bias, activations, input_covariance, dense.device)
+    if root is not None and target.any() and not (root.exact @ target).any():
+        raise ValueError("the dense tensor's outputs on these inputs are all zero: no error of the outputs to minimise")
+    source = get_decomposition(decomposition)
+    job = _Job(source, target, root, bias, dtype or dense.dtype, seed, begun)
+    with progress_bar(progress) as report:
+        if rank is not None:
+            return job.fit(source.resolve_rank(rank, tuple(dense.shape)), report)
+        return job.fit_to_error(error, report)
+
+
+@dataclass(frozen=True, eq=False)
+class _Job:
+    """What stays the same for all ranks of one call."""
+
+    source: Decomposition
+    target: Tensor
+    root: InputRoot | None
+    bias: bool
+    dtype: torch.dtype
+    seed: int
+    begun: float
+
+    def fit(self, rank: Rank, report: Report) -> Fit:
+        network, useful = self.network(rank), self.source.useful_rank(rank, tuple(self.target.shape))
+        found = self.parameters(self.network(useful), useful, report)
+        tensors = {name: _pad(found.tensors[name], size) for name, size in network.parameter_shapes.items()}
+        tensors = {name: tensor.to(self.dtype).contiguous() for name, tensor in tensors.items()}
+        if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
+            raise ValueError(f"the fitted parameters overflow {self.dtype}; give a wider dtype")
+        total, experts = measure_errors(network, tensors, self.target, None if self.root is None else self.root.exact)
+        bound, seconds = self.bound(network), time.perf_counter() - self.begun
+        return Fit(
+            self.source,
+            rank,
+            network,
+            self.bias,
+            tensors,
+            total,
+            experts,
+            bound,
+            found.iterations,
+            seconds,
+            found.method,
+        )
+
+    def fit_to_error(self, error: float | None, report: Report) -> Fit:
+        if isinstance(error, bool) or not isinstance(error, Real) or not 0.0 < float(error) < 1.0:
+            raise ValueError(f"error is a number above 0 and below 1, got {error!r}")
+        shape = tuple(self.target.shape)
+
+        def rank(size: int) -> Rank:
+            return self.source.useful_rank(self.source.check_rank(size, shape), shape)
+
+        return smallest_rank_fit(
+            float(error),
+            max(1, self.target.numel() // max(shape)),
+            lambda size: self.fit(rank(size), report),
+            lambda size: self.bound(self.network(rank(size))),
+        )
+
+    def network(self, rank: Rank) -> TensorNetwork:
+        shape = tuple(self.target.shape)
+        network = self.source.network(shape[:-2], shape[-2], shape[-1], rank)
+        check_network(network, shape, self.source)
+        return network
+
+    def bound(self, network: TensorNetwork) -> float:
+        if not self.target.any():
+            return 0.0
+        return error_bound(self.target if self.root is None else self.root.exact @ self.target, network)
+
+    def parameters(self, network: TensorNetwork, rank: Rank, report: Report) -> Found:
+        """The parameters that fit best, from a target of norm 1."""
+        if not self.target.any():
+            shapes = network.parameter_shapes.items()
+            return Found({name: self.target.new_zeros(shape) for name, shape in shapes}, 0.0, 0, "zeros")
+        scale = self.target.norm() if len(network.parameter_shapes) == len(network.nodes) else self.target.new_ones(())
+        problem, bound = Problem(network, self.target / scale), self.bound(network)
+        if self.root is None:
+            found = best_of_starts(problem, self.source, rank, self.seed, bound, report)
+        elif absorbs_input(network):
+            whitened = Problem(network, self.root.regular @ problem.target)
+            found = best_of_starts(whitened, self.source, rank, self.seed, bound, report)
+            found = replace(found, tensors=divide_input(network, found.tensors, self.root.inverse))
+        else:
+            weighted = replace(problem, root=self.root.regular)
+            plain = best_of_starts(problem, self.source, rank, self.seed, 0.0, report)
+            found = improve_start(weighted, plain, report)
+        firsts = {term[0].parameter for term in network.terms}
+        tensors = {name: tensor * scale if name in firsts else tensor for name, tensor in found.tensors.items()}
+        return replace(found, tensors=tensors)
 
 
 def _check_values(dense: Tensor) -> None:
@@ -107,12 +184,6 @@ def _check_values(dense: Tensor) -> None:
         raise ValueError(f"the dense tensor of shape {tuple(dense.shape)} is empty; every mode needs an entry")
     if not torch.isfinite(dense).all():
         raise ValueError("the dense tensor has a NaN or an infinite entry; a fit needs finite values")
-
-
-def _network(source: Decomposition, shape: tuple[int, ...], rank: object) -> TensorNetwork:
-    network = source.network(shape[:-2], shape[-2], shape[-1], rank)
-    check_network(network, shape, source)
-    return network
 
 
 def _pad(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:

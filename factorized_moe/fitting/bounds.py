@@ -38,7 +38,8 @@ def error_bound(target: Tensor, network: TensorNetwork) -> float:
     Example:
         >>> from factorized_moe.decompositions import get_decomposition
         >>> matrix = torch.diag(torch.tensor([3.0, 4.0]))
-        >>> error_bound(matrix, get_decomposition("low_rank").network((), 2, 2, rank=1))  # 3 of 5 is lost
+        >>> bound = error_bound(matrix, get_decomposition("low_rank").network((), 2, 2, rank=1))
+        >>> round(bound, 6)  # 3 of 5 is lost
         0.6
     """
     arranged = target.to(torch.float64)

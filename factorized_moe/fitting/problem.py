@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -17,13 +17,16 @@ from torch import Tensor
 from factorized_moe.contraction.search import Operand, search_order
 from factorized_moe.network import Node, TensorNetwork
 
-__all__ = ["Problem", "Tensors", "contract"]
+__all__ = ["Problem", "Report", "Tensors", "contract"]
 
 EXHAUSTIVE_OPERANDS = 7
 """Of more operands, those are contracted first whose product is smallest."""
 
 Tensors = dict[str, Tensor]
 """Parameters by name."""
+
+Report = Callable[[float], object]
+"""Called with the relative error after each sweep or step."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,17 +63,27 @@ class Problem:
 
     def dense(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """The dense tensor of some parameters, ``(*expert_dims, I, O)``."""
-        total = sum((self.term(term, tensors) for term in self.network.terms), self.target.new_zeros(()))
-        group = self.network.size_of(self.network.in_labels)
-        dense: Tensor = total.expand(self.arranged_shape).reshape(*self.network.expert_dims, group, -1)
-        return dense[..., : self.network.shape[-2], :]
+        return self.trim(sum((self.term(term, tensors) for term in self.network.terms), self.target.new_zeros(())))
 
     def term(self, term: tuple[Node, ...], tensors: Mapping[str, Tensor]) -> Tensor:
         """One term of the sum with an axis for each external label, of size 1 where the term lacks it."""
+        return self.arrange([(tensors[node.parameter], node.labels) for node in term])
+
+    def arrange(self, operands: Sequence[tuple[Tensor, Sequence[str]]], leading: tuple[str, ...] = ()) -> Tensor:
+        """A term's operands contracted to ``leading`` labels and then an axis for each external label, as `term`."""
         external = self.network.external_labels
-        present = [x for x in external if any(x in node.labels for node in term)]
-        value = contract([(tensors[node.parameter], node.labels) for node in term], present)
-        return value.reshape([self.network.sizes[x] if x in present else 1 for x in external])
+        present = [x for x in external if any(x in labels for _, labels in operands)]
+        value = contract(operands, [*leading, *present])
+        sizes = [self.network.sizes[x] if x in present else 1 for x in external]
+        return value.reshape([*value.shape[: len(leading)], *sizes])
+
+    def trim(self, arranged: Tensor) -> Tensor:
+        """From an axis for each external label, after any leading axes, to ``(*expert_dims, I, O)``: no padding."""
+        leading = arranged.shape[: max(0, arranged.ndim - len(self.arranged_shape))]
+        group = self.network.size_of(self.network.in_labels)
+        dense = arranged.expand(*leading, *self.arranged_shape)
+        dense = dense.reshape(*leading, *self.network.expert_dims, group, self.network.shape[-1])
+        return dense[..., : self.network.shape[-2], :]
 
     def weigh(self, difference: Tensor) -> Tensor:
         """A difference of dense tensors in the norm that is minimised."""
@@ -86,9 +99,9 @@ class Problem:
         return [self.network.sizes[label] for label in self.network.external_labels]
 
     @property
-    def is_plain(self) -> bool:
-        """Whether the norm is the Frobenius norm."""
-        return self.root is None
+    def is_linear(self) -> bool:
+        """Whether the residual is linear in each parameter, in the Frobenius norm: what alternating steps need."""
+        return self.root is None and len(self.network.parameter_shapes) == len(self.network.nodes)
 
 
 def contract(operands: Sequence[tuple[Tensor, Sequence[str]]], output: Sequence[str]) -> Tensor:

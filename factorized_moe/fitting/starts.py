@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from factorized_moe.decompositions import Decomposition
 from factorized_moe.decompositions.base import Rank
+from factorized_moe.fitting.first_order import improve_by_gradients
 from factorized_moe.fitting.least_squares import alternating_least_squares, sweep
-from factorized_moe.fitting.problem import Problem, Tensors
+from factorized_moe.fitting.problem import Problem, Report, Tensors
+from factorized_moe.fitting.second_order import improve_together, is_small
 from factorized_moe.fitting.tensorly_algorithms import tensorly_fits
-from factorized_moe.network import TensorNetwork
 
-__all__ = ["Found", "best_of_starts"]
+__all__ = ["Found", "best_of_starts", "improve_start"]
 
 SWEEPS = 200
-RANDOM_STARTS = 4
+SMALL_SWEEPS = 30
+STEPS = 60
+"""The most sweeps, before the steps that only small problems are worth, and such steps."""
+
+RANDOM_STARTS = 2
+"""With no algorithm of TensorLy's, or where its result can be improved at little cost."""
+
+SMALL_STARTS = 6
+"""The most random starts of a small problem."""
+
 EXACT = 1e-9
+ENOUGH = 3
+SAME = 1e-5
+"""Errors that differ by less than this part of them are taken for the same minimum."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,27 +52,75 @@ class Found:
 
 
 def best_of_starts(
-    target: Tensor, decomposition: Decomposition, network: TensorNetwork, rank: Rank, seed: int
+    problem: Problem, decomposition: Decomposition, rank: Rank, seed: int, bound: float, report: Report
 ) -> Found:
-    """The best result of TensorLy's algorithm and of random starts."""
-    problem = Problem(network, target)
+    """The best result of TensorLy's algorithm and of random starts.
+
+    No further start is made once the error is as small as it can be, or `ENOUGH` starts have reached the best one.
+
+    Args:
+        problem: The problem.
+        decomposition: The decomposition, for TensorLy's algorithm.
+        rank: Its rank.
+        seed: Where random starts come from.
+        bound: The least error possible, as far as it is known.
+        report: Called with the error after each sweep and step.
+    """
     generator = torch.Generator().manual_seed(seed)
     best: Found | None = None
-    iterations = 0
-    known = decomposition.tensorly_algorithm is not None and target.ndim > 2
-    for start in range(len(decomposition.tensorly_starts) if known else RANDOM_STARTS):
-        if known:
-            tensors = tensorly_fits(target, decomposition, rank, start)
-        else:
-            tensors = problem.random(generator)
-            sweep(problem, tensors, greedy=True)
-        kept, before = dict(tensors), problem.error(tensors)
-        error, sweeps = alternating_least_squares(problem, tensors, SWEEPS)
-        iterations += sweeps
-        tensors, error = (tensors, error) if error < before else (kept, before)
-        if best is None or error < best.error:
-            best = Found(tensors, error, iterations, "least squares")
-        if error < EXACT:
+    iterations, errors = 0, []
+    for tensors, origin in _starts(problem, decomposition, rank, generator):
+        found = improve_start(problem, Found(tensors, float("inf"), 0, origin), report)
+        iterations += found.iterations
+        errors.append(found.error)
+        if best is None or found.error < best.error:
+            best = found
+        reached = sum(error <= best.error * (1.0 + SAME) for error in errors)
+        if reached >= ENOUGH or best.error <= max(EXACT, bound * (1.0 + SAME)):
             break
     assert best is not None  # there is always a start
-    return best
+    return Found(best.tensors, best.error, iterations, best.method)
+
+
+def _starts(
+    problem: Problem, decomposition: Decomposition, rank: Rank, generator: torch.Generator
+) -> Iterator[tuple[Tensors, str]]:
+    known = decomposition.tensorly_algorithm is not None and problem.target.ndim > 2 and problem.root is None
+    if known:
+        for start in range(len(decomposition.tensorly_starts)):
+            tensors = tensorly_fits(problem.target, decomposition, rank, start)
+            yield tensors, f"TensorLy's {decomposition.tensorly_algorithm}"
+    for _ in range(SMALL_STARTS if is_small(problem) else 0 if known else RANDOM_STARTS):
+        tensors = problem.random(generator)
+        if problem.is_linear:
+            sweep(problem, tensors, greedy=True)
+        yield tensors, "random start"
+
+
+def improve_start(problem: Problem, start: Found, report: Report) -> Found:
+    """The better one of a start and what the improvements that suit the problem make of it.
+
+    Args:
+        problem: The problem.
+        start: The start, changed by nothing.
+        report: Called with the error after each sweep and step.
+    """
+    small = is_small(problem)
+    improvements: list[tuple[str, Callable[[Problem, Tensors, int, Report], tuple[float, int]], int]] = []
+    if problem.is_linear:
+        sweeps = SMALL_SWEEPS if small else SWEEPS
+        improvements.append(("alternating least squares", alternating_least_squares, sweeps))
+    elif not small:
+        improvements.append(("L-BFGS", improve_by_gradients, SWEEPS))
+    if small:
+        improvements.append(("Levenberg-Marquardt", improve_together, STEPS))
+    tensors, words = start.tensors, [start.method]
+    error, total = problem.error(tensors), start.iterations
+    for name, improve, count in improvements:
+        trial = dict(tensors)
+        reached, made = improve(problem, trial, count, report)
+        total += made
+        if reached < error:
+            tensors, error = trial, reached
+            words.append(name)
+    return Found(tensors, error, total, ", ".join(words))
