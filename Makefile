@@ -22,7 +22,7 @@ define install
 @touch $@
 endef
 
-.PHONY: help demo bench models test lint format types docs build clean
+.PHONY: help demo bench models fairness test lint format types docs build clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ bench: $(STAMPS)/bench ## measure beside other layers, write docs/benchmarks.md 
 
 models: $(STAMPS)/models ## upcycle and distil an MLP of real models, write docs/real-models.md (downloads 180 MB; OPTIONS=--quick)
 	@$(BIN)/python -m models $(OPTIONS)
+
+fairness: $(STAMPS)/fairness ## correct a classifier of people for the group it wrongs, write docs/bias-correction.md
+	@$(BIN)/python -m examples.bias_correction
 
 test: $(STAMPS)/dev ## run the whole test suite, doctests and documentation included
 	@$(BIN)/python -m pytest -q -n 2
@@ -78,6 +81,9 @@ $(STAMPS)/bench: $(STAMPS)/venv pyproject.toml constraints.txt
 
 $(STAMPS)/models: $(STAMPS)/venv pyproject.toml constraints.txt
 	$(call install,models)
+
+$(STAMPS)/fairness: $(STAMPS)/venv pyproject.toml constraints.txt
+	$(call install,fairness)
 
 $(STAMPS)/dev: $(STAMPS)/venv pyproject.toml constraints.txt
 	$(call install,dev)
