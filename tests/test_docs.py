@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
@@ -26,25 +27,44 @@ DIRECTIVE = re.compile(r"^::: (\S+)$", re.MULTILINE)
 SPHINX_ROLE = re.compile(r":(?:mod|class|meth|func|attr|data|exc|ref):`[^`]+`")
 
 
-# Warnings are errors on the pages too, but for what torch deprecates in itself and uses when it compiles.
-RUN = """
-import runpy, sys, warnings
-warnings.filterwarnings("ignore", category=DeprecationWarning, module="torch")
-runpy.run_path(sys.argv[1], run_name="__main__")
-"""
+@dataclass(frozen=True)
+class Finished:
+    """What became of a page's code."""
+
+    code: int
+    stdout: str
+    stderr: str
 
 
-def run_page(path: Path, script: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run a page's code in a process and a folder of its own: what it registers or writes stays there."""
-    copy = folder / f"{path.stem}.py"
-    copy.write_text(script, encoding="utf-8")
-    command = [sys.executable, "-W", "error", "-c", RUN, copy]
+RunPage = Callable[[Path, str, Path], Finished]
+
+
+@pytest.fixture(scope="module")
+def run_page() -> Iterator[RunPage]:
+    """Runs a page's code in a process and a folder of its own: what it registers or writes stays there."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    command = [sys.executable, ROOT / "tests" / "page_runner.py"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=environment, **pipes) as runner:
+        assert runner.stdin is not None
+        assert runner.stdout is not None
+        stdin, stdout = runner.stdin, runner.stdout
+
+        def run(path: Path, script: str, folder: Path) -> Finished:
+            copy = folder / f"{path.stem}.py"
+            copy.write_text(script, encoding="utf-8")
+            print(copy, folder, sep="\t", file=stdin, flush=True)
+            code = int(stdout.readline())
+            return Finished(code, *((folder / name).read_text(encoding="utf-8") for name in ("stdout", "stderr")))
+
+        yield run
+        stdin.close()
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_code_on_page_runs(path: Path, page_code: PageCode, page_files: PageFiles, tmp_path: Path) -> None:
+def test_code_on_page_runs(
+    path: Path, page_code: PageCode, page_files: PageFiles, run_page: RunPage, tmp_path: Path
+) -> None:
     """It runs, and prints what the page shows as its output, in that order."""
     text = path.read_text(encoding="utf-8")
     for name, code in page_files(text).items():
@@ -53,7 +73,7 @@ def test_code_on_page_runs(path: Path, page_code: PageCode, page_files: PageFile
     script = page_code(text)
     if script:
         result = run_page(path, script, tmp_path)
-        assert result.returncode == 0, result.stderr
+        assert result.code == 0, result.stderr
         printed = result.stdout
         for output in shown:
             before, found, printed = printed.partition(output)
@@ -69,11 +89,11 @@ def test_every_python_block_is_read(page_code: PageCode) -> None:
     assert page_code((ROOT / "README.md").read_text(encoding="utf-8"))
 
 
-def test_failing_code_is_found_and_located(page_code: PageCode, tmp_path: Path) -> None:
+def test_failing_code_is_found_and_located(page_code: PageCode, run_page: RunPage, tmp_path: Path) -> None:
     other = "```bash\nnot python\n```\n\n"
     page = f"Text\n\n```python\nx = 1\n```\n\n{other}1. A list\n\n    ```py\n    assert x == 2\n    ```\n"
     result = run_page(Path("page.md"), page_code(page), tmp_path)
-    assert result.returncode == 1
+    assert result.code == 1
     assert re.search(r'page\.py", line 14,.*AssertionError', result.stderr, re.DOTALL)
 
 
