@@ -135,7 +135,7 @@ function loadCell(value, most) {
 function listView({ items, columns, state, link, textOf, word, caption }) {
   let shown = ordered(items, columns, state, textOf);
   let current = Math.min(history.state?.row ?? -1, shown.length - 1);
-  let drawn = '';
+  let drawn = new Map(); // the rows in the document by their place
 
   const search = element('input', {
     type: 'search',
@@ -191,7 +191,7 @@ function listView({ items, columns, state, link, textOf, word, caption }) {
     table.setAttribute('aria-rowcount', shown.length + 1);
     nothing.hidden = shown.length > 0;
     nothing.replaceChildren(`No ${word} matches `, element('q', {}, given(state.query)), '.');
-    drawn = '';
+    drawn = new Map();
     draw();
   }
 
@@ -200,10 +200,12 @@ function listView({ items, columns, state, link, textOf, word, caption }) {
     const above = Math.floor(-body.getBoundingClientRect().top / ROW) - 12;
     const start = Math.max(0, Math.min(above - (above % 8), shown.length - 1));
     const stop = Math.min(shown.length, start + Math.ceil(window.innerHeight / ROW) + 36);
-    if (drawn === `${start} ${stop}`) return;
-    drawn = `${start} ${stop}`;
+    if (drawn.size === stop - start && drawn.has(start)) return;
     const focused = body.contains(document.activeElement);
-    body.replaceChildren(spacer(start), ...shown.slice(start, stop).map((item, n) => row(item, start + n)), spacer(shown.length - stop));
+    const earlier = drawn;
+    drawn = new Map();
+    for (let place = start; place < stop; place++) drawn.set(place, earlier.get(place) || row(shown[place], place));
+    body.replaceChildren(spacer(start), ...drawn.values(), spacer(shown.length - stop));
     if (focused) focusRow(current, false);
   }
 
