@@ -17,10 +17,24 @@ from factorized_moe.decompositions import Decomposition, get_decomposition, name
 from factorized_moe.decompositions.base import Rank, largest_within
 from factorized_moe.validation import check_dtype, check_expert_dims, check_size
 
-__all__ = ["rank_for_budget"]
+__all__ = ["BudgetError", "rank_for_budget"]
 
 CHOICES = ("expert_rank", "uniform")
 ROUNDINGS = ("down", "up")
+
+
+class BudgetError(ValueError):
+    """A budget is too small for any rank.
+
+    Args:
+        budget: The budget, with its unit.
+        what: The decomposition and the shapes.
+        smallest: The smallest budget that is enough for a rank.
+    """
+
+    def __init__(self, budget: str, what: str, smallest: int) -> None:
+        super().__init__(f"a budget of {budget} is too small for {what}: the smallest possible is {smallest:,}")
+        self.smallest = smallest
 
 
 def rank_for_budget(
@@ -70,8 +84,9 @@ def rank_for_budget(
         input_norm: Whether there is a LayerNorm of the input, whose ``2 I`` parameters count.
         dtype: The parameters' type, for ``bytes``; torch's default type by default.
         choice: How to share the budget among the entries of a rank.
-        independent_experts: How many experts must be able to be linearly independent with ``"expert_rank"``; by default the
-            square root of their number, or as many as the budget allows. With 1, all are multiples of one matrix.
+        independent_experts: With ``"expert_rank"``, how many experts must be able to be linearly independent: the
+            square root of their number by default, or as many as the budget allows. With 1, all may be multiples of
+            one matrix.
         fixed: A rank with ``None`` for the entries to be found: ``(4, 4, None, 4)`` for the paper's tensor rings.
         rounding: ``"down"``, or ``"up"`` for the smallest rank that costs at least the budget: what the uMoE paper's
             code does, and over budget by less than one rank's cost. For a rank with one entry to be found.
@@ -81,7 +96,8 @@ def rank_for_budget(
 
     Raises:
         TypeError: If no budget or several are given, or an argument is of the wrong type.
-        ValueError: If the budget is too small for any rank, with the smallest possible; or an argument is out of range.
+        BudgetError: If the budget is too small for any rank; the message gives the smallest possible. A ValueError.
+        ValueError: If an argument is out of range.
 
     Example:
         >>> rank_for_budget((256,), 768, 1000, "cp", like=nn.Linear(768, 1000))
@@ -114,11 +130,9 @@ def rank_for_budget(
         return measure(form.uniform(size))
 
     if cost(1) > limit:
-        unit = "FLOPs a sample" if flops is not None else "parameters"
-        raise ValueError(
-            f"a budget of {limit:,} {unit} is too small for {name_of(costs.decomposition)!r} of shapes "
-            f"{costs.shapes()}: the smallest possible is {cost(1):,}"
-        )
+        unit = "parameters" if flops is None else "FLOPs a sample"
+        what = f"{name_of(costs.decomposition)!r} of shapes {costs.shapes()}"
+        raise BudgetError(f"{limit:,} {unit}", what, cost(1))
     size = largest_within(cost, limit)
     if rounding == "up":
         if form.free > 1 and choice != "uniform":

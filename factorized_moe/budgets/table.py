@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from factorized_moe.budgets.costs import LayerCosts
-from factorized_moe.budgets.ranks import rank_for_budget
+from factorized_moe.budgets.ranks import BudgetError, rank_for_budget
 from factorized_moe.decompositions import available_decompositions, get_decomposition
 from factorized_moe.decompositions.base import Rank
 
@@ -37,17 +37,17 @@ class BudgetRow:
     largest_intermediate: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class BudgetTable(Sequence[BudgetRow]):
     """Rows, one for each decomposition that the budget is enough for; its ``repr`` is a table.
 
     Attributes:
         rows: The rows, in the order of names.
-        left_out: For each other decomposition, why it has no row.
+        left_out: For each other decomposition, the smallest budget that is enough for it.
     """
 
     rows: tuple[BudgetRow, ...]
-    left_out: tuple[tuple[str, str], ...] = ()
+    left_out: tuple[tuple[str, int], ...] = ()
 
     def __getitem__(self, index: Any) -> Any:
         return self.rows[index]
@@ -61,6 +61,56 @@ class BudgetTable(Sequence[BudgetRow]):
     def as_dicts(self) -> list[dict[str, Any]]:
         """The rows as dictionaries, for instance for ``pandas.DataFrame``."""
         return [asdict(row) for row in self.rows]
+
+    def __repr__(self) -> str:
+        table = [_HEADINGS] + [tuple(_word(value) for value in asdict(row).values()) for row in self.rows]
+        widths = [max(len(line[column]) for line in table) for column in range(len(_HEADINGS))]
+        lines = []
+        for line in table:
+            left = "  ".join(cell.ljust(width) for cell, width in zip(line[:2], widths[:2], strict=True))
+            right = "  ".join(cell.rjust(width) for cell, width in zip(line[2:], widths[2:], strict=True))
+            lines.append(f"{left}  {right}")
+        lines += [f"{name}: needs a budget of {smallest:,}" for name, smallest in self.left_out]
+        return "\n".join(lines)
+
+    def plot(self, axes: Any = None) -> Any:
+        """Draw each decomposition's bounds: an expert's rank across, independent experts upwards.
+
+        Args:
+            axes: matplotlib axes to draw on; those of a new figure by default.
+
+        Returns:
+            The axes.
+
+        Raises:
+            ModuleNotFoundError: If matplotlib is not installed.
+        """
+        if axes is None:
+            try:
+                from matplotlib.figure import Figure
+            except ModuleNotFoundError as error:
+                raise ModuleNotFoundError("plot needs matplotlib: pip install 'factorized-moe[plots]'") from error
+            axes = Figure(figsize=(7.0, 4.0), layout="constrained").subplots()
+        places: dict[tuple[int, int], list[str]] = {}
+        for row in self.rows:
+            places.setdefault((row.expert_rank_bound, row.independent_experts), []).append(row.decomposition)
+        for (rank, experts), names in places.items():
+            axes.plot(rank, experts, "o", color="tab:blue")
+            lines = ["  " + name for name in names]
+            axes.annotate("\n".join(lines), (rank, experts), va="top" if len(names) > 1 else "center", fontsize=8)
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log", base=2)
+        axes.margins(x=0.3, y=0.3)
+        axes.set_xlabel("bound on the rank of an expert's matrix")
+        axes.set_ylabel("bound on independent experts")
+        return axes
+
+
+_HEADINGS = ("decomposition", "rank", "parameters", "FLOPs", "expert rank", "independent experts", "intermediate")
+
+
+def _word(value: object) -> str:
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def compare_at_budget(
@@ -82,19 +132,29 @@ def compare_at_budget(
 
     Returns:
         The table.
+
+    Raises:
+        TypeError: As `rank_for_budget` does.
+        ValueError: The same, but for budgets that are too small: those decompositions are left out.
+
+    Example:
+        >>> compare_at_budget((16,), 32, 24, parameters=4000, decompositions=["cp", "tt", "dense"])
+        decomposition  rank           parameters  FLOPs  expert rank  independent experts  intermediate
+        cp             47                  3,943  7,933           24                   16            47
+        tt             (1, 4, 21, 1)       3,852  7,872           21                    4            84
+        dense: needs a budget of 13,184
     """
     rows, left_out = [], []
     for name in available_decompositions() if decompositions is None else decompositions:
         try:
             rank = rank_for_budget(expert_dims, in_features, out_features, name, **budget)
-        except ValueError as error:
-            if "too small" not in str(error):
-                raise
-            left_out.append((name, str(error)))
+        except BudgetError as error:
+            left_out.append((name, error.smallest))
             continue
         hidden = budget.get("hidden_features")
         features = (in_features, out_features) if hidden is None else (in_features, hidden, out_features)
         counted = {key: budget[key] for key in ("bias", "count_gate", "count_bias") if key in budget}
+        counted["count_input_norm"] = budget.get("input_norm", False)
         costs = LayerCosts(tuple(expert_dims), features, get_decomposition(name), **counted)
         rows.append(
             BudgetRow(
