@@ -57,7 +57,7 @@ def run(
         "experts": str(settings.experts),
         "rank": str(settings.rank),
         "steps": str(settings.steps),
-        "most_accuracy_lost": f"{100 * settings.most_accuracy_lost:g} points",
+        "most_accuracy_lost": f"{settings.most_accuracy_lost:g}",
         "versions": ", ".join(f"{name} {version(name)}" for name in ("torch", "fairlearn", "pandas")),
     }
     out.mkdir(parents=True, exist_ok=True)

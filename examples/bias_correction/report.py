@@ -36,7 +36,7 @@ and a CP layer of {experts} experts of rank {rank}.
   group's training members and `a` the person's own: the rule of `ExpertThreshold`. It does not look at the person's
   group; only learning it and choosing its strength do.
 - Either strength is chosen on the same validation people, kept from the training people: the smallest difference of
-  opportunity that costs at most {most_accuracy_lost} of accuracy there, out of {steps} sizes of the mean shift.
+  opportunity that costs an accuracy of at most {most_accuracy_lost} there, out of {steps} sizes of the mean shift.
 
 {table}
 
