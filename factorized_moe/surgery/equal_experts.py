@@ -3,7 +3,7 @@
 Nothing of the size of all experts is built. With equal experts a network describes one matrix (`skeleton`), and nearly
 always its parameters follow in closed form: two carriers with fixed bridges between them take the two sides of a
 truncated singular value decomposition, the best approximation of its rank (Eckart & Young 1936). Three carriers or
-more are fitted by least squares.
+more are split off one after the other.
 
 Legend: ``I`` in_features (one more with a bias), ``O`` out_features.
 """
@@ -11,15 +11,12 @@ Legend: ``I`` in_features (one more with a bias), ``O`` out_features.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from factorized_moe.decompositions import GivenNetwork
-from factorized_moe.fitting import fit
 from factorized_moe.network import TensorNetwork
-from factorized_moe.surgery.pair import contract, solve_pair
+from factorized_moe.surgery.pair import Labelled, contract, solve_pair
 from factorized_moe.surgery.skeleton import Part, full_carrier, mean_matrix, read_parts, single_terms
 
 __all__ = ["equal_experts"]
@@ -87,20 +84,58 @@ def _values(
     }
     carriers = [part for part in parts if part.role == "carrier"]
     bridges = [(part.live, live[part.node.name]) for part in parts if part.role == "bridge"]
+    external = (*network.in_labels, *network.out_labels)
+    grouped = torch.nn.functional.pad(matrix, (0, 0, 0, network.in_padding))
+    grouped = grouped.reshape([network.sizes[label] for label in external])
     if full_carrier(network) is not None:
-        live |= {carriers[0].node.name: _whole(matrix, network, carriers[0], bridges)}
+        live[carriers[0].node.name] = _whole(grouped, network, carriers[0], bridges)
     elif len(carriers) == 2:
-        live |= solve_pair(matrix, network, carriers, bridges, generator, covariance)
+        first, second = sorted(carriers, key=lambda part: network.in_labels[0] not in part.live)
+        if covariance is not None and (network.in_padding or set(first.live) & set(external) != {*network.in_labels}):
+            raise ValueError("input_covariance needs a network that has the whole input on one node; leave it out")
+        live[first.node.name], live[second.node.name] = solve_pair(
+            (external, grouped),
+            first.live,
+            second.live,
+            network,
+            bridges=bridges,
+            covariance=covariance,
+            generator=generator,
+        )
     elif covariance is not None:
         raise ValueError(
             f"input_covariance needs a network of two carriers, but {len(carriers)} nodes of this one hold labels of "
             "input or output; leave it out"
         )
     else:
-        between = _between(network, parts)
-        fitted = fit(matrix, GivenNetwork(between), rank=tuple(between.sizes[bond] for bond in between.bonds))
-        live |= {node.name: fitted.tensors[node.parameter] for node in between.nodes}
+        live |= _in_turn((external, grouped), network, parts, generator)
     return {part.node.name: _embed(live[part.node.name], part, network, generator) for part in parts}
+
+
+def _in_turn(
+    target: Labelled, network: TensorNetwork, parts: Sequence[Part], generator: torch.Generator | None
+) -> dict[str, Tensor]:
+    """Carriers and bridges, each split off the rest by a truncated decomposition, and all given the same norm.
+
+    For a tensor train, this is the algorithm of Oseledets 2011: exact where the ranks suffice, and otherwise within
+    the root of the number of splits of the best.
+    """
+    inner = [part for part in parts if part.role != "end"]
+    values: dict[str, Tensor] = {}
+    for number, part in enumerate(inner[:-1]):
+        later = {label for other in inner[number + 1 :] for label in other.live}
+        known = target[0]
+        bonds = tuple(label for label in part.live if label not in known and label in later)
+        rest = (*(label for label in known if label in later), *bonds)
+        one, other = solve_pair(target, part.live, rest, network, generator=generator, balanced=False)
+        values[part.node.name], target = one, (rest, other)
+    last = inner[-1]
+    values[last.node.name] = target[1].permute([target[0].index(label) for label in last.live])
+    norms = {name: torch.linalg.vector_norm(value) for name, value in values.items()}
+    if not all(norms.values()):
+        return values
+    mean = torch.stack(list(norms.values())).log().mean().exp()
+    return {name: value * (mean / norms[name]) for name, value in values.items()}
 
 
 def _fixed(part: Part, network: TensorNetwork, parts: Sequence[Part], generator: torch.Generator | None) -> Tensor:
@@ -122,33 +157,20 @@ def _fixed(part: Part, network: TensorNetwork, parts: Sequence[Part], generator:
 
 
 def _whole(
-    matrix: Tensor, network: TensorNetwork, part: Part, bridges: Sequence[tuple[tuple[str, ...], Tensor]]
+    grouped: Tensor, network: TensorNetwork, part: Part, bridges: Sequence[tuple[tuple[str, ...], Tensor]]
 ) -> Tensor:
     """The smallest tensor of a node that holds the whole matrix, over its live labels."""
     external = (*network.in_labels, *network.out_labels)
     bonds = tuple(label for label in part.live if label not in external)
     order = (*external, *bonds)
-    environment = matrix.new_ones([network.sizes[label] for label in order])
+    environment = grouped.new_ones([network.sizes[label] for label in order])
     environment = environment * contract(bridges, order, network)
-    grouped = torch.nn.functional.pad(matrix, (0, 0, 0, network.in_padding))
-    grouped = grouped.reshape([network.sizes[x] for x in external] + [1] * len(bonds))
+    grouped = grouped.reshape([*grouped.shape, *[1] * len(bonds)])
     square = environment.square()
     values = (
         grouped * environment / (square.sum(tuple(range(len(external), len(order))), keepdim=True) if bonds else square)
     )
     return values.permute([order.index(label) for label in part.live])
-
-
-def _between(network: TensorNetwork, parts: Sequence[Part]) -> TensorNetwork:
-    """The network of carriers and bridges alone, over their live labels."""
-    nodes = tuple(replace(part.node, labels=part.live) for part in parts if part.role != "end")
-    present = {label for node in nodes for label in node.labels}
-    return replace(
-        network,
-        terms=(nodes,),
-        label_sizes=tuple((label, size) for label, size in network.label_sizes if label in present),
-        expert_labels=(),
-    )
 
 
 def _embed(values: Tensor, part: Part, network: TensorNetwork, generator: torch.Generator | None) -> Tensor:

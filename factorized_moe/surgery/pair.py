@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 
 from factorized_moe.network import TensorNetwork
-from factorized_moe.surgery.skeleton import Part
 
-__all__ = ["contract", "solve_pair"]
+__all__ = ["Labelled", "contract", "solve_pair"]
 
 SMALLEST = 1e-10
 """Singular values below this part of the largest count as zero, and moments of inputs are taken to be above it."""
@@ -40,80 +39,96 @@ def contract(tensors: Sequence[Labelled], output: Sequence[str], network: Tensor
 
 
 def solve_pair(
-    matrix: Tensor,
+    target: Labelled,
+    first: Sequence[str],
+    second: Sequence[str],
     network: TensorNetwork,
-    carriers: Sequence[Part],
-    bridges: Sequence[Labelled],
-    generator: torch.Generator | None,
-    covariance: Tensor | None,
-) -> dict[str, Tensor]:
-    """The two carriers' tensors over their live labels, by the nodes' names.
+    *,
+    bridges: Sequence[Labelled] = (),
+    covariance: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    balanced: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """Two tensors whose product, over the bridges between them, is nearest to a target.
 
-    What of them has no effect, because the matrix or the bridges have no use for it, is random on one side, so that
+    What of them has no effect, because the target or the bridges have no use for it, is random on one side, so that
     every entry is reached by a gradient.
 
     Args:
-        matrix: The matrix, ``(I, O)``, float64.
-        network: A network of one term.
-        carriers: The two parts that hold labels of the input or the output.
-        bridges: The tensors between them.
+        target: The target, float64, with its labels; every label of the two that it lacks is a bond.
+        first: The labels of the first tensor.
+        second: The labels of the second.
+        network: Where labels have their sizes.
+        bridges: Tensors between them.
+        covariance: The second moments of the target's labels that only the first has, flattened in the target's order.
         generator: Where random numbers come from.
-        covariance: The second moments of the inputs, ``(I, I)``.
+        balanced: Whether both tensors get the roots of the singular values; otherwise the second gets them whole.
 
-    Raises:
-        ValueError: If there is a covariance and the input labels are not the first carrier's alone.
+    Returns:
+        The two tensors.
     """
     size = network.size_of
-    first, second = sorted(carriers, key=lambda part: network.in_labels[0] not in part.labels)
-    external = (*network.in_labels, *network.out_labels)
-    both = [label for label in external if label in first.live and label in second.live]
-    left = [label for label in external if label in first.live and label not in both]
-    right = [label for label in external if label in second.live and label not in both]
-    bonds = [[b for b in part.live if b in network.bonds] for part in (first, second)]
-    shared = [b for b in bonds[0] if b in bonds[1]]
-    own = [[b for b in mine if b not in shared] for mine in bonds]
+    external, values = target
+    both = [label for label in external if label in first and label in second]
+    left = [label for label in external if label in first and label not in both]
+    right = [label for label in external if label in second and label not in both]
+    shared = [label for label in first if label in second and label not in external]
+    own = [[x for x in mine if x not in shared and x not in external] for mine in (first, second)]
 
-    grouped = torch.nn.functional.pad(matrix, (0, 0, 0, network.in_padding))
-    grouped = grouped.reshape([network.sizes[label] for label in external])
-    grouped = grouped.permute([external.index(label) for label in (*both, *left, *right)])
+    grouped = values.permute([external.index(label) for label in (*both, *left, *right)])
     grouped = grouped.reshape(size(both), size(left), size(right))  # (E, left, right)
-    root = None
-    if covariance is not None:
-        if tuple(left) != network.in_labels or network.in_padding:
-            raise ValueError("input_covariance needs a network with the whole input on one node; leave it out")
-        root, inverse = _roots(covariance.to(matrix))
-        grouped = root @ grouped
-    u, s, vh = torch.linalg.svd(grouped, full_matrices=False)
-    if root is not None:
-        u = inverse @ u
+    root, inverse = (None, None) if covariance is None else _roots(covariance.to(grouped))
+    u, s, vh = _singular_vectors(grouped if root is None else root @ grouped)
+    u = u if inverse is None else inverse @ u
 
-    bridge = _bridge(bridges, shared, own, network, matrix)
+    bridge = _bridge(bridges, shared, own, network, grouped)
     p, d, qh = torch.linalg.svd(bridge)  # (S or 1, P, P), (S or 1, smaller), (S or 1, Q, Q)
     strength = d.expand(size(shared), -1).reshape(-1)  # one for each of the network's components
     order = strength.argsort(descending=True, stable=True)
     usable = order[: int((strength > SMALLEST * strength.max()).sum())]
     wanted = int((s.amax(0) > SMALLEST * s.max()).sum())
     used, free = usable[:wanted], usable[wanted:]
-    amplitude = s[:, None, : len(used)].sqrt() / strength[used].sqrt()  # (E, 1, used)
+    singular = s[:, None, : len(used)]  # (E, 1, used)
+    root_of_strength = strength[used].sqrt()
 
-    def side(vectors: Tensor, rotation: Tensor, zeros: Tensor) -> Tensor:
+    def side(vectors: Tensor, amplitude: Tensor, rotation: Tensor, zeros: Tensor) -> Tensor:
         """One carrier, ``(E, rows, S, width)``: scaled singular vectors where they are used, else random or zero."""
         rows, width = vectors.shape[1], rotation.shape[-1]
-        scaled = vectors[..., : len(used)] * amplitude
+        scaled = vectors[..., : len(used)] * (amplitude / root_of_strength)
         scale = scaled.square().mean().sqrt() if len(used) else rows**-0.5
         random = torch.randn(size(both), rows, size(shared), width, generator=generator, dtype=torch.float64)
-        filled = random.to(matrix) * scale
+        filled = random.to(grouped) * scale
         components = filled[..., : d.shape[-1]].reshape(size(both), rows, -1)
         components[..., used] = scaled
         components[..., zeros] = 0.0
         filled[..., : d.shape[-1]] = components.reshape(size(both), rows, size(shared), -1)
         return torch.einsum("exsk,spk->exsp", filled, rotation.expand(size(shared), -1, -1))
 
-    sides = side(u, p, free[:0]), side(vh.transpose(1, 2), qh.transpose(1, 2), free)
-    return {
-        part.node.name: _arranged(values, (*both, *outer, *shared, *ends), part.live, network)
-        for part, values, outer, ends in zip((first, second), sides, (left, right), own, strict=True)
-    }
+    halves = (singular.sqrt(), singular.sqrt()) if balanced else (torch.ones_like(singular), singular)
+    one = side(u, halves[0], p, free[:0])
+    other = side(vh.transpose(1, 2), halves[1], qh.transpose(1, 2), free)
+    return (
+        _arranged(one, (*both, *left, *shared, *own[0]), first, network),
+        _arranged(other, (*both, *right, *shared, *own[1]), second, network),
+    )
+
+
+def _singular_vectors(matrices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """``u``, ``s`` and ``vh``, as of a thin singular value decomposition, through the eigenvectors of the smaller side.
+
+    Several times as fast as torch's own for an MLP's matrices. ``u`` is orthonormal and ``u s vh`` is the matrix to
+    rounding; only singular values below ``1e-8`` of the largest may lie in another order.
+
+    Args:
+        matrices: ``(E, left, right)``.
+    """
+    if matrices.shape[1] > matrices.shape[2]:
+        u, s, vh = _singular_vectors(matrices.transpose(1, 2))
+        return vh.transpose(1, 2), s, u.transpose(1, 2)
+    u = torch.linalg.eigh(matrices @ matrices.transpose(1, 2)).eigenvectors.flip(-1)
+    rows = u.transpose(1, 2) @ matrices
+    s = torch.linalg.vector_norm(rows, dim=2)
+    return u, s, rows / s.clamp(min=torch.finfo(s.dtype).tiny)[..., None]
 
 
 def _bridge(

@@ -60,7 +60,7 @@ def timm_mlp_layer(config: MuMoEConfig) -> Callable[..., nn.Module]:
         if drops[0]:
             between.append(nn.Dropout(drops[0]))
         if norm_layer is not None:
-            between.append(norm_layer(hidden))
+            between.append(norm_layer(hidden).to(device=device, dtype=dtype))
         shapes = [(in_features, hidden), (hidden, outputs)]
         first, second = config.ranks(shapes, biased, sum((inputs + biased) * size for inputs, size in shapes))
         options: dict[str, Any] = {"bias": biased, "gate": config.gate, "gate_norm": config.gate_norm}

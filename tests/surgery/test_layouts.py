@@ -1,0 +1,130 @@
+"""MLPs are known by their parts: families of one's own, and parts that no layout knows."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from factorized_moe import MuMoEBlock
+from factorized_moe.surgery import LAYOUTS, MLPLayout, MuMoEConfig, is_mlp, register_layout, replace, timm_mlp_layer
+
+CONFIG = MuMoEConfig(expert_dims=(3,), rank=12)
+
+
+class TimmMlp(nn.Module):
+    """The parts of timm's MLP, in its order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.act, self.drop1, self.norm = nn.Linear(6, 9), nn.GELU(), nn.Dropout(0.3), nn.LayerNorm(9)
+        self.fc2, self.drop2 = nn.Linear(9, 6), nn.Dropout(0.2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.drop2(self.fc2(self.norm(self.drop1(self.act(self.fc1(x))))))
+
+
+def test_dropouts_within_and_after_an_mlp_stay() -> None:
+    model, x = nn.Sequential(TimmMlp()), torch.randn(4, 6)
+    torch.manual_seed(0)
+    expected = model(x)  # in training
+    replace(model, is_mlp, CONFIG)
+    torch.manual_seed(0)
+    torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_family_of_ones_own() -> None:
+    class Channels(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.grow, self.bend, self.shrink = nn.Linear(6, 9), nn.functional.relu, nn.Linear(9, 6)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.shrink(self.bend(self.grow(x)))
+
+    model, x = nn.ModuleDict({"layer": Channels()}), torch.randn(4, 6)
+    expected = model["layer"](x)
+    with pytest.raises(ValueError, match="target is_mlp means no module"):
+        replace(model, is_mlp, CONFIG)
+    register_layout(MLPLayout("test channels", up="grow", activation=("bend",), down="shrink"))
+    replace(model, is_mlp, CONFIG)
+    assert isinstance(model["layer"], MuMoEBlock)
+    torch.testing.assert_close(model["layer"](x), expected)
+
+
+def test_merged_function_is_put_back_after_an_error() -> None:
+    class Split(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first_part, self.bent, self.second_part = nn.Linear(6, 9), nn.functional.relu, nn.Linear(9, 6)
+            self.left_alone = nn.Dropout(0.1)
+
+        def __setattr__(self, name: str, value: object) -> None:
+            if name == "second_part" and not isinstance(value, nn.Linear):
+                raise RuntimeError("refused")
+            super().__setattr__(name, value)
+
+    register_layout(
+        MLPLayout(
+            "test split",
+            up="first_part",
+            activation=("bent",),
+            down="second_part",
+            block="first_part",
+            kept=("left_alone",),
+        )
+    )
+    model = nn.Sequential(Split())
+    with pytest.raises(RuntimeError, match="refused"):
+        replace(model, is_mlp, CONFIG)
+    assert model[0].bent is nn.functional.relu
+    assert isinstance(model[0].first_part, nn.Linear)
+
+
+def test_unknown_part_is_no_mlp() -> None:
+    mlp = TimmMlp()
+    assert is_mlp("", mlp)
+    mlp.scale = nn.LayerNorm(9)
+    assert not is_mlp("", mlp)
+    mlp = TimmMlp()
+    mlp.fc2 = nn.Identity()
+    assert not is_mlp("", mlp)
+
+
+def test_registering_errors() -> None:
+    with pytest.raises(TypeError, match="register_layout takes an MLPLayout, got 'llama'"):
+        register_layout("llama")
+    with pytest.raises(ValueError, match="a layout needs a name of its own, got 'llama'; taken are gpt2, llama"):
+        register_layout(next(layout for layout in LAYOUTS if layout.name == "llama"))
+
+
+@pytest.mark.parametrize("drop", [0.0, 0.2, (0.0, 0.3)], ids=["none", "both", "last"])
+@pytest.mark.parametrize("norm", [None, nn.LayerNorm], ids=["plain", "norm"])
+def test_timm_calls(drop: object, norm: object) -> None:
+    make = timm_mlp_layer(MuMoEConfig(expert_dims=(4,), decomposition="tr", fraction=1.0))
+    # As VisionTransformer calls it.
+    mlp = make(
+        in_features=16,
+        hidden_features=40,
+        act_layer=nn.GELU,
+        norm_layer=norm,
+        bias=True,
+        drop=drop,
+        device="cpu",
+        dtype=torch.float64,
+    )
+    assert mlp(torch.randn(2, 5, 16, dtype=torch.float64)).shape == (2, 5, 16)
+    experts = sum(
+        p.numel() for name, p in mlp.named_parameters() if "experts" in name or "first" in name or "second" in name
+    )
+    assert experts <= 17 * 40 + 41 * 16
+    # As MlpMixer does for tokens, whose input is (batch, channels, tokens).
+    tokens = partial(make, act_layer=nn.ReLU, drop=0.0)(9, 20)
+    assert tokens(torch.randn(2, 16, 9)).shape == (2, 16, 9)
+
+
+def test_timm_errors() -> None:
+    with pytest.raises(TypeError, match="config is a MuMoEConfig, got dict"):
+        timm_mlp_layer({})
+    with pytest.raises(ValueError, match="use_conv: layers of experts are linear"):
+        timm_mlp_layer(CONFIG)(16, use_conv=True)
