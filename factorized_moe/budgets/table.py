@@ -74,7 +74,7 @@ class BudgetTable(Sequence[BudgetRow]):
         return "\n".join(lines)
 
     def plot(self, axes: Any = None) -> Any:
-        """Draw each decomposition's bounds: an expert's rank across, independent experts upwards.
+        """Draw each decomposition's bound on an expert's rank as a bar, labelled with that on independent experts.
 
         Args:
             axes: matplotlib axes to draw on; those of a new figure by default.
@@ -91,18 +91,12 @@ class BudgetTable(Sequence[BudgetRow]):
             except ModuleNotFoundError as error:
                 raise ModuleNotFoundError("plot needs matplotlib: pip install 'factorized-moe[plots]'") from error
             axes = Figure(figsize=(7.0, 4.0), layout="constrained").subplots()
-        places: dict[tuple[int, int], list[str]] = {}
-        for row in self.rows:
-            places.setdefault((row.expert_rank_bound, row.independent_experts), []).append(row.decomposition)
-        for (rank, experts), names in places.items():
-            axes.plot(rank, experts, "o", color="tab:blue")
-            lines = ["  " + name for name in names]
-            axes.annotate("\n".join(lines), (rank, experts), va="top" if len(names) > 1 else "center", fontsize=8)
-        axes.set_xscale("log", base=2)
-        axes.set_yscale("log", base=2)
-        axes.margins(x=0.3, y=0.3)
+        names = [row.decomposition for row in self.rows]
+        bars = axes.barh(names, [row.expert_rank_bound for row in self.rows])
+        axes.bar_label(bars, [f"{row.independent_experts:,} independent" for row in self.rows], padding=3, fontsize=8)
+        axes.invert_yaxis()
+        axes.margins(x=0.2)
         axes.set_xlabel("bound on the rank of an expert's matrix")
-        axes.set_ylabel("bound on independent experts")
         return axes
 
 

@@ -26,8 +26,9 @@ def test_plot_names_every_row() -> None:
     table = compare_at_budget((6,), 12, 10, parameters=900, decompositions=["cp", "tucker", "tt"])
     axes = table.plot()
     assert table.plot(axes) is axes
-    written = " ".join(text.get_text() for text in axes.texts)
-    assert all(row.decomposition in written for row in table)
+    assert [bar.get_width() for bar in axes.patches[:3]] == [row.expert_rank_bound for row in table]
+    written = [text.get_text() for text in axes.texts[:3]]
+    assert written == [f"{row.independent_experts} independent" for row in table]
 
 
 def test_other_errors_are_raised() -> None:
