@@ -42,7 +42,6 @@ from factorized_moe.interpret.specialisation import (
     Polysemanticity,
     class_accuracy,
     class_level_polysemanticity,
-    counterfactual_outputs,
     expert_load,
 )
 from factorized_moe.interpret.tables import Measurement
@@ -88,7 +87,6 @@ __all__ = [
     "compare_duplicates",
     "compare_recordings",
     "count_labels",
-    "counterfactual_outputs",
     "counterfactuals",
     "expert_contributions",
     "expert_load",

@@ -1,7 +1,6 @@
 """Measures of what experts specialise in: how many inputs each one takes, and which classes need it.
 
-Legend: ``*batch`` any leading shape, ``B`` inputs, ``N`` experts of one mode, ``N_k`` experts of mode k,
-``I`` in_features, ``O`` out_features, ``C`` classes.
+Legend: ``*batch`` any leading shape, ``B`` inputs, ``N`` experts of one mode, ``C`` classes.
 
 The measures are those of Oldfield et al. 2024 (arXiv 2402.12550): expert load, and class-level
 polysemanticity by intervention. Each looks at one expert mode; call it once for each mode of a layer with
@@ -11,7 +10,6 @@ several.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,12 +20,8 @@ __all__ = [
     "Polysemanticity",
     "class_accuracy",
     "class_level_polysemanticity",
-    "counterfactual_outputs",
     "expert_load",
 ]
-
-DEFAULT_MAX_ROWS = 2**17
-"""Rows of one call in `counterfactual_outputs`: 16 MiB of coefficients for 32 experts in float32."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,64 +64,6 @@ def expert_load(coefficients: Tensor, threshold: float = 0.5) -> ExpertLoad:
         raise ValueError("coefficients are a single number, expected (*batch, N): the last axis is the mode's experts")
     rows = coefficients.reshape(-1, coefficients.shape[-1])
     return ExpertLoad((rows >= threshold).sum(dim=0), threshold)
-
-
-@torch.no_grad()
-def counterfactual_outputs(
-    experts: Callable[[Tensor, Sequence[Tensor]], Tensor],
-    x: Tensor,
-    coefficients: Sequence[Tensor],
-    mode: int = 0,
-    *,
-    readout: Callable[[Tensor], Tensor] | None = None,
-    max_rows: int = DEFAULT_MAX_ROWS,
-) -> Tensor:
-    """The outputs had one expert not been there, for every expert of a mode in turn.
-
-    The expert's coefficient is set to 0 and the others are kept as they are, not renormalised, which is the
-    same as setting the expert's weights to 0. Several experts go through one call of ``experts``, as one more
-    leading axis.
-
-    Args:
-        experts: The experts: a `FactorizedExpertTensor` (``layer.experts``), or a
-            function of an input and the coefficients.
-        x: The experts' input, ``(*batch, I)``.
-        coefficients: For each expert mode the gate's output, ``(*batch, N_k)``.
-        mode: The expert mode whose experts are taken out.
-        readout: What to keep of an output ``(n, *batch, O)`` of ``n`` experts taken out, with the expert axis
-            still in front: the rest of a model, or an argmax that saves memory. By default the output itself.
-        max_rows: The most rows ``n * prod(batch)`` of one call; at least one expert goes through each call.
-
-    Returns:
-        The outputs, ``(N, *batch, O)``, or what ``readout`` made of them, with the ``N`` experts in front.
-
-    Raises:
-        ValueError: If ``mode`` is not one of the expert modes, or ``max_rows`` is not positive.
-
-    Example:
-        >>> from factorized_moe import FactorizedExpertTensor
-        >>> w = FactorizedExpertTensor((4,), 8, 3, decomposition="cp", rank=2)
-        >>> x, a = torch.randn(5, 8), torch.softmax(torch.randn(5, 4), dim=-1)
-        >>> counterfactual_outputs(w, x, [a]).shape
-        torch.Size([4, 5, 3])
-        >>> counterfactual_outputs(w, x, [a], readout=lambda y: y.argmax(dim=-1)).shape
-        torch.Size([4, 5])
-    """
-    if not 0 <= mode < len(coefficients):
-        raise ValueError(f"mode {mode} is not one of the {len(coefficients)} expert modes, counted from 0")
-    if max_rows < 1:
-        raise ValueError(f"max_rows must be at least 1, got {max_rows}")
-    size = coefficients[mode].shape[-1]
-    batch = x.shape[:-1]
-    step = max(1, max_rows // max(1, math.prod(batch)))
-    kept = (1 - torch.eye(size, dtype=x.dtype, device=x.device)).reshape(size, *(1 for _ in batch), size)
-    pieces = []
-    for mask in kept.split(step):  # (n, 1, .., 1, N)
-        changed = [a.expand(len(mask), *a.shape) for a in coefficients]
-        changed[mode] = coefficients[mode] * mask
-        outputs = experts(x.expand(len(mask), *x.shape), changed)
-        pieces.append(outputs if readout is None else readout(outputs))
-    return torch.cat(pieces)
 
 
 def class_accuracy(correct: Tensor, labels: Tensor, num_classes: int) -> Tensor:
@@ -233,8 +169,8 @@ def class_level_polysemanticity(
 
     Args:
         correct_before: Whether each prediction is correct with all experts, ``(B,)``, bool.
-        correct_after: The same without each expert of the mode in turn, ``(N, B)``, bool: from
-            `counterfactual_outputs`.
+        correct_after: The same without each expert of the mode in turn, ``(N, B)``, bool. `counterfactuals` makes
+            do without it, and its result has the same measure.
         labels: The class of each input, ``(B,)``, integers from 0.
         num_classes: ``C``.
 

@@ -1,15 +1,13 @@
-"""Measures of specialisation against cases worked out by hand, and counterfactuals against the slow way."""
+"""Measures of specialisation against cases worked out by hand."""
 
 import math
 
 import pytest
 import torch
 
-from factorized_moe import FactorizedExpertTensor
 from factorized_moe.interpret import (
     class_accuracy,
     class_level_polysemanticity,
-    counterfactual_outputs,
     expert_load,
 )
 
@@ -112,51 +110,3 @@ def test_no_expert_with_an_effect_has_no_mean() -> None:
 def test_polysemanticity_refuses_other_shapes() -> None:
     with pytest.raises(ValueError, match=r"correct_after \(10,\), expected \(B,\) and \(N, B\)"):
         class_level_polysemanticity(correct_but(), correct_but(), LABELS, 3)
-
-
-@pytest.mark.parametrize("decomposition", ["cp", "tucker", "tt", "tr"])
-@pytest.mark.parametrize("batch", [(), (7,), (2, 3), (0,)])
-@pytest.mark.parametrize("expert_dims", [(5,), (3, 4)])
-@pytest.mark.parametrize("max_rows", [1, 15, 2**17])
-def test_counterfactual_equals_one_expert_at_a_time(
-    decomposition: str, batch: tuple[int, ...], expert_dims: tuple[int, ...], max_rows: int
-) -> None:
-    torch.manual_seed(0)
-    experts = FactorizedExpertTensor(expert_dims, 6, 4, decomposition, rank=1, bias=True, dtype=torch.float64)
-    x = torch.randn(*batch, 6, dtype=torch.float64)
-    coefficients = [torch.rand(*batch, size, dtype=torch.float64) for size in expert_dims]
-    for mode, size in enumerate(expert_dims):
-        outputs = counterfactual_outputs(experts, x, coefficients, mode, max_rows=max_rows)
-        assert outputs.shape == (size, *batch, 4)
-        assert not outputs.requires_grad
-        for expert in range(size):
-            without = [a.clone() for a in coefficients]
-            without[mode][..., expert] = 0
-            torch.testing.assert_close(outputs[expert], experts(x, without).detach(), rtol=1e-12, atol=1e-12)
-
-
-def test_counterfactual_readout_and_coefficients_left_alone() -> None:
-    experts = FactorizedExpertTensor((5,), 6, 4, rank=2)
-    x, a = torch.randn(7, 6), torch.rand(7, 5)
-    kept = a.clone()
-    read = counterfactual_outputs(experts, x, [a], readout=lambda y: y.argmax(dim=-1), max_rows=14)
-    assert torch.equal(read, counterfactual_outputs(experts, x, [a]).argmax(dim=-1))
-    assert torch.equal(a, kept)
-
-
-def test_counterfactual_of_one_hot_coefficients_is_zero_without_a_bias() -> None:
-    experts = FactorizedExpertTensor((3,), 6, 4, rank=2)
-    x, a = torch.randn(3, 6), torch.eye(3)
-    outputs = counterfactual_outputs(experts, x, [a])
-    for expert in range(3):
-        assert outputs[expert, expert].tolist() == [0.0] * 4
-        assert outputs[expert].abs().sum() > 0
-
-
-def test_counterfactual_refuses() -> None:
-    experts = FactorizedExpertTensor((5,), 6, 4, rank=2)
-    x, a = torch.randn(7, 6), torch.rand(7, 5)
-    with pytest.raises(ValueError, match="mode 1 is not one of the 1 expert modes, counted from 0"):
-        counterfactual_outputs(experts, x, [a], mode=1)
-    with pytest.raises(ValueError, match="max_rows must be at least 1, got 0"):
-        counterfactual_outputs(experts, x, [a], max_rows=0)
