@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import save_file
 from torch import Tensor, nn
 
 from factorized_moe import MuMoE
@@ -174,13 +175,15 @@ def test_files_that_are_no_runs(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"report\.safetensors: not a report's data: "):
         load_run(tmp_path)
     torch_file = tmp_path / "other.safetensors"
-    from safetensors.numpy import save_file
-
     save_file({"a": np.zeros(2)}, torch_file)
     with pytest.raises(ValueError, match=r"not a report's data: 'report'"):
         load_run(torch_file)
     save_file({"a": np.zeros(2)}, torch_file, metadata={"report": '{"format": "later"}'})
-    with pytest.raises(ValueError, match=r"of format 'later', this library reads 'factorized-moe report, version 1'"):
+    with pytest.raises(ValueError, match=r"it is of format 'later', this library reads 'factorized-moe report"):
+        load_run(torch_file)
+    content = {"format": "factorized-moe report, version 1", "title": "", "facts": [], "classes": [], "texts": None}
+    save_file({}, torch_file, metadata={"report": json.dumps({**content, "layers": [{"colour": "red"}]})})
+    with pytest.raises(ValueError, match=r"not a report's data: .* unexpected keyword argument 'colour'"):
         load_run(torch_file)
 
 
@@ -217,7 +220,10 @@ def test_layer_refuses_arrays_that_do_not_fit(changes: dict[str, object], error:
             "number of samples differs: {\"layer 'head'\": 7, 'labels': 5, 'inputs': 7}",
         ),
         ({"labels": np.full(7, 2)}, "labels go up to 2, but 2 classes are named"),
-        ({"classes": ("a", "b", "c")}, "class_share of layer 'head' has 2 classes, but 3 are named"),
+        (
+            {"classes": ("a", "b", "c")},
+            "class_share of layer 'head' has 2 classes, but 3 are named; record with",
+        ),
         ({"inputs": None}, "layer 'head' has a context, but the inputs are no texts"),
         ({"layers": [layer_of(), layer_of()]}, r"two layers have the same name: \['head', 'head'\]"),
         (
@@ -239,6 +245,8 @@ def test_inputs_refuse() -> None:
         Images(np.zeros((2, 4, 4)))
     with pytest.raises(TypeError, match="texts holds a string, expected lists of tokens"):
         Texts(["a text"])
+    with pytest.raises(TypeError, match="tokens are NoneType, int, expected strings; decode them first"):
+        Texts([["a", 3], [None]])
     with pytest.raises(ValueError, match="the texts have 7 tokens, the recording 3 samples"):
         LayerSummary.from_recording(recorded(torch.ones(3, 2)), texts=TEXTS)
 

@@ -108,7 +108,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     """The addresses of one page of each kind, and the data of the first."""
     folder = tmp_path_factory.mktemp("pages")
     first, second = image_run("First"), image_run("Second", seed=1, experts=5)
-    large = image_run("Large", experts=4096, samples=40)
+    large = image_run("Large", experts=4096, samples=12)
     written = {
         "images": write_report(folder / "images.html", first),
         "compared": write_report(folder / "compared.html", first, compare=second),

@@ -140,7 +140,8 @@ class ReportData:
             array = getattr(layer, field)
             if array is not None and array.shape[1] != len(self.classes):
                 raise ValueError(
-                    f"{field} of layer {layer.name!r} has {array.shape[1]} classes, but {len(self.classes)} are named"
+                    f"{field} of layer {layer.name!r} has {array.shape[1]} classes, but {len(self.classes)} are named; "
+                    "record with class_names, one for each class"
                 )
         if layer.top_samples.size and int(layer.top_samples.max()) >= layer.num_samples:
             raise ValueError(

@@ -100,11 +100,14 @@ def _read(file: Path) -> ReportData:
         with safe_open(file, "numpy") as stored:
             content: dict[str, Any] = json.loads((stored.metadata() or {})["report"])
             arrays = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118  # no mapping
-        known = content["format"] == FORMAT
+        if content["format"] != FORMAT:
+            raise ValueError(f"it is of format {content['format']!r}, this library reads {FORMAT!r}")
+        return _rebuilt(content, arrays)
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{file}: not a report's data: {error}") from error
-    if not known:
-        raise ValueError(f"{file}: of format {content['format']!r}, this library reads {FORMAT!r}")
+
+
+def _rebuilt(content: dict[str, Any], arrays: dict[str, Any]) -> ReportData:
     inputs: Images | Texts | None = None
     if "pixels" in arrays:
         inputs = Images(arrays["pixels"])

@@ -60,6 +60,9 @@ class Texts:
     def __post_init__(self) -> None:
         if any(isinstance(text, str) for text in self.texts):
             raise TypeError("texts holds a string, expected lists of tokens; use text.split() or a tokenizer")
+        kinds = {type(token).__name__ for text in self.texts for token in text if not isinstance(token, str)}
+        if kinds:
+            raise TypeError(f"tokens are {', '.join(sorted(kinds))}, expected strings; decode them first")
 
     def __len__(self) -> int:
         return sum(len(text) for text in self.texts)

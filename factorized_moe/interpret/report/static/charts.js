@@ -92,7 +92,7 @@ function logTicks(top) {
 }
 
 function shortNumber(value) {
-  if (Number.isInteger(value)) return value >= 10000 ? `${value / 1000}k` : whole.format(value);
+  if (Number.isInteger(value)) return value >= 10000 ? `${Math.round(value / 100) / 10}k` : whole.format(value);
   return value.toPrecision(3);
 }
 

@@ -18,7 +18,7 @@ function missingView() {
 
 /** Show what the address names; `moved` is false for the first view, which leaves the focus where it is. */
 function show(moved) {
-  clearTimeout(timer);
+  dropKept();
   const state = parseHash(location.hash);
   current = VIEWS[state.view](state);
   document.title = current.title === RUNS[0].title ? current.title : `${current.title} \u00b7 ${RUNS[state.run].title}`;
@@ -85,16 +85,14 @@ function recallTheme() {
   }
 }
 
-/** Draw what has come into view, and keep the place in the history entry, so that going back returns to it. */
+/** Draw what has come into view, and keep the place, so that going back returns to it. */
 let drawing = 0;
-let timer = 0;
 function scrolled() {
   drawing ||= requestAnimationFrame(() => {
     drawing = 0;
     current.scrolled?.();
   });
-  clearTimeout(timer);
-  timer = setTimeout(() => history.replaceState({ ...history.state, y: window.scrollY }, ''), 100);
+  keep({ y: window.scrollY });
 }
 
 history.scrollRestoration = 'manual';
@@ -107,6 +105,7 @@ document.querySelector('.skip').addEventListener('click', (event) => {
 });
 window.addEventListener('scroll', scrolled, { passive: true });
 window.addEventListener('resize', scrolled, { passive: true });
+document.addEventListener('click', saveKept, true); // before a link is followed
 window.addEventListener('hashchange', () => show(true));
 listenToKeys(() => current);
 show(false);

@@ -81,5 +81,28 @@ function listOf({ sort, descending, query }) {
 
 /** Change the address without a new entry in the history. */
 function replaceHash(state) {
+  saveKept();
   history.replaceState(history.state, '', formatHash(state));
+}
+
+let kept = {};
+let saving = 0;
+
+/** Keep a part of where the reader is in the history entry, for coming back. Not at once: browsers limit how often. */
+function keep(part) {
+  Object.assign(kept, part);
+  clearTimeout(saving);
+  saving = setTimeout(saveKept, 150);
+}
+
+function saveKept() {
+  clearTimeout(saving);
+  if (Object.keys(kept).length) history.replaceState({ ...history.state, ...kept }, '');
+  kept = {};
+}
+
+/** What was not saved belongs to an entry that has been left. */
+function dropKept() {
+  clearTimeout(saving);
+  kept = {};
 }

@@ -226,6 +226,7 @@ function listView({ items, columns, state, link, textOf, word, caption }) {
     node.addEventListener('click', (event) => {
       if (!event.target.closest('a') && !String(window.getSelection())) {
         remember(place);
+        saveKept();
         location.hash = link(item);
       }
     });
@@ -234,7 +235,7 @@ function listView({ items, columns, state, link, textOf, word, caption }) {
 
   function remember(place) {
     current = place;
-    history.replaceState({ ...history.state, row: place }, '');
+    keep({ row: place });
   }
 
   function focusRow(place, scroll = true) {
