@@ -8,12 +8,16 @@ Example:
     torch.Size([5, 32])
 """
 
-from factorized_moe.decompositions import Decomposition, ParameterBudget, available_decompositions, register
-from factorized_moe.gated_block import GatedMuMoEBlock
-from factorized_moe.gating import ExpertGate
-from factorized_moe.layers import CPMuMoE, MuMoE, MuMoEBlock, TRMuMoE, TTMuMoE, TuckerMuMoE
-from factorized_moe.network import Node, TensorNetwork
-from factorized_moe.tensor import FactorizedExpertTensor
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from factorized_moe.decompositions import Decomposition, ParameterBudget, available_decompositions, register
+    from factorized_moe.gated_block import GatedMuMoEBlock
+    from factorized_moe.gating import ExpertGate
+    from factorized_moe.layers import CPMuMoE, MuMoE, MuMoEBlock, TRMuMoE, TTMuMoE, TuckerMuMoE
+    from factorized_moe.network import Node, TensorNetwork
+    from factorized_moe.tensor import FactorizedExpertTensor
 
 __all__ = [
     "CPMuMoE",
@@ -32,3 +36,30 @@ __all__ = [
     "available_decompositions",
     "register",
 ]
+
+# Each name is imported when it is first asked for: torch alone takes a second, which `factorized-moe --help` saves.
+_HOMES = {
+    "Decomposition": "decompositions",
+    "ParameterBudget": "decompositions",
+    "available_decompositions": "decompositions",
+    "register": "decompositions",
+    "GatedMuMoEBlock": "gated_block",
+    "ExpertGate": "gating",
+    "CPMuMoE": "layers",
+    "MuMoE": "layers",
+    "MuMoEBlock": "layers",
+    "TRMuMoE": "layers",
+    "TTMuMoE": "layers",
+    "TuckerMuMoE": "layers",
+    "Node": "network",
+    "TensorNetwork": "network",
+    "FactorizedExpertTensor": "tensor",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value

@@ -57,7 +57,9 @@ def _add_weight_options(parser: argparse.ArgumentParser) -> None:
 
 def _weight(options: argparse.Namespace, device: str = "meta") -> FactorizedExpertTensor:
     """The weight that the options describe; on the meta device nothing is allocated."""
-    from factorized_moe import FactorizedExpertTensor, ParameterBudget, TensorNetwork
+    from factorized_moe.decompositions import ParameterBudget
+    from factorized_moe.network import TensorNetwork
+    from factorized_moe.tensor import FactorizedExpertTensor
 
     given = vars(options)
     kept = {"bias": given.get("bias", False), "device": device}
@@ -96,7 +98,7 @@ def _described(weight: FactorizedExpertTensor) -> dict[str, Any]:
 
 def _heading(weight: FactorizedExpertTensor) -> str:
     described = _described(weight)
-    experts = " x ".join(map(str, weight.expert_dims)) or "no expert mode"
+    experts = f"{' x '.join(map(str, weight.expert_dims))} experts" if weight.expert_dims else "no expert mode"
     rank = described["rank"]
     size = "" if rank is None else f" of rank {rank if isinstance(rank, int) else ','.join(map(str, rank))}"
     return (
@@ -161,7 +163,7 @@ def _run_plan(options: argparse.Namespace) -> None:
 
 
 def _run_params(options: argparse.Namespace) -> None:
-    from factorized_moe import ExpertGate
+    from factorized_moe.gating import ExpertGate
 
     weight = _weight(options)
     gate = ExpertGate(weight.in_features, weight.expert_dims, device="meta")

@@ -77,7 +77,7 @@ def test_params_are_the_library_s(size: list[str], rank: Any, capsys: Capture) -
     assert found["parameter_shapes"] == shapes
     text = printed(["params", *LAYER, *size, "--bias"], capsys)
     assert f"{w.num_parameters:,} parameters" in text
-    assert "8 x 4, 16 -> 12 features, bias" in text
+    assert "8 x 4 experts, 16 -> 12 features, bias" in text
 
 
 def test_plan_is_the_library_s(capsys: Capture) -> None:
@@ -107,7 +107,7 @@ def test_a_measured_plan_is_one(capsys: Capture) -> None:
 def test_draw_writes_a_picture(suffix: str, tmp_path: Path, capsys: Capture) -> None:
     out = tmp_path / f"picture{suffix}"
     arguments = ["draw", *LAYER, "--rank", "2", "--out", str(out)]
-    assert printed(arguments, capsys) == f"cp of rank 2: 8 x 4, 16 -> 12 features, no bias\nDrawn to {out}\n"
+    assert printed(arguments, capsys) == f"cp of rank 2: 8 x 4 experts, 16 -> 12 features, no bias\nDrawn to {out}\n"
     written = out.read_bytes()
     assert written.startswith({".svg": b"<?xml", ".PNG": b"\x89PNG", ".pdf": b"%PDF"}[suffix])
     assert main(arguments) == 2

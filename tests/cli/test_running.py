@@ -2,6 +2,8 @@
 
 import argparse
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from importlib.metadata import version
 
@@ -91,3 +93,8 @@ def test_a_reader_that_leaves_early_is_no_error(
         monkeypatch.setattr("sys.stdout", broken)
         assert main(["list"]) == 0
     assert capsys.readouterr().err == ""
+
+
+def test_help_needs_no_torch() -> None:
+    code = "import sys; from factorized_moe.cli import main; main(['--help']); sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
