@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 from torch import Tensor, nn
 
 from factorized_moe import MuMoE
@@ -151,8 +151,8 @@ def test_overview_leads_to_the_list(page: Page, pages: SimpleNamespace) -> None:
     share = round(100 * pages.first.layers[0].class_share[7, 1])
     assert page.locator(f".heat td[title='expert 7, bee: {share}%']").count() == 1
     page.get_by_role("link", name="All 8 experts").click()
+    expect(page.locator("h1")).to_have_text("head")
     assert fragment(page) == "#/head?sort=-load"
-    assert page.locator("h1").inner_text() == "head"
 
 
 def test_sorting(page: Page, pages: SimpleNamespace) -> None:
@@ -188,7 +188,7 @@ def test_searching(page: Page, pages: SimpleNamespace) -> None:
 def test_expert_and_back(page: Page, pages: SimpleNamespace) -> None:
     page.goto(f"{pages.images}#/head?sort=-largest&q=expert")
     page.locator("tr", has=page.get_by_role("link", name="2", exact=True)).locator("td.bar").click()
-    assert page.locator("h1").inner_text() == "Expert 2"
+    expect(page.locator("h1")).to_have_text("Expert 2")
     assert page.title() == "Expert 2 · First"
     assert fragment(page) == "#/head/expert/2?sort=-largest&q=expert"
     shown = page.locator(".gallery li")
@@ -201,7 +201,7 @@ def test_expert_and_back(page: Page, pages: SimpleNamespace) -> None:
     ]
     assert all(page.eval_on_selector_all("img", "all => all.map(img => img.naturalWidth === 5)"))
     page.get_by_role("link", name="Next").click()
-    assert page.locator("h1").inner_text() == "Expert 1"
+    expect(page.locator("h1")).to_have_text("Expert 1")
     page.go_back()
     page.go_back()
     page.wait_for_selector("main[data-view=table]")
@@ -224,11 +224,11 @@ def test_keyboard_alone(page: Page, pages: SimpleNamespace) -> None:
     page.keyboard.press("ArrowUp")
     page.keyboard.press("Enter")
     page.wait_for_selector("main[data-view=expert]")
-    assert page.locator("h1").inner_text() == f"Expert {found[0]}"
+    expect(page.locator("h1")).to_have_text(f"Expert {found[0]}")
     page.keyboard.press("ArrowRight")
-    page.wait_for_function(f"document.querySelector('h1').textContent === 'Expert {found[1]}'")
+    expect(page.locator("h1")).to_have_text(f"Expert {found[1]}")
     page.keyboard.press("k")
-    page.wait_for_function(f"document.querySelector('h1').textContent === 'Expert {found[0]}'")
+    expect(page.locator("h1")).to_have_text(f"Expert {found[0]}")
     page.keyboard.press("?")
     assert page.get_by_role("dialog").is_visible()
     page.keyboard.press("Escape")
@@ -265,7 +265,7 @@ def test_links_open_what_they_name(page: Page, pages: SimpleNamespace) -> None:
     for address, heading in headings.items():
         page.goto("about:blank")  # so that the next page is opened, not moved within
         page.goto(pages.images + address)
-        assert page.locator("h1").inner_text() == heading, address
+        expect(page.locator("h1"), address).to_have_text(heading)
 
 
 def test_comparison(page: Page, pages: SimpleNamespace) -> None:
@@ -280,10 +280,10 @@ def test_comparison(page: Page, pages: SimpleNamespace) -> None:
     row = page.get_by_role("table", name="Nearest experts").locator("tbody tr").nth(1)
     nearest = row.locator("td.number a").inner_text()
     row.locator("td.number a").click()
-    assert page.locator("h1").inner_text() == f"Expert {nearest}"
+    expect(page.locator("h1")).to_have_text(f"Expert {nearest}")
     assert fragment(page) == f"#/~other/head/expert/{nearest}"
     page.get_by_role("link", name="First run").click()
-    assert page.locator("h1").inner_text() == "First"
+    expect(page.locator("h1")).to_have_text("First")
 
 
 def test_dark_and_light(page: Page, pages: SimpleNamespace) -> None:
