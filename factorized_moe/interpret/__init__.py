@@ -15,6 +15,7 @@ from factorized_moe.interpret.counterfactuals import counterfactuals
 from factorized_moe.interpret.editing import ExpertThreshold, choose_strength
 from factorized_moe.interpret.fairness import GroupMeasures, measure_groups
 from factorized_moe.interpret.finding import find_layers
+from factorized_moe.interpret.intervening import InterventionHandle, intervene
 from factorized_moe.interpret.interventions import (
     Ablate,
     Add,
@@ -22,10 +23,8 @@ from factorized_moe.interpret.interventions import (
     CoefficientIntervention,
     Force,
     Intervention,
-    InterventionHandle,
     Scale,
     Swap,
-    intervene,
 )
 from factorized_moe.interpret.labelling import (
     LabelCounts,
