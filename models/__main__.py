@@ -1,10 +1,10 @@
-"""The command: ``python -m models [--quick] [--out FOLDER]``."""
+"""The command: ``python -m models [--only MODEL ...] [--shares SHARE ...] [--quick] [--out FOLDER]``."""
 
 from __future__ import annotations
 
 import argparse
-import time
-from collections.abc import Sequence
+import shlex
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import torch
 from benchmarks import machine
 from factorized_moe.surgery import DistillationSettings
 from models import language, report, sentences
-from models.report import Results, Study
+from models.report import Study
 from models.sources import LANGUAGE_MODEL, SENTENCE_MODEL, Source, prose, unpack
 from models.study import VARIANTS, Ablated, Place, Row, Variant, rows
 
@@ -37,13 +37,21 @@ class Effort:
     """
 
     window: int = 128
-    train_windows: int = 48
-    held_out_windows: int = 6
-    train_sentences: int = 512
-    held_out_sentences: int = 192
+    train_windows: int = 24
+    held_out_windows: int = 4
+    train_sentences: int = 192
+    held_out_sentences: int = 128
     batch_size: int = 256
-    settings: DistillationSettings = field(default_factory=lambda: DistillationSettings(steps=60, learning_rate=2e-3))
+    settings: DistillationSettings = field(default_factory=lambda: DistillationSettings(steps=32, learning_rate=2e-3))
     variants: Sequence[Variant] = VARIANTS
+
+    @property
+    def distillation(self) -> str:
+        """How it is distilled, in words."""
+        return (
+            f"{self.settings.steps} steps of {self.batch_size} tokens, learning rate {self.settings.learning_rate:g}: "
+            "seconds for each form, far from converged."
+        )
 
 
 FULL = Effort()
@@ -58,72 +66,102 @@ QUICK = Effort(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Study both models, and write the page and the file of results."""
+    """Study the models, and write the page and the file of results anew after each form."""
     parser = argparse.ArgumentParser(prog="python -m models", description=__doc__)
+    parser.add_argument("--only", nargs="+", choices=list(STUDIES), metavar="MODEL", help=", ".join(STUDIES))
     parser.add_argument("--quick", action="store_true", help="one form and a few steps, to see that it runs")
     parser.add_argument("--out", type=Path, help="the folder to write to; docs, with --quick results/models")
+    shares = sorted({variant.fraction for variant in VARIANTS}, reverse=True)
+    parser.add_argument("--shares", nargs="+", type=float, choices=shares, help="of the parameters; all by default")
     options = parser.parse_args(arguments)
     effort = QUICK if options.quick else FULL
+    # A quick run's figures are no results: they never replace the ones in docs/ unless asked to.
     out = options.out or (ROOT / "results" / "models" if options.quick else ROOT / "docs")
+    flags = ["--only", *options.only] if options.only else []
+    flags += ["--shares", *map(str, options.shares)] if options.shares else []
+    flags += ["--quick"] if options.quick else []
+    command = shlex.join(["python", "-m", "models", *flags])
     torch.set_num_threads(1)  # sums then come out the same on any number of cores
-    results = run(effort, f"python -m models{' --quick' if options.quick else ''}")
-    write(out, results)
-    print(f"{results.seconds:.0f} s in all; {out / 'real-models.md'}")
+    for name in options.only or STUDIES:
+        chosen = [variant for variant in effort.variants if variant.fraction in (options.shares or shares)]
+        for found in STUDIES[name](effort, chosen, command):
+            write(out, name, found)
+    print(out / "real-models.md")
 
 
-def run(effort: Effort, command: str) -> Results:
-    """Download, study and gather."""
-    begun = time.perf_counter()
+def study_language(effort: Effort, chosen: Sequence[Variant], command: str) -> Iterator[Study]:
+    """The language model."""
     text = prose()
     model, tokenizer = language.load(unpack(LANGUAGE_MODEL, CACHE))
     train = language.windows(tokenizer, text.train, effort.train_windows, effort.window)
     held_out = language.windows(tokenizer, text.held_out, effort.held_out_windows, effort.window)
     at = language.place(model, train, held_out)
     change = language.relative_change_at_full_rank(at, held_out[:1])
-    print(f"at full rank the logits change by {change:.1e}", flush=True)
-    amounts = (f"{train.numel():,} tokens", f"{held_out.numel():,} tokens in windows of {effort.window}")
-    of_language = study(LANGUAGE_MODEL, f"model.layers.{len(model.model.layers) // 2}.mlp", at, effort, amounts)
-
-    encoder, tokenizer = sentences.load(unpack(SENTENCE_MODEL, CACHE))
-    known = sentences.encode(tokenizer, sentences.split_sentences(text.train, effort.train_sentences))
-    unknown = sentences.encode(tokenizer, sentences.split_sentences(text.held_out, effort.held_out_sentences))
-    at = sentences.place(encoder, known, unknown)
-    amounts = (f"{effort.train_sentences} sentences", f"{effort.held_out_sentences} sentences")
-    module = f"encoder.layer.{len(encoder.encoder.layer) // 2}"
-    of_sentences = study(SENTENCE_MODEL, module, at, effort, amounts)
-
-    settings = effort.settings
-    words = (
-        f"`distill` on what the MLP is given and gives, {settings.steps} steps of {effort.batch_size} tokens, learning "
-        f"rate {settings.learning_rate:g}: seconds for each form, far from converged."
-    )
-    seconds = time.perf_counter() - begun
-    return Results(
-        command, settings.seed, text.source, machine.describe(), words, change, of_language, of_sentences, seconds
-    )
+    amounts = (text.source, f"{train.numel():,} tokens", f"{held_out.numel():,} tokens in windows of {effort.window}")
+    yield from study(LANGUAGE_MODEL, at, effort, chosen, amounts, command, change)
 
 
-def study(source: Source, module: str, at: Place, effort: Effort, amounts: tuple[str, str]) -> Study:
-    """Measure the original, the model without the MLP, and every form of it."""
-    begun = time.perf_counter()
+def study_sentences(effort: Effort, chosen: Sequence[Variant], command: str) -> Iterator[Study]:
+    """The sentence encoder."""
+    text = prose()
+    model, tokenizer = sentences.load(unpack(SENTENCE_MODEL, CACHE))
+    train = sentences.encode(tokenizer, sentences.split_sentences(text.train, effort.train_sentences))
+    held_out = sentences.encode(tokenizer, sentences.split_sentences(text.held_out, effort.held_out_sentences))
+    at = sentences.place(model, train, held_out)
+    amounts = (text.source, f"{effort.train_sentences} sentences", f"{effort.held_out_sentences} sentences")
+    yield from study(SENTENCE_MODEL, at, effort, chosen, amounts, command)
+
+
+STUDIES: dict[str, Callable[[Effort, Sequence[Variant], str], Iterator[Study]]] = {
+    "language": study_language,
+    "sentences": study_sentences,
+}
+
+
+def study(
+    source: Source,
+    at: Place,
+    effort: Effort,
+    chosen: Sequence[Variant],
+    amounts: tuple[str, str, str],
+    command: str,
+    full_rank_change: float | None = None,
+) -> Iterator[Study]:
+    """Measure the original, the model without the MLP, and forms of it; what is known so far after each form."""
     original = at.measure()
     with at.holding(Ablated()):
         ablated = at.measure()
     print(f"{source.name}: {original}, without the MLP {ablated}", flush=True)
+    parameters = sum(parameter.numel() for parameter in at.mlp.parameters())
     found: list[Row] = []
-    for row in rows(at, effort.variants, effort.settings, effort.batch_size):
+    for row in rows(at, chosen, effort.settings, effort.batch_size):
         found.append(row)
         print(f"  {row.variant}: {row.upcycled}, {row.fitted}, {row.distilled}, {row.seconds:.0f} s", flush=True)
-    seconds = time.perf_counter() - begun
-    parameters = sum(parameter.numel() for parameter in at.mlp.parameters())
-    names = source.name, source.package, source.licence, module
-    return Study(*names, parameters, *amounts, original, ablated, found, seconds)
+        yield Study(
+            source.name,
+            source.package,
+            source.licence,
+            at.name,
+            parameters,
+            *amounts,
+            effort.distillation,
+            original,
+            ablated,
+            tuple(found),
+            len(effort.variants),
+            effort.settings.seed,
+            (command,),
+            machine.describe(),
+            full_rank_change,
+        )
 
 
-def write(out: Path, results: Results) -> None:
-    """Write the file, and the page from what the file says."""
+def write(out: Path, name: str, found: Study) -> None:
+    """Put one study into the file, beside other forms of the same study, and make the page from the file."""
     file = out / "real-models.json"
-    report.save(file, results)
+    stored = report.load(file)
+    stored[name] = found.merged(stored.get(name))
+    report.save(file, {known: stored[known] for known in STUDIES if known in stored})
     (out / "real-models.md").write_text(report.markdown(report.load(file)), encoding="utf-8")
 
 

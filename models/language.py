@@ -41,37 +41,43 @@ def windows(tokenizer: Any, paragraphs: tuple[str, ...], count: int, length: int
 
 
 @torch.no_grad()
-def cross_entropy(model: nn.Module, ids: Tensor) -> float:
+def cross_entropy(logits: Tensor, ids: Tensor) -> float:
     """Nats for each token but the first of its window.
 
     Args:
-        model: The language model.
+        logits: The model's output, ``(w, T, vocabulary)``.
         ids: The tokens, ``(w, T)``.
     """
-    logits = model(ids, use_cache=False).logits[:, :-1]
-    return nn.functional.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten()).item()
+    return nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten()).item()
 
 
 def place(model: Any, train: Tensor, held_out: Tensor) -> Place:
     """The MLP of the middle layer.
+
+    What the layers below it give for the held-out text is kept, so a measurement runs the upper half alone.
 
     Args:
         model: A model of transformers' Llama kind.
         train: The tokens to distil on, ``(w, T)``.
         held_out: The tokens to measure on, ``(w, T)``.
     """
-    name = f"model.layers.{len(model.model.layers) // 2}.mlp"
+    middle = len(model.model.layers) // 2
+    name = f"model.layers.{middle}.mlp"
     mlp = model.get_submodule(name)
-    calls = capture(model.model, name.removeprefix("model."), [{"input_ids": ids[None]} for ids in train])
+    batches = [{"input_ids": ids[None], "use_cache": False} for ids in train]
+    calls = capture(model.model, f"layers.{middle}.mlp", batches)
     inputs = torch.cat([call.arguments[0].flatten(0, 1) for call in calls])
-    return Place(
-        model,
-        mlp,
-        (mlp.gate_proj, mlp.up_proj, mlp.down_proj),
-        lambda block: {name: block},
-        inputs,
-        lambda: {CROSS_ENTROPY: sum(cross_entropy(model, ids[None]) for ids in held_out) / len(held_out)},
-    )
+    (below,) = capture(model.model, f"layers.{middle}", [{"input_ids": held_out, "use_cache": False}])
+
+    @torch.no_grad()
+    def measure() -> dict[str, float]:
+        hidden = below.arguments[0]
+        for layer in model.model.layers[middle:]:
+            hidden = layer(hidden, **below.keywords)
+        return {CROSS_ENTROPY: cross_entropy(model.lm_head(model.model.norm(hidden)), held_out)}
+
+    linears = (mlp.gate_proj, mlp.up_proj, mlp.down_proj)
+    return Place(name, model, mlp, linears, lambda block: {name: block}, inputs, measure)
 
 
 @torch.no_grad()

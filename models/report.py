@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from models.language import CROSS_ENTROPY
 from models.sentences import AGREEMENT, COSINE
-from models.study import Row, Variant
+from models.study import VARIANTS, Row, Variant
 
-__all__ = ["GOOD", "POOR", "Results", "Study", "load", "markdown", "save", "verdict"]
+__all__ = ["GOOD", "POOR", "Study", "load", "markdown", "save", "verdict"]
 
 GOOD, POOR = 0.95, 0.8
 """Shares of what leaving the MLP out does that a form must undo to be called good, and not to be called poor."""
@@ -23,28 +24,22 @@ EXACT = 1e-5
 NAMES = {"cp": "CP", "tr": "tensor ring", "tucker": "Tucker"}
 
 
-INTRODUCTION = """\
+INTRODUCTION = f"""\
 # Real models
 
 Written by `make models` from [real-models.json](real-models.json): do not edit. One MLP in the middle of a pretrained
 model becomes a block of experts; everything else stays as it is. Read it as a test of where these methods stand, not
 as a recommendation: no training of the whole model follows.
 
-- Text: {text}. What is held out was not distilled on, but both models may have seen it in their own training.
 - *Upcycled* is before any training: the mean of the experts is the best approximation of the dense weights that the
   rank allows. *Error* is its relative error, of the worst of the MLP's weights. *Share* is the parameters in all, gate
   included, as a share of the MLP's.
 - *Fitted* is started from the same weights with the covariance of the inputs on the training text
   (`input_covariance`), so that a low rank loses what matters least to the outputs; still no training.
-- *Distilled* goes on from *fitted*: {distillation}
-- *Made good* is the share of what leaving the MLP out costs that the distilled form undoes: {good} or more is good,
-  below {poor} is poor, below 0 is worse than no MLP at all.
-- Measured on: {machine}. Seed {seed}. Command: `{command}`, {seconds} s.
-
-## At full rank
-
-16 CP experts of full rank, with noise between them, in place of the language model's MLP change its logits by {change}
-(relative), {within} the {exact} that rounding may make.
+- *Distilled* goes on from *fitted* with `distill`, on what the MLP is given and gives on the training text.
+- *Made good* is the share of what leaving the MLP out costs that the distilled form undoes: {GOOD:.0%} or more is good,
+  below {POOR:.0%} is poor, below 0 is worse than no MLP at all.
+- What is held out was not distilled on, but both models may have seen it in their own training.
 
 """
 
@@ -59,12 +54,18 @@ class Study:
         licence: Its weights' licence.
         module: Which MLP.
         parameters: Its parameters.
-        train: How much text was distilled on.
-        held_out: How much text was measured on.
+        text: What the text is.
+        train: How much of it was distilled on.
+        held_out: How much was measured on.
+        distillation: How, in words.
         original: What was measured of the unchanged model.
         ablated: What was measured with the MLP giving zeros.
         rows: The forms.
-        seconds: What it took.
+        planned: How many forms there are.
+        seed: Of everything random.
+        commands: What was run.
+        machine: What the machine is.
+        full_rank_change: The relative change of a language model's logits at full rank.
     """
 
     name: str
@@ -72,55 +73,46 @@ class Study:
     licence: str
     module: str
     parameters: int
+    text: str
     train: str
     held_out: str
+    distillation: str
     original: Mapping[str, float]
     ablated: Mapping[str, float]
     rows: Sequence[Row]
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Results:
-    """Everything that the page says.
-
-    Attributes:
-        command: What was run.
-        seed: Of everything random.
-        text: What the text is.
-        machine: What the machine is.
-        distillation: How the forms were distilled, in words.
-        full_rank_change: The relative change of the language model's logits at full rank.
-        language: The language model.
-        sentences: The sentence encoder.
-        seconds: What it all took.
-    """
-
-    command: str
+    planned: int
     seed: int
-    text: str
+    commands: tuple[str, ...]
     machine: Mapping[str, str]
-    distillation: str
-    full_rank_change: float
-    language: Study
-    sentences: Study
-    seconds: float
+    full_rank_change: float | None = None
+
+    def merged(self, earlier: Study | None) -> Study:
+        """With the forms of an earlier run that it lacks, if that was the same study; else as it is."""
+        if earlier is None or replace(earlier, rows=(), commands=()) != replace(self, rows=(), commands=()):
+            return self
+        rows = {row.variant: row for row in (*earlier.rows, *self.rows)}
+        ordered = sorted(rows.values(), key=lambda row: VARIANTS.index(row.variant))
+        return replace(self, rows=tuple(ordered), commands=tuple(dict.fromkeys((*earlier.commands, *self.commands))))
 
 
-def save(path: Path, results: Results) -> None:
-    """Write the results as JSON."""
+def save(path: Path, studies: Mapping[str, Study]) -> None:
+    """Write the studies as JSON, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(asdict(results), indent=1) + "\n", encoding="utf-8")
+    stored = {name: asdict(study) for name, study in studies.items()}
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
+    partial.replace(path)
 
 
-def load(path: Path) -> Results:
-    """Read what `save` wrote."""
+def load(path: Path) -> dict[str, Study]:
+    """Read what `save` wrote; nothing, if there is no file."""
+    if not path.exists():
+        return {}
     stored = json.loads(path.read_text(encoding="utf-8"))
-    return Results(**{**stored, "language": _study(stored["language"]), "sentences": _study(stored["sentences"])})
-
-
-def _study(stored: dict[str, Any]) -> Study:
-    return Study(**{**stored, "rows": [_row(row) for row in stored["rows"]]})
+    return {
+        name: Study(**{**study, "rows": tuple(map(_row, study["rows"])), "commands": tuple(study["commands"])})
+        for name, study in stored.items()
+    }
 
 
 def _row(stored: dict[str, Any]) -> Row:
@@ -148,40 +140,33 @@ def verdict(share: float) -> str:
     return "good" if share >= GOOD else "fair" if share >= POOR else "poor"
 
 
-def markdown(results: Results) -> str:
+def markdown(studies: Mapping[str, Study]) -> str:
     """The page."""
-    introduction = INTRODUCTION.format(
-        text=results.text,
-        distillation=results.distillation,
-        good=f"{GOOD:.0%}",
-        poor=f"{POOR:.0%}",
-        machine=", ".join(f"{key} {value}" for key, value in results.machine.items()),
-        seed=results.seed,
-        command=results.command,
-        seconds=f"{results.seconds:.0f}",
-        change=f"{results.full_rank_change:.1e}",
-        within="within" if results.full_rank_change < EXACT else "**more than**",
-        exact=f"{EXACT:.0e}",
-    )
-    sections = (
-        *_section(results.language, (CROSS_ENTROPY,), "nats a token; lower is better"),
-        *_section(results.sentences, (COSINE, AGREEMENT), "similarity to the unchanged model; higher is better"),
-    )
-    return introduction + "\n".join(sections)
+    return INTRODUCTION + "\n".join(line for study in studies.values() for line in _section(study))
 
 
-def _section(study: Study, measures: tuple[str, ...], unit: str) -> list[str]:
+def _section(study: Study) -> list[str]:
+    measures = tuple(study.original)
+
     def cells(measured: Mapping[str, float]) -> str:
         return " | ".join(f"{measured[name]:.4f}" for name in measures)
 
     heads = [f"{name}, {when}" for when in ("upcycled", "fitted", "distilled") for name in measures]
     blank = " | ".join([" "] * 2 * len(measures))
+    machine = ", ".join(f"{key} {value}" for key, value in study.machine.items())
+    seconds = sum(row.seconds for row in study.rows)
+    commands = ", ".join(f"`{command}`" for command in study.commands)
     lines = [
         f"## {study.name}",
         "",
-        f"From the package `{study.package}`, {study.licence}. The MLP is `{study.module}`, {study.parameters:,} "
-        f"parameters. Distilled on {study.train}, measured on {study.held_out}: {_described(measures)}, {unit}. "
-        f"{study.seconds:.0f} s.",
+        f"From the package `{study.package}`, {study.licence}. The MLP, `{study.module}`, has {study.parameters:,} "
+        "parameters.",
+        "",
+        f"- Measured: {_described(measures)}.",
+        f"- Text: {study.text}. Distilled on {study.train}, measured on {study.held_out}.",
+        f"- Distillation: {study.distillation}",
+        f"- Machine: {machine}. Seed {study.seed}. {seconds:.0f} s for the forms. Run by {commands}.",
+        *_at_full_rank(study),
         "",
         f"| form | experts | share | rank | error | {' | '.join(heads)} | made good | verdict |",
         "|---|" + "---:|" * (5 + len(heads)) + "---|",
@@ -200,11 +185,21 @@ def _section(study: Study, measures: tuple[str, ...], unit: str) -> list[str]:
 
 def _described(measures: tuple[str, ...]) -> str:
     words = {
-        CROSS_ENTROPY: "cross-entropy",
-        COSINE: "mean cosine of an embedding and the unchanged model's",
-        AGREEMENT: "share of sentences whose nearest other sentence is the same",
+        CROSS_ENTROPY: "cross-entropy, in nats a token (lower is better)",
+        COSINE: "*cosine*, the mean similarity of an embedding to the unchanged model's (higher is better)",
+        AGREEMENT: "*nearest*, the share of sentences whose nearest other sentence is the same as there",
     }
-    return " and ".join(words[name] for name in measures)
+    return "; ".join(words[name] for name in measures)
+
+
+def _at_full_rank(study: Study) -> list[str]:
+    if study.full_rank_change is None:
+        return []
+    within = "within" if study.full_rank_change < EXACT else "**more than**"
+    return [
+        "- At full rank: 16 different CP experts in the MLP's place change the logits by "
+        f"{study.full_rank_change:.1e} (relative), {within} the {EXACT:.0e} that rounding may make."
+    ]
 
 
 def _conclusions(study: Study) -> list[str]:
@@ -225,6 +220,10 @@ def _conclusions(study: Study) -> list[str]:
         lines.append(
             "- Closer to the original than one low-rank product (CP with 1 expert) of as many parameters, both "
             f"distilled: {len(better)} of {len(several)} forms with several experts{_listed(better)}."
+        )
+    if len(study.rows) < study.planned:
+        lines.append(
+            f"- **Not all forms were run**: {study.planned - len(study.rows)} of {study.planned} forms are missing."
         )
     worse = [row for row in study.rows if harm(row.distilled, study.original) > harm(row.fitted, study.original)]
     if worse:

@@ -88,6 +88,7 @@ def place(model: Any, train: Sequence[dict[str, Tensor]], held_out: Sequence[dic
     inputs = torch.cat([call.arguments[0][batch["attention_mask"].bool()] for batch, call in calls])
     exact = embed(model, held_out)
     return Place(
+        f"{name}.intermediate, {name}.output.dense",
         model,
         mlp.eval(),
         (mlp[0], mlp[2]),

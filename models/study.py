@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from itertools import product
 from typing import Any
 
@@ -38,12 +39,11 @@ class Variant:
     fraction: float
 
 
-FRACTIONS = (1.0, 0.75, 0.5)
-VARIANTS = (
-    *(Variant("cp", 1, fraction) for fraction in FRACTIONS),  # one product of two matrices: what experts add to
-    *(Variant(*case) for case in product(("cp", "tr", "tucker"), (16, 256), FRACTIONS)),
+FORMS = (
+    ("cp", 1),  # one product of two matrices: what experts add to
+    *product(("cp", "tr", "tucker"), (16, 256)),
 )
-
+VARIANTS = tuple(Variant(*form, fraction) for fraction in (1.0, 0.75, 0.5) for form in FORMS)
 
 INDEPENDENT = 4
 """Experts that must be able to be linearly independent; more would leave less rank to each one's matrix."""
@@ -54,6 +54,7 @@ class Place:
     """One MLP in a model.
 
     Attributes:
+        name: What the page calls the MLP.
         model: The model.
         mlp: What computes the MLP alone; its parts stay the model's own.
         linears: Its linear layers, in the order of application.
@@ -62,6 +63,7 @@ class Place:
         measure: Measures the model as it is.
     """
 
+    name: str
     model: nn.Module
     mlp: nn.Module
     linears: tuple[nn.Module, ...]
@@ -96,7 +98,7 @@ class Row:
         fitted: The same, started from the weights and the covariance of the inputs.
         distilled: What was measured after distillation from the latter.
         losses: The normalised squared error of the first and the last step.
-        seconds: What the distillation took.
+        seconds: What all this took.
     """
 
     variant: Variant
@@ -135,27 +137,31 @@ def make_block(place: Place, variant: Variant, seed: int = 0, *, fit_inputs: boo
     sizes = [read.matrix(bias).numel() for read in weights]
     gate = weights[0].weight.shape[0] * variant.experts
     total = int(variant.fraction * sum(sizes)) - gate
-    ranks = [
-        rank_for_budget(
-            (variant.experts,),
-            *read.weight.shape,
-            variant.decomposition,
-            parameters=total * size // sum(sizes),
-            bias=bias,
-            count_gate=False,
-            independent_experts=min(INDEPENDENT, variant.experts),
-        )
-        for read, size in ((weights[0], sizes[0]), (weights[-1], sizes[-1]))
-    ]
+    shapes = [(*weights[k].weight.shape, total * sizes[k] // sum(sizes)) for k in (0, -1)]
+    first, last = (_rank(variant, *shape, bias) for shape in shapes)
     rows = nn.functional.pad(place.inputs, (0, 1), value=1.0) if bias else place.inputs
     return upcycle(
         place.mlp,
         (variant.experts,),
         variant.decomposition,
-        ranks[0],
-        second_rank=ranks[1],
+        first,
+        second_rank=last,
         seed=seed,
         input_covariance=rows.t() @ rows / len(rows) if fit_inputs else None,
+    )
+
+
+@cache
+def _rank(variant: Variant, in_features: int, out_features: int, parameters: int, bias: bool) -> int | tuple[int, ...]:
+    return rank_for_budget(
+        (variant.experts,),
+        in_features,
+        out_features,
+        variant.decomposition,
+        parameters=parameters,
+        bias=bias,
+        count_gate=False,
+        independent_experts=min(INDEPENDENT, variant.experts),
     )
 
 
@@ -170,20 +176,20 @@ def rows(place: Place, variants: Sequence[Variant], settings: DistillationSettin
     """
     dense = sum(parameter.numel() for parameter in place.mlp.parameters())
     for variant in variants:
+        begun = time.perf_counter()
         started = make_block(place, variant, settings.seed)
         with place.holding(started.layer):
             upcycled = place.measure()
         block = make_block(place, variant, settings.seed, fit_inputs=True).layer
         with place.holding(block):
             fitted = place.measure()
-        begun = time.perf_counter()
         batches = _batches(place.inputs, batch_size, settings)
         losses = distill(place.mlp, {"": block}, batches, settings)[""]
-        seconds = time.perf_counter() - begun
         with place.holding(block):
             distilled = place.measure()
         share = sum(parameter.numel() for parameter in block.parameters()) / dense
         ends = losses[0], losses[-1]
+        seconds = time.perf_counter() - begun
         yield Row(variant, block.first.rank, share, started.error, upcycled, fitted, distilled, ends, seconds)
 
 

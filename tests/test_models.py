@@ -1,10 +1,9 @@
 """The real models' page: made from tiny random models here; the real run is opt-in (`-m models`)."""
 
-import json
 import math
 import subprocess
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,14 +12,15 @@ import torch
 from torch import Tensor
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from benchmarks import machine
 from factorized_moe.surgery import Call, DistillationSettings, output_error
 from models import __main__ as command
 from models import language, report, sentences, sources, study
-from models.report import Results, Study
+from models.report import Study
 from models.study import Place, Row, Variant
 
 VARIANTS = (Variant("cp", 1, 1.0), Variant("cp", 4, 1.0), Variant("tr", 4, 0.75), Variant("tucker", 8, 0.5))
+"""Tiny forms: the real ones have up to 256 experts."""
+
 SETTINGS = DistillationSettings(steps=3, learning_rate=1e-3)
 EFFORT = command.Effort(batch_size=16, settings=SETTINGS, variants=VARIANTS)
 
@@ -57,14 +57,23 @@ def bert_place() -> Place:
 PLACES = {"language": llama_place, "sentences": bert_place}
 
 
+@pytest.fixture(autouse=True)
+def _tiny_forms(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "VARIANTS", VARIANTS)
+    monkeypatch.setattr(command, "VARIANTS", VARIANTS)
+
+
 @pytest.fixture(scope="module")
-def results() -> Results:
-    found = {
-        kind: command.study(source, "middle", PLACES[kind](), EFFORT, ("36 tokens", "20 tokens"))
-        for kind, source in (("language", sources.LANGUAGE_MODEL), ("sentences", sources.SENTENCE_MODEL))
-    }
+def studies() -> dict[str, Study]:
     change = language.relative_change_at_full_rank(llama_place(), numbers(1, 10))
-    return Results("python -m models", 0, "some text", machine.describe(), "3 steps.", change, **found, seconds=1.5)
+    amounts = "some text", "36 tokens", "20 tokens"
+    found = {}
+    for kind, source, exact in (
+        ("language", sources.LANGUAGE_MODEL, change),
+        ("sentences", sources.SENTENCE_MODEL, None),
+    ):
+        *_, found[kind] = command.study(source, PLACES[kind](), EFFORT, VARIANTS, amounts, "python -m models", exact)
+    return found
 
 
 # -- what is measured
@@ -98,16 +107,16 @@ def test_blocks_keep_to_their_parameters(kind: str, variant: Variant) -> None:
 
 
 def test_full_rank_changes_nothing() -> None:
-    at = llama_place()
-    assert language.relative_change_at_full_rank(at, numbers(1, 10)) < 1e-5
-    with at.holding(study.Ablated()):
-        assert language.cross_entropy(at.model, numbers(1, 10)) > 0
+    assert language.relative_change_at_full_rank(llama_place(), numbers(1, 10)) < 1e-5
 
 
-def test_cross_entropy_is_the_models_own_loss() -> None:
-    at = llama_place()
-    ids = numbers(2, 10)
-    assert language.cross_entropy(at.model, ids) == pytest.approx(at.model(ids, labels=ids).loss.item(), rel=1e-5)
+def test_measure_of_the_upper_half_is_the_whole_models_loss() -> None:
+    at, ids = llama_place(), numbers(2, 10)
+    block = study.make_block(at, VARIANTS[1]).layer
+    for module in (at.mlp, block):
+        with at.holding(module), torch.no_grad():
+            expected = at.model(ids, labels=ids).loss.item()
+            assert at.measure() == {"cross-entropy": pytest.approx(expected, rel=1e-5)}
 
 
 def test_inputs_covariance_makes_the_start_closer() -> None:
@@ -128,24 +137,69 @@ def test_distillation_brings_a_form_closer_and_is_the_same_again() -> None:
 # -- the page
 
 
-def test_page_has_every_figure_of_the_run(results: Results, tmp_path: Path) -> None:
-    command.write(tmp_path, results)
+def test_page_has_every_figure_of_the_run(studies: dict[str, Study], tmp_path: Path) -> None:
+    for name in ("sentences", "language"):
+        command.write(tmp_path, name, studies[name])
     stored = report.load(tmp_path / "real-models.json")
-    assert stored == results
+    assert stored == studies
+    assert list(stored) == ["language", "sentences"]  # in the page's order, not that of the runs
     page = (tmp_path / "real-models.md").read_text(encoding="utf-8")
-    for part in (results.language, results.sentences):
-        assert len(part.rows) == len(VARIANTS)
+    for part in studies.values():
+        assert len(part.rows) == part.planned == len(VARIANTS)
         for row in part.rows:
             figures = [*row.upcycled.values(), *row.fitted.values(), *row.distilled.values()]
             assert all(math.isfinite(figure) for figure in figures)
             cells = " | ".join(f"{value:.4f}" for value in figures)
             assert f"| {row.share:.1%} | {row.rank} | {row.weight_error:.3f} | {cells} |" in page
         assert all(f"{value:.4f}" in page for value in (*part.original.values(), *part.ablated.values()))
-    assert "Seed 0. Command: `python -m models`" in page
+    assert "Seed 0." in page
+    assert "s for the forms. Run by `python -m models`." in page
+    assert "Not all forms" not in page
     for table in page.split("\n\n"):
         if table.startswith("|"):
             assert len({line.count("|") for line in table.splitlines()}) == 1
-    json.loads((tmp_path / "real-models.json").read_text(encoding="utf-8"))
+
+
+def test_forms_of_several_runs_are_put_together(studies: dict[str, Study], tmp_path: Path) -> None:
+    part = studies["language"]
+    last, first = replace(part, rows=part.rows[3:], commands=("b",)), replace(part, rows=part.rows[:1], commands=("a",))
+    command.write(tmp_path, "language", last)
+    command.write(tmp_path, "language", first)
+    page = (tmp_path / "real-models.md").read_text(encoding="utf-8")
+    assert "- **Not all forms were run**: 2 of 4 forms are missing." in page
+    assert "Run by `b`, `a`." in page
+    command.write(tmp_path, "language", part)
+    assert report.load(tmp_path / "real-models.json")["language"].rows == part.rows
+    changed = replace(first, original={"cross-entropy": 1.0})  # another study: nothing of the earlier one is kept
+    command.write(tmp_path, "language", changed)
+    assert report.load(tmp_path / "real-models.json")["language"] == changed
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["real-models.json", "real-models.md"]
+
+
+def test_command_runs_what_is_asked_for(
+    studies: dict[str, Study], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A quick run leaves the published page alone."""
+    asked = []
+
+    def study_language(effort: command.Effort, chosen: Sequence[Variant], line: str) -> Iterator[Study]:
+        asked.append((effort, tuple(chosen)))
+        yield replace(studies["language"], commands=(line,))
+
+    monkeypatch.setattr(command, "ROOT", tmp_path)
+    monkeypatch.setattr(command, "STUDIES", {"language": study_language})
+    monkeypatch.setattr(command, "FULL", EFFORT)
+    threads = torch.get_num_threads()
+    try:
+        command.main(["--quick", "--only", "language"])
+        page = (tmp_path / "results" / "models" / "real-models.md").read_text(encoding="utf-8")
+        assert "Run by `python -m models --only language --quick`." in page
+        assert not (tmp_path / "docs").exists()
+        command.main(["--shares", "0.75", "0.5"])
+    finally:
+        torch.set_num_threads(threads)
+    assert "Run by `python -m models --shares 0.75 0.5`" in (tmp_path / "docs" / "real-models.md").read_text("utf-8")
+    assert asked == [(command.QUICK, command.QUICK.variants), (EFFORT, VARIANTS[2:])]
 
 
 def cases(*entropies: float, ablated: float = 4.0) -> Study:
@@ -154,15 +208,16 @@ def cases(*entropies: float, ablated: float = 4.0) -> Study:
         for k, value in enumerate(entropies, start=1)
     ]
     original, without = {"cross-entropy": 3.0}, {"cross-entropy": ablated}
-    return Study("a model", "a-package", "MIT", "mlp", 10, "a", "b", original, without, rows, 1.0)
+    texts = ("a model", "a-package", "MIT", "mlp", 10, "some text", "a", "b", "3 steps.")
+    return Study(*texts, original, without, rows, len(rows), 0, ("python -m models",), {"cores": "2"})
 
 
-def page_of(results: Results, part: Study) -> str:
-    return report.markdown(replace(results, language=part)).split("## all-MiniLM")[0]
+def page_of(part: Study) -> str:
+    return report.markdown({"language": part})
 
 
-def test_poor_forms_are_called_poor_by_thresholds(results: Results) -> None:
-    page = page_of(results, cases(2.9, 3.04, 3.1, 3.3, 4.2))
+def test_poor_forms_are_called_poor_by_thresholds() -> None:
+    page = page_of(cases(2.9, 3.04, 3.1, 3.3, 4.2))
     verdicts = [line.split(" | ")[-1].strip(" |") for line in page.splitlines() if line.startswith("| CP")]
     assert verdicts == ["good", "good", "fair", "poor", "worse than no MLP"]
     assert "- Upcycled: of 5 forms 5 poor." in page
@@ -171,17 +226,18 @@ def test_poor_forms_are_called_poor_by_thresholds(results: Results) -> None:
     assert "- **Poor even when distilled**: CP, 4 experts, 99%; CP, 5 experts, 99%." in page
     assert "- Distillation made things worse for: CP, 4 experts, 99%; CP, 5 experts, 99%." in page
     assert "both distilled: 0 of 4 forms with several experts." in page
-    assert "both distilled: 1 of 1 forms with several experts (CP, 2 experts, 99%)." in page_of(
-        results, cases(3.1, 3.0)
-    )
+    page = page_of(cases(3.1, 3.0))
+    assert "both distilled: 1 of 1 forms with several experts (CP, 2 experts, 99%)." in page
+    assert "Poor even" not in page
 
 
-def test_page_says_where_an_mlp_does_not_matter_and_where_full_rank_is_not_exact(results: Results) -> None:
-    assert "costs nothing here" in page_of(results, cases(3.0, ablated=2.9))
-    assert "costs nothing here" not in page_of(results, cases(3.0))
-    page = report.markdown(replace(results, full_rank_change=2e-4))
-    assert "change its logits by 2.0e-04\n(relative), **more than** the 1e-05" in page
-    assert "(relative), within the 1e-05" in report.markdown(replace(results, full_rank_change=2e-6))
+def test_page_says_where_an_mlp_does_not_matter_and_where_full_rank_is_not_exact() -> None:
+    part = cases(3.0)
+    assert "costs nothing here" in page_of(cases(3.0, ablated=2.9))
+    assert "costs nothing here" not in page_of(part)
+    assert "At full rank" not in page_of(part)
+    assert "by 2.0e-04 (relative), **more than** the 1e-05" in page_of(replace(part, full_rank_change=2e-4))
+    assert "by 2.0e-06 (relative), within the 1e-05" in page_of(replace(part, full_rank_change=2e-6))
 
 
 # -- the text
@@ -273,8 +329,10 @@ def test_real_models(tmp_path: Path) -> None:
     finally:
         torch.set_num_threads(threads)
     found = report.load(tmp_path / "real-models.json")
-    assert found.full_rank_change < 1e-5
-    assert found.language.parameters == 3 * 576 * 1536
-    for part in (found.language, found.sentences):
+    change = found["language"].full_rank_change
+    assert change is not None
+    assert change < 1e-5
+    assert found["language"].parameters == 3 * 576 * 1536
+    for part in found.values():
         (row,) = part.rows
         assert report.harm(part.ablated, part.original) > report.harm(row.upcycled, part.original) > 0
