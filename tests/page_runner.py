@@ -36,7 +36,7 @@ def run(script: str, folder: str) -> int:
 
 def main() -> None:
     """Answer line by line until standard input ends."""
-    import factorized_moe  # noqa: F401  # what every page imports first
+    import factorized_moe.layers  # noqa: F401  # what every page imports first
 
     for line in sys.stdin:
         script, folder = line.rstrip("\n").split("\t")

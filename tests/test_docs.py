@@ -51,7 +51,7 @@ def run_page() -> Iterator[RunPage]:
         stdin, stdout = runner.stdin, runner.stdout
 
         def run(path: Path, script: str, folder: Path) -> Finished:
-            copy = folder / f"{path.stem}.py"
+            copy = folder / f"page_{path.stem}.py"
             copy.write_text(script, encoding="utf-8")
             print(copy, folder, sep="\t", file=stdin, flush=True)
             code = int(stdout.readline())
