@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -50,7 +51,10 @@ def write_folder(folder: Path, config: Mapping[str, Any], state: Mapping[str, Te
         save_file(kept, partial[0], {"format": "pt", "config": digest(config)})
         partial[1].write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         if weights.exists():
-            os.link(weights, old)
+            try:
+                os.link(weights, old)
+            except OSError:  # a file system without hard links
+                shutil.copy2(weights, old)
         try:
             partial[0].replace(weights)
             partial[1].replace(folder / CONFIG)

@@ -10,11 +10,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
-from factorized_moe.surgery.linears import is_linear
+from factorized_moe.surgery.linears import is_linear, read_linears
 
 __all__ = ["LAYOUTS", "MLPLayout", "Merged", "child", "find_layout", "register_layout"]
+
+ROUNDING = 0.02
+"""How far an MLP may be from its layout's formula, relatively: half precision rounds to 1/128."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,34 @@ class MLPLayout:
             if any(prefix + name not in named for name, _ in held.named_children()):
                 return False
         return True
+
+    @torch.no_grad()
+    def explains(self, module: nn.Module) -> bool:
+        """Whether a module that is an MLP as a whole computes what this layout says, on a random input.
+
+        Only what a module has is looked at when it is recognised; its own code may do more with it.
+        """
+        linears, activation = (
+            [child(module, path) for path in self.linears],
+            [child(module, p) for p in self.activation],
+        )
+        weight = read_linears(linears)[0].weight  # (I, H)
+        if self.block or weight.is_meta:
+            return True
+        x = torch.randn(4, weight.shape[0], generator=torch.Generator().manual_seed(0)).to(weight)
+        was_training = module.training
+        module.eval()
+        hidden = linears[0](x)
+        for part in activation:
+            hidden = part(hidden)
+        expected = linears[-1](hidden if self.gate is None else hidden * linears[1](x))
+        found = module.forward(x)
+        module.train(was_training)
+        if not isinstance(found, torch.Tensor) or found.shape != expected.shape:
+            return False
+        if not torch.isfinite(expected).all():  # whoever reads the weights refuses them
+            return True
+        return bool((found - expected).norm() <= ROUNDING * expected.norm())
 
 
 class Merged(nn.Identity):

@@ -55,6 +55,8 @@ def read_linear(module: Any) -> LinearWeights | None:
     else:
         return None
     weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
+    if isinstance(weight, nn.UninitializedParameter):  # a lazy layer has no sizes yet
+        return None
     # A quantised layer keeps its weight in another form.
     if not isinstance(weight, Tensor) or not weight.is_floating_point() or tuple(weight.shape) != shape:
         return None

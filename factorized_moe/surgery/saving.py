@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -47,6 +48,8 @@ def save(model: nn.Module, folder: str | Path, *, only_experts: bool = False) ->
         True
     """
     modules = described_modules(model)
+    if "" in modules:
+        raise ValueError(f"a {type(model).__name__} on its own is no model; write it with save_pretrained")
     if not modules:
         raise ValueError("the model has no layer of experts; save it as any other model, or call replace first")
     state = model.state_dict()
@@ -79,14 +82,13 @@ def load(model: nn.Module, folder: str | Path) -> nn.Module:
             f"{Path(folder) / CONFIG} does not describe a model; a single layer is read by from_pretrained"
         )
     changes: dict[str, nn.Module] = {}
-    made: dict[int, nn.Module] = {}
+    made: dict[tuple[int, str], nn.Module] = {}
     for path, description in config["modules"].items():
         old = child(model, path)
         if old is None:
             raise ValueError(f"the model has no module {path!r}; load into the base model that was changed")
-        if id(old) not in made or description["kind"] == "Merged":
-            made[id(old)] = _make(path, description, old, model)
-        changes[path] = made[id(old)]
+        key = id(old), json.dumps(description, sort_keys=True)  # one module in several places stays one
+        changes[path] = made[key] = made.get(key) or _make(path, description, old, model)
     with installed(model, changes):
         state = model.state_dict()
         if config["content"] == "experts":
@@ -164,7 +166,7 @@ def _make(path: str, description: Any, old: Any, model: nn.Module) -> nn.Module:
     device = tensors[0].device if tensors else torch.device("cpu")
     try:
         return rebuild(description, old, device).train(model.training)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(f"module {path!r}: {error}") from error
 
 

@@ -86,9 +86,12 @@ def find_targets(model: nn.Module, target: Target | Sequence[Target], last: int 
         raise ValueError("no target is given; name modules by a pattern, a class or a function")
     candidates, places = _replaceable(model)
     chosen: dict[str, Found] = {}
+    seen: set[int] = set()
     for one in targets:
         for found in _one_target(one, candidates, places):
-            chosen[found.path] = found
+            if id(found.module) not in seen:  # a module in several places is one
+                chosen[found.path] = found
+                seen.add(id(found.module))
     taken: dict[str, str] = {}
     for found in chosen.values():
         for path in {found.path, *(path for path, _ in found.linears)}:
@@ -104,7 +107,7 @@ def _replaceable(model: nn.Module) -> tuple[dict[str, Found], dict[str, nn.Modul
     places: dict[str, nn.Module] = {}
     candidates: dict[str, Found] = {}
     closed: list[str] = []  # what is within these is not ours to change
-    for path, module in model.named_modules():
+    for path, module in model.named_modules(remove_duplicate=False):
         if any(path.startswith(f"{prefix}.") for prefix in closed):
             continue
         places[path] = module

@@ -120,6 +120,11 @@ def upcycle(
 
 def merged_activation(module: nn.Module, layout: MLPLayout) -> Any:
     """What an MLP applies between its linear layers, as one callable."""
+    if not layout.explains(module):
+        raise ValueError(
+            f"{type(module).__name__} has the parts of the layout {layout.name!r} but computes something else; change "
+            "its linear layers one by one"
+        )
     parts = [child(module, path) for path in layout.activation]
     return parts[0] if len(parts) == 1 else nn.Sequential(*parts)
 

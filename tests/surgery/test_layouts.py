@@ -91,6 +91,23 @@ def test_unknown_part_is_no_mlp() -> None:
     assert not is_mlp("", mlp)
 
 
+def test_module_that_computes_something_else_is_refused() -> None:
+    class Scaled(nn.Sequential):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 2.0 * super().forward(x)
+
+    model = nn.ModuleDict({"mlp": Scaled(nn.Linear(6, 9), nn.ReLU(), nn.Dropout(0.5), nn.Linear(9, 6))})
+    register_layout(MLPLayout("test scaled", up="0", activation=("1", "2"), down="3"))
+    with pytest.raises(
+        ValueError, match="mlp: Scaled has the parts of the layout 'test scaled' but computes something"
+    ):
+        replace(model, is_mlp, CONFIG)
+    assert isinstance(model["mlp"], Scaled)
+    assert model["mlp"].training
+    report = replace(model, nn.Linear, CONFIG)
+    assert [one.path for one in report.replacements] == ["mlp.0", "mlp.3"]
+
+
 def test_registering_errors() -> None:
     with pytest.raises(TypeError, match="register_layout takes an MLPLayout, got 'llama'"):
         register_layout("llama")

@@ -129,11 +129,21 @@ def test_wrong_kind_of_model_or_config() -> None:
         replace(make_model(), "0", {"rank": 3})
 
 
-def test_module_in_two_places_is_replaced_in_both() -> None:
+@pytest.mark.filterwarnings("ignore:Lazy modules are a new feature")
+def test_lazy_and_quantised_layers_are_no_linear_layers() -> None:
+    lazy = nn.LazyLinear(4)
+    packed = nn.Linear(4, 4)
+    packed.weight = nn.Parameter(torch.zeros(8, 1, dtype=torch.uint8), requires_grad=False)
+    with pytest.raises(ValueError, match="this model has nothing that can be replaced"):
+        replace(nn.Sequential(lazy, packed), nn.Linear, CONFIG)
+
+
+@pytest.mark.parametrize("path", ["a.0", "a.2", "b.0"])
+def test_module_in_several_places_is_replaced_in_each(path: str) -> None:
     shared = nn.Linear(6, 6)
     model = nn.Sequential(shared, nn.ReLU(), shared)
     outer = nn.ModuleDict({"a": model, "b": nn.ModuleList([shared])})
-    report = replace(outer, "a.0", CONFIG)
+    report = replace(outer, [path, nn.Linear], CONFIG)
     assert len(report.replacements) == 1
     assert isinstance(outer["a"][0], MuMoE)
     assert outer["a"][0] is outer["a"][2] is outer["b"][0]

@@ -177,6 +177,32 @@ def test_interrupted_save_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest
 def test_model_without_layers_of_experts(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="the model has no layer of experts"):
         save(Tied(), tmp_path)
+    with pytest.raises(ValueError, match="a MuMoE on its own is no model; write it with save_pretrained"):
+        save(MuMoE(4, 3, [2], rank=1), tmp_path)
+
+
+def test_layer_in_several_places_stays_one(tmp_path: Path) -> None:
+    def base() -> nn.Sequential:
+        shared = nn.Linear(6, 6)
+        return nn.Sequential(shared, nn.ReLU(), shared).eval()
+
+    model, x = base(), torch.randn(3, 6)
+    replace(model, nn.Linear, CONFIG)
+    save(model, tmp_path)
+    loaded = load(base(), tmp_path)
+    assert loaded[0] is loaded[2]
+    assert torch.equal(loaded(x), model(x))
+
+
+def test_file_system_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError("not supported")
+
+    monkeypatch.setattr(files_module.os, "link", refuse)
+    model = trained()
+    for _ in range(2):
+        save(model, tmp_path)
+    assert torch.equal(load(Tied(seed=1).eval(), tmp_path)(IDS), model(IDS))
 
 
 LAYERS = {

@@ -15,7 +15,7 @@ from factorized_moe.surgery.skeleton import mean_matrix
 # Their experts are structured matrices: the matrix rank is not what limits them.
 STRUCTURED = ("block_tensor_train", "kronecker", "tt_matrix")
 GENERIC = [name for name in available_decompositions() if name not in STRUCTURED]
-EXPERTS = [(), (1,), (5,), (2, 3), (2, 1, 2)]
+EXPERTS = [(), (5,), (2, 1, 3)]
 
 
 def some_matrix(inputs: int = 9, outputs: int = 10, seed: int = 0) -> torch.Tensor:
@@ -35,7 +35,7 @@ def relative(difference: torch.Tensor, to: torch.Tensor) -> float:
 @pytest.mark.parametrize("name", GENERIC)
 def test_as_good_as_the_truncated_decomposition(name: str, experts: tuple[int, ...]) -> None:
     matrix, source = some_matrix(), get_decomposition(name)
-    for rank in (1, 2, 4, 11):
+    for rank in (1, 4, 11):
         shape = (*experts, *matrix.shape)
         network = source.network(experts, *matrix.shape, source.resolve_rank(rank, shape))
         tensors = equal_experts(matrix, network, noise=0.4, generator=torch.Generator().manual_seed(1))
