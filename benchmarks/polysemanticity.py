@@ -156,21 +156,31 @@ def findings(found: Sequence[Run]) -> list[str]:
             f"{sizes[-1]:,} experts it goes from {_mean(few):.3f} to {_mean(many):.3f}."
         )
         drops = [_mean(_by_seed(found, activation, size, "largest_drop")) for size in (sizes[0], sizes[-1])]
-        shares = [_mean(_by_seed(found, activation, size, "concentration")) for size in (sizes[0], sizes[-1])]
-        moved = "grows" if shares[1] > shares[0] else "does not grow"
         sentences.append(
             f"Over the same range the class that an expert matters to most loses {drops[0]:.1%} and {drops[1]:.1%} of "
-            f"its accuracy without it ({activation}); a score near 1 says little more than that this is small. "
-            f"The concentration, which is free of this, {moved}: {shares[0]:.3f} and {shares[1]:.3f}."
+            f"its accuracy without it ({activation}); a score near 1 says little more than that this is small."
         )
+        shares = {size: _mean(_by_seed(found, activation, size, "concentration")) for size in sizes}
+        known = {size: share for size, share in shares.items() if not math.isnan(share)}
+        if len(known) > 1:
+            first, last = min(known), max(known)
+            moved = "grows" if known[last] > known[first] else "does not grow"
+            sentences.append(
+                f"The concentration, which is free of this, {moved} ({activation}): {known[first]:.3f} at {first:,} "
+                f"experts and {known[last]:.3f} at {last:,}."
+            )
     if set(ACTIVATIONS) <= {run.activation for run in found}:
         for measure, word in (("polysemanticity", "less polysemantic"), ("concentration", "more concentrated")):
             wins = []
             for size in sizes:
-                pairs = zip(*(_by_seed(found, name, size, measure) for name in ACTIVATIONS), strict=True)
-                better = [(a < b) if measure == "polysemanticity" else (a > b) for a, b in pairs]
-                wins.append(f"{sum(better)} of {len(better)} seeds at {size:,} experts")
-            sentences.append(f"*Entmax gives experts that are {word} than softmax's*: in {', '.join(wins)}.")
+                values = zip(*(_by_seed(found, name, size, measure) for name in ACTIVATIONS), strict=True)
+                both = [pair for pair in values if not any(map(math.isnan, pair))]
+                better = sum((a < b) if measure == "polysemanticity" else (a > b) for a, b in both)
+                if both:
+                    wins.append(f"{better} of {len(both)} seeds at {size:,} experts")
+            sentences.append(
+                f"*Entmax gives experts that are {word} than softmax's*: in {', '.join(wins) or 'no case'}."
+            )
     return sentences
 
 
@@ -213,7 +223,8 @@ def draw(found: Sequence[Run], path: Path) -> None:
         figure, axes = pyplot.subplots(1, 2, figsize=(8.4, 3.2), layout="constrained")
         for axis, measure in zip(axes, MEASURES, strict=True):
             for activation in dict.fromkeys(run.activation for run in found):
-                sizes = sorted({run.experts for run in found if getattr(run, measure) is not None})
+                mine = [run for run in found if run.activation == activation and getattr(run, measure) is not None]
+                sizes = sorted({run.experts for run in mine})
                 values = [_by_seed(found, activation, size, measure) for size in sizes]
                 axis.plot(
                     sizes, [_mean(v) for v in values], "o-", markersize=3, label=activation, color=COLOURS[activation]
