@@ -153,7 +153,9 @@ class _Job:
     def bound(self, network: TensorNetwork) -> float:
         if not self.target.any():
             return 0.0
-        return error_bound(self.target if self.root is None else self.root.exact @ self.target, network)
+        if self.root is None:
+            return error_bound(self.target, network)
+        return error_bound(self.root.exact @ self.target, network, split_input=False)
 
     def parameters(self, network: TensorNetwork, rank: Rank, report: Report) -> Found:
         """The parameters that fit best, from a target of norm 1."""
@@ -178,8 +180,6 @@ class _Job:
 
 
 def _check_values(dense: Tensor) -> None:
-    if dense.is_meta:
-        raise ValueError("the dense tensor is on the meta device and has no values; a fit needs them")
     if not dense.numel():
         raise ValueError(f"the dense tensor of shape {tuple(dense.shape)} is empty; every mode needs an entry")
     if not torch.isfinite(dense).all():

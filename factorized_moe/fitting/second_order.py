@@ -20,8 +20,8 @@ MOST_ENTRIES = 4_000_000
 
 COLUMN = "parameter's entry"
 EXACT = 1e-13
-STALLED = 1e-5
-PATIENCE = 2
+STALLED = 1e-6
+PATIENCE = 4
 
 
 def is_small(problem: Problem) -> bool:

@@ -25,7 +25,7 @@ STEPS = 60
 RANDOM_STARTS = 2
 """With no algorithm of TensorLy's, or where its result can be improved at little cost."""
 
-SMALL_STARTS = 6
+SMALL_STARTS = 10
 """The most random starts of a small problem."""
 
 EXACT = 1e-9
@@ -88,8 +88,12 @@ def _starts(
     known = decomposition.tensorly_algorithm is not None and problem.target.ndim > 2 and problem.root is None
     if known:
         for start in range(len(decomposition.tensorly_starts)):
-            tensors = tensorly_fits(problem.target, decomposition, rank, start)
-            yield tensors, f"TensorLy's {decomposition.tensorly_algorithm}"
+            try:
+                tensors = tensorly_fits(problem.target, decomposition, rank, start)
+            except torch.linalg.LinAlgError:  # its systems can be singular, for instance where experts are equal
+                known = False
+            else:
+                yield tensors, f"TensorLy's {decomposition.tensorly_algorithm}"
     for _ in range(SMALL_STARTS if is_small(problem) else 0 if known else RANDOM_STARTS):
         tensors = problem.random(generator)
         if problem.is_linear:

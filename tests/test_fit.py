@@ -1,0 +1,167 @@
+"""`fit`: exact recovery, TensorLy's own results as a limit, true errors, output errors, an error in place of a rank."""
+
+import re
+import sys
+
+import pytest
+import tensorly
+import tensorly.decomposition
+import torch
+
+from factorized_moe import FactorizedExpertTensor
+from factorized_moe.decompositions.registry import registered_decompositions
+from factorized_moe.fitting import error_bound, fit
+from factorized_moe.testing import Structure
+
+
+def gaussian(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("seed", [0, 2])
+@pytest.mark.parametrize("name", registered_decompositions())
+def test_what_can_be_exact_is(name: str, seed: int) -> None:
+    target = Structure((3, 2), 4, 6, 2, bias=True, seed=seed).tensor(name).to_dense().detach()
+    fitted = fit(target, name, 2, bias=True)
+    assert fitted.relative_error < 1e-9
+    assert fitted.error_bound == 0.0
+    w = FactorizedExpertTensor.from_fit(fitted)
+    assert w.bias
+    assert w.relative_error(target) == pytest.approx(fitted.relative_error, abs=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_no_worse_than_tensorly(seed: int) -> None:
+    target = gaussian(5, 9, 8, seed=seed)
+    with tensorly.backend_context("pytorch", local_threadsafe=True):
+        (core, factors), _ = tensorly.decomposition.partial_tucker(target, rank=[4, 3], modes=[1, 2])
+        dense = torch.einsum("nab,ia,ob->nio", core, *factors)
+        partial = float((dense - target).norm() / target.norm())
+        cp = tensorly.cp_to_tensor(tensorly.decomposition.parafac(target, 4, random_state=0))
+        parafac = float((cp - target).norm() / target.norm())
+    assert fit(target, "tucker", (5, 4, 3)).relative_error <= partial + 1e-12
+    assert fit(target, "cp", 4).relative_error <= parafac + 1e-12
+
+
+@pytest.mark.parametrize("name", registered_decompositions())
+def test_errors_are_true_and_above_the_bound(name: str) -> None:
+    target = gaussian(4, 5, 6, seed=1)
+    fitted = fit(target, name, 1)
+    difference = fitted.to_dense() - target
+    assert fitted.relative_error == pytest.approx(float(difference.norm() / target.norm()), abs=1e-12)
+    expected = difference.norm(dim=(1, 2)) / target.norm(dim=(1, 2))
+    torch.testing.assert_close(fitted.expert_errors, expected, atol=1e-12, rtol=1e-9)
+    assert fitted.error_bound <= fitted.relative_error + 1e-12
+    assert fitted.num_parameters == sum(tensor.numel() for tensor in fitted.tensors.values())
+
+
+def test_the_bound_is_the_best_of_a_matrix_and_of_every_cut() -> None:
+    matrix = gaussian(6, 7)
+    assert fit(matrix, "low_rank", 2).relative_error == pytest.approx(fit(matrix, "low_rank", 2).error_bound)
+    target = gaussian(4, 5, 6)
+    network = FactorizedExpertTensor((4,), 5, 6, "tt", (1, 2, 3, 1)).network
+    first = torch.linalg.svdvals(target.reshape(4, 30))[2:].norm() / target.norm()
+    second = torch.linalg.svdvals(target.reshape(20, 6))[3:].norm() / target.norm()
+    assert error_bound(target, network) == pytest.approx(float(max(first, second)))
+
+
+@pytest.mark.parametrize("name", ["cp", "tt", "kronecker", "shared_private"])
+@pytest.mark.parametrize("bias", [False, True])
+def test_the_error_of_the_outputs(name: str, bias: bool) -> None:
+    """Better on the inputs than a fit of the weights; told truly; inputs of a few directions are no obstacle."""
+    target = gaussian(3, 6 + bias, 5)
+    inputs = gaussian(40, 3, seed=1) @ gaussian(3, 6, seed=2) * 2.0 + 0.5
+    rows = torch.nn.functional.pad(inputs, (0, int(bias)), value=1.0)
+    outputs = rows @ target
+    plain, fitted = fit(target, name, 1, bias=bias), fit(target, name, 1, bias=bias, activations=inputs)
+
+    def output_error(dense: torch.Tensor) -> float:
+        return float((rows @ dense - outputs).norm() / outputs.norm())
+
+    assert fitted.relative_error == pytest.approx(output_error(fitted.to_dense()), rel=1e-6)
+    assert fitted.relative_error < output_error(plain.to_dense())
+    assert fitted.error_bound <= fitted.relative_error
+    moment = rows.mT @ rows / len(rows)
+    same = fit(target, name, 1, bias=bias, input_covariance=moment)
+    assert same.relative_error == pytest.approx(fitted.relative_error, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["cp", "tt", "dense"])
+def test_an_error_in_place_of_a_rank(name: str) -> None:
+    target = Structure((4,), 7, 6, 3, seed=2).tensor(name).to_dense().detach()
+    target = target + 0.01 * target.norm() * gaussian(4, 7, 6) / gaussian(4, 7, 6).norm()
+    fitted = fit(target, name, error=0.05)
+    assert fitted.relative_error <= 0.05
+    if name != "dense":
+        smaller = max(fitted.rank) if isinstance(fitted.rank, tuple) else fitted.rank
+        assert smaller <= 3
+        assert fit(target, name, smaller - 1).relative_error > 0.05
+
+
+def test_half_precision_errors_count_the_rounding() -> None:
+    target = Structure((3,), 4, 5, 2).tensor("cp").to_dense().detach()
+    fitted = fit(target.bfloat16(), "cp", 2)
+    assert all(tensor.dtype == torch.bfloat16 for tensor in fitted.tensors.values())
+    assert 1e-4 < fitted.relative_error < 2e-2
+
+
+def test_the_scale_does_not_matter() -> None:
+    target = gaussian(3, 4, 5)
+    error = fit(target, "cp", 2).relative_error
+    for scale in (1e-100, 1e100):
+        assert fit(target * scale, "cp", 2).relative_error == pytest.approx(error, rel=1e-4)
+
+
+def test_progress_is_shown_and_tqdm_asked_for(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    pytest.importorskip("tqdm")
+    fit(gaussian(3, 4, 5), "kronecker", 1, progress=True)
+    assert "fit" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    with pytest.raises(ModuleNotFoundError, match=re.escape("progress=True needs tqdm")):
+        fit(gaussian(3, 4, 5), "cp", 1, progress=True)
+
+
+ONES = torch.ones(2, 3, 4)
+ERRORS = {
+    "neither": ({"rank": None}, TypeError, "give a rank, or in its place the largest error; got none"),
+    "both": ({"error": 0.1}, TypeError, "give a rank, or in its place the largest error; got both"),
+    "meta": ({"dense": ONES.to("meta")}, ValueError, "the meta device holds no values to fit"),
+    "empty": ({"dense": ONES[:, :0]}, ValueError, r"shape \(2, 0, 4\) is empty; every mode needs an entry"),
+    "infinite": ({"dense": ONES / 0}, ValueError, "has a NaN or an infinite entry; a fit needs finite values"),
+    "two norms": (
+        {"activations": ONES[0, :, :3], "input_covariance": torch.eye(3)},
+        TypeError,
+        "give activations or input_covariance, not both",
+    ),
+    "no tensor": ({"activations": 3}, TypeError, "activations must be a tensor of a real floating type, got int"),
+    "NaN inputs": ({"activations": ONES[0, :, :3] * float("nan")}, ValueError, "activations has a NaN"),
+    "width": ({"activations": ONES}, ValueError, r"activations have shape \(2, 3, 4\), expected \(\*samples, 3\)"),
+    "covariance": ({"input_covariance": torch.eye(4)}, ValueError, r"expected \(3, 3\)$"),
+    "zero inputs": ({"activations": torch.zeros(5, 3)}, ValueError, "the inputs are all zero"),
+    "asymmetric": ({"input_covariance": torch.ones(3, 3).tril()}, ValueError, "input_covariance is not symmetric"),
+    "negative": ({"input_covariance": -torch.eye(3)}, ValueError, "has a negative eigenvalue"),
+    "no outputs": (
+        {"activations": torch.tensor([[1.0, -1.0, 0.0]])},
+        ValueError,
+        "outputs on these inputs are all zero",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ERRORS)
+def test_errors(case: str) -> None:
+    options, kind, message = ERRORS[case]
+    with pytest.raises(kind, match=message):
+        fit(**{"dense": ONES, "decomposition": "cp", "rank": 1, **options})
+
+
+@pytest.mark.parametrize("error", [0, 1.0, True, "small"])
+def test_an_error_is_a_fraction(error: object) -> None:
+    with pytest.raises(ValueError, match=f"error is a number above 0 and below 1, got {error!r}"):
+        fit(ONES, "cp", error=error)  # type: ignore[arg-type]
+
+
+def test_an_error_out_of_reach() -> None:
+    target = gaussian(4, 3, 3)
+    with pytest.raises(ValueError, match=r"no rank up to \d+ reaches a relative error of 0.0001"):
+        fit(target.half(), "cp", error=1e-4)  # rounding alone makes more
