@@ -27,6 +27,7 @@ from factorized_moe.interpret.report import (
 )
 from factorized_moe.interpret.report.comparison import match_experts, nearest_experts
 from factorized_moe.interpret.report.encoding import pack, png, script_json
+from factorized_moe.interpret.report.payload import _reduced
 
 TEXTS = Texts([["a", " b"], [], ["c", " d", " e", " f"], ["g"]])
 
@@ -277,6 +278,18 @@ def test_png(shape: tuple[int, ...]) -> None:
     pixels = np.random.default_rng(0).integers(0, 255, (2 * shape[0], *shape[1:]), dtype=np.uint8)[::2]
     with Image.open(BytesIO(png(pixels))) as image:
         np.testing.assert_array_equal(np.asarray(image), pixels)
+
+
+def test_large_images_are_reduced() -> None:
+    photograph = np.zeros((300, 150, 3), dtype=np.uint8)
+    photograph[:3, :3, 0] = 90
+    photograph[0, 0, 0] = 99
+    small = _reduced(photograph)
+    assert small.shape == (100, 50, 3)
+    assert small[0, 0].tolist() == [91, 0, 0]
+    assert small[1:].max() == 0
+    for shape in ((128, 3), (5, 128), (1000, 1)):
+        assert _reduced(np.zeros(shape, dtype=np.uint8)).shape == shape  # small already, or too thin
 
 
 def test_page_is_one_safe_file(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """A run as the JSON that the page's scripts read: only what is shown, each image and each token once.
 
-Legend: ``N`` experts of one mode, ``K`` top inputs kept of each expert, ``W`` tokens around a top token.
+Legend: ``N`` experts of one mode, ``K`` top samples kept of each expert, ``W`` tokens around a top token or the width of
+an image, ``H`` its height.
 """
 
 from __future__ import annotations
@@ -17,6 +18,12 @@ from factorized_moe.interpret.report.inputs import Images, Texts
 from factorized_moe.interpret.report.layer import PER_EXPERT, LayerSummary
 
 __all__ = ["run_payload"]
+
+LARGEST_SIDE = 128
+"""Pixels of an image in the page, where it is shown at 80 or so: pages of photographs stay of a size to be sent."""
+
+COARSE_SIDE = 64
+"""Images up to this many pixels a side are shown with their pixels as squares."""
 
 
 def run_payload(data: ReportData) -> dict[str, Any]:
@@ -60,12 +67,24 @@ def _inputs_payload(data: ReportData) -> dict[str, Any] | None:
     shown = [_shown(layer, data.inputs) for layer in data.layers]
     numbers = np.unique(np.concatenate([np.zeros(0, np.int64), *shown]))
     if isinstance(data.inputs, Images):
-        pixels = data.inputs.pixels[numbers]
-        return {"kind": "images", "numbers": pack(numbers), "images": [data_uri(image) for image in pixels]}
+        images = [data_uri(_reduced(data.inputs.pixels[number])) for number in numbers.tolist()]
+        coarse = max(data.inputs.pixels.shape[1:3]) <= COARSE_SIDE
+        return {"kind": "images", "numbers": pack(numbers), "images": images, "coarse": coarse}
     tokens = list(chain.from_iterable(data.inputs.texts))
     words: dict[str, int] = {}
     word_of_token = [words.setdefault(tokens[number], len(words)) for number in numbers.tolist()]
     return {"kind": "texts", "numbers": pack(numbers), "tokens": pack(np.array(word_of_token, int)), "words": [*words]}
+
+
+def _reduced(image: NDArray[Any]) -> NDArray[Any]:
+    """An image ``(H, W, ...)`` of at most `LARGEST_SIDE` pixels a side: squares of pixels become their mean."""
+    step = -(-max(image.shape[:2]) // LARGEST_SIDE)
+    height, width = (max(1, side // step) for side in image.shape[:2])
+    if step == 1 or min(image.shape[:2]) < step:
+        return image
+    squares = image[: height * step, : width * step].reshape(height, step, width, step, *image.shape[2:])
+    means: NDArray[Any] = squares.mean(axis=(1, 3)).round().astype(np.uint8)
+    return means
 
 
 def _shown(layer: LayerSummary, inputs: Images | Texts) -> NDArray[Any]:

@@ -23,6 +23,7 @@ function readInputs(raw) {
   const tokens = raw.tokens && unpack(raw.tokens).values;
   return {
     kind: raw.kind,
+    coarse: raw.coarse,
     image: (number) => raw.images[places.get(number)],
     token: (number) => raw.words[tokens[places.get(number)]],
   };
