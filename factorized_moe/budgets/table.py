@@ -95,7 +95,7 @@ class BudgetTable(Sequence[BudgetRow]):
         bars = axes.barh(names, [row.expert_rank_bound for row in self.rows])
         axes.bar_label(bars, [f"{row.independent_experts:,} independent" for row in self.rows], padding=3, fontsize=8)
         axes.invert_yaxis()
-        axes.margins(x=0.2)
+        axes.margins(x=0.27)
         axes.set_xlabel("bound on the rank of an expert's matrix")
         return axes
 

@@ -25,7 +25,7 @@ LARGEST_SYSTEM = 1024
 
 GRADIENT_STEPS = 20
 EXACT = 1e-13
-STALLED = 1e-8
+STALLED = 1e-6
 """A sweep that lowers the relative error by less than this part of it is the last."""
 
 RIDGE = 1e-14

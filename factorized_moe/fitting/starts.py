@@ -18,9 +18,10 @@ from factorized_moe.fitting.tensorly_algorithms import tensorly_fits
 __all__ = ["Found", "best_of_starts", "improve_start"]
 
 SWEEPS = 200
+FURTHER_SWEEPS = 20
 SMALL_SWEEPS = 30
 STEPS = 60
-"""The most sweeps, before the steps that only small problems are worth, and such steps."""
+"""The most sweeps: from a random start, from TensorLy's result, before the steps for small problems; and such steps."""
 
 RANDOM_STARTS = 2
 """With no algorithm of TensorLy's, or where its result can be improved at little cost."""
@@ -69,8 +70,8 @@ def best_of_starts(
     generator = torch.Generator().manual_seed(seed)
     best: Found | None = None
     iterations, errors = 0, []
-    for tensors, origin in _starts(problem, decomposition, rank, generator):
-        found = improve_start(problem, Found(tensors, float("inf"), 0, origin), report)
+    for tensors, origin, sweeps in _starts(problem, decomposition, rank, generator):
+        found = improve_start(problem, Found(tensors, float("inf"), 0, origin), report, sweeps)
         iterations += found.iterations
         errors.append(found.error)
         if best is None or found.error < best.error:
@@ -84,7 +85,7 @@ def best_of_starts(
 
 def _starts(
     problem: Problem, decomposition: Decomposition, rank: Rank, generator: torch.Generator
-) -> Iterator[tuple[Tensors, str]]:
+) -> Iterator[tuple[Tensors, str, int]]:
     known = decomposition.tensorly_algorithm is not None and problem.target.ndim > 2 and problem.root is None
     if known:
         for start in range(len(decomposition.tensorly_starts)):
@@ -93,27 +94,28 @@ def _starts(
             except torch.linalg.LinAlgError:  # its systems can be singular, for instance where experts are equal
                 known = False
             else:
-                yield tensors, f"TensorLy's {decomposition.tensorly_algorithm}"
+                yield tensors, f"TensorLy's {decomposition.tensorly_algorithm}", FURTHER_SWEEPS
     for _ in range(SMALL_STARTS if is_small(problem) else 0 if known else RANDOM_STARTS):
         tensors = problem.random(generator)
         if problem.is_linear:
             sweep(problem, tensors, greedy=True)
-        yield tensors, "random start"
+        yield tensors, "random start", SWEEPS
 
 
-def improve_start(problem: Problem, start: Found, report: Report) -> Found:
+def improve_start(problem: Problem, start: Found, report: Report, sweeps: int = SWEEPS) -> Found:
     """The better one of a start and what the improvements that suit the problem make of it.
 
     Args:
         problem: The problem.
         start: The start, changed by nothing.
         report: Called with the error after each sweep and step.
+        sweeps: The most sweeps, if the problem is not small.
     """
     small = is_small(problem)
     improvements: list[tuple[str, Callable[[Problem, Tensors, int, Report], tuple[float, int]], int]] = []
     if problem.is_linear:
-        sweeps = SMALL_SWEEPS if small else SWEEPS
-        improvements.append(("alternating least squares", alternating_least_squares, sweeps))
+        most = SMALL_SWEEPS if small else sweeps
+        improvements.append(("alternating least squares", alternating_least_squares, most))
     elif not small:
         improvements.append(("L-BFGS", improve_by_gradients, SWEEPS))
     if small:
