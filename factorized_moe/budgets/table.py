@@ -147,7 +147,7 @@ def compare_at_budget(
             continue
         hidden = budget.get("hidden_features")
         features = (in_features, out_features) if hidden is None else (in_features, hidden, out_features)
-        counted = {key: budget[key] for key in ("bias", "count_gate", "count_bias") if key in budget}
+        counted: dict[str, bool] = {key: budget[key] for key in ("bias", "count_gate", "count_bias") if key in budget}
         counted["count_input_norm"] = budget.get("input_norm", False)
         costs = LayerCosts(tuple(expert_dims), features, get_decomposition(name), **counted)
         rows.append(
