@@ -52,7 +52,7 @@ def save(model: nn.Module, folder: str | Path, *, only_experts: bool = False) ->
         raise ValueError(f"a {type(model).__name__} on its own is no model; write it with save_pretrained")
     if not modules:
         raise ValueError("the model has no layer of experts; save it as any other model, or call replace first")
-    state = model.state_dict()
+    state = _state(model)
     ours = _ours(modules, state)
     config = {
         "content": "experts" if only_experts else "model",
@@ -90,7 +90,7 @@ def load(model: nn.Module, folder: str | Path) -> nn.Module:
         key = id(old), json.dumps(description, sort_keys=True)  # one module in several places stays one
         changes[path] = made[key] = made.get(key) or _make(path, description, old, model)
     with installed(model, changes):
-        state = model.state_dict()
+        state = _state(model)
         if config["content"] == "experts":
             ours = _ours(changes, state)
             if _fingerprint({name: tensor for name, tensor in state.items() if name not in ours}) != config["base"]:
@@ -168,6 +168,14 @@ def _make(path: str, description: Any, old: Any, model: nn.Module) -> nn.Module:
         return rebuild(description, old, device).train(model.training)
     except (TypeError, ValueError) as error:
         raise ValueError(f"module {path!r}: {error}") from error
+
+
+def _state(model: nn.Module) -> dict[str, Tensor]:
+    state: dict[str, Any] = model.state_dict()
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            raise ValueError(f"{name!r} of the state is {type(value).__name__}, no tensor; it cannot be saved")
+    return state
 
 
 def _ours(modules: Mapping[str, nn.Module], state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -164,6 +164,8 @@ def fill_layer(
     if isinstance(noise, bool) or not isinstance(noise, int | float) or not 0 <= noise < float("inf"):
         raise ValueError(f"noise is a finite number, 0 or more, got {noise!r}")
     weights = read_linears(linears)
+    if any(read.weight.is_meta for read in weights):
+        raise ValueError("the weights are on the meta device and have no values to start from; load them first")
     _check_uniform(layer, weights[0].weight)
     errors = []
     for position, (experts, read) in enumerate(zip(expert_tensors(layer), weights, strict=True)):

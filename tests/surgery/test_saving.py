@@ -1,6 +1,8 @@
 """Saving and loading: bit-equal, nothing unpickled, and a file that does not fit leaves the model as it was."""
 
 import json
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,8 @@ from factorized_moe.decompositions import GivenNetwork, TTMatrix
 from factorized_moe.storage import NetworkTensor
 from factorized_moe.surgery import MuMoEConfig, from_pretrained, is_mlp, load, replace, save, save_pretrained
 from factorized_moe.surgery import files as files_module
+from factorized_moe.surgery.descriptions import build_layer_from, describe
+from factorized_moe.surgery.nonlinearities import build_nonlinearity
 
 CONFIG = MuMoEConfig(expert_dims=(3, 2), decomposition="tr", rank=4, gate_norm="batch", seed=3)
 
@@ -294,3 +298,59 @@ def test_sources_of_a_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     save(trained(), tmp_path)
     with pytest.raises(ValueError, match="does not describe a single layer"):
         from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"kind": "Linear"}, "no layer of experts is of kind 'Linear'; known are MuMoE, "),
+        ({"rank": 0}, "cannot make a MuMoEBlock of its description: rank must be at least 1"),
+        ({"dtype": "load"}, "cannot make a MuMoEBlock of its description"),
+        ({"size": 3}, "cannot make a MuMoEBlock of its description: .* unexpected keyword argument 'size'"),
+        ({"gate": ["entmax"]}, r"unknown gate \['entmax'\]"),
+        ({"activation": {"module": "Linear", "arguments": {}}}, "unknown activation {'module': 'Linear'"),
+        ({"activation": {"module": "GELU", "arguments": {"a": 1}}}, "unknown activation"),
+        ({"activation": {"transformers": "none"}}, "unknown activation {'transformers': 'none'}"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_descriptions_of_nothing_known(changes: dict[str, object], message: str) -> None:
+    description = describe(MuMoEBlock(6, 7, 5, [2], rank=3))
+    with pytest.raises(ValueError, match=message):
+        build_layer_from({**description, **changes}, "meta")
+
+
+def fetch() -> object:
+    return from_pretrained("someone/some-layer")
+
+
+def look_up() -> object:
+    return build_nonlinearity({"transformers": "gelu_new"})
+
+
+@pytest.mark.parametrize(
+    ("library", "call"), [("huggingface_hub", fetch), ("transformers", look_up)], ids=["hub", "transformers"]
+)
+def test_missing_library_is_named(library: str, call: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.split(".")[0] == library]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(ImportError, match=f"pip install {library}"):
+        call()
+
+
+def test_state_that_cannot_be_saved(tmp_path: Path) -> None:
+    class Stateful(nn.Linear):
+        def get_extra_state(self) -> str:
+            return "text"
+
+        def set_extra_state(self, state: object) -> None:
+            pass
+
+    with pytest.raises(ValueError, match=r"'1._extra_state' of the state is str, no tensor"):
+        save(nn.Sequential(MuMoE(4, 3, [2], rank=1), Stateful(3, 3)), tmp_path)
+    with pytest.raises(ValueError, match=r"is on the meta device and has no values to save"):
+        save(nn.Sequential(MuMoE(4, 3, [2], rank=1, device="meta")), tmp_path)
+    save(trained(), tmp_path)
+    with pytest.raises(ValueError, match=r"of the model is on the meta device; call to_empty first"):
+        load(Tied().to("meta"), tmp_path)

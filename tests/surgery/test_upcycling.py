@@ -203,6 +203,7 @@ def shared_parameters() -> GivenNetwork:
         (nn.Conv2d(2, 2, 1), {}, ValueError, "cannot upcycle Conv2d: it is neither a linear layer nor an MLP"),
         (nn.Linear(4, 4), {"noise": -1.0}, ValueError, "noise is a finite number, 0 or more, got -1.0"),
         (nn.Linear(4, 4), {"noise": float("nan")}, ValueError, "noise is a finite number"),
+        (nn.Linear(4, 4, device="meta"), {}, ValueError, "the weights are on the meta device and have no values"),
         (nn.Linear(4, 4), {"rank": None}, TypeError, "rank is missing"),
         (nn.Linear(4, 4), {"gate": torch.sigmoid}, ValueError, "coefficients of expert mode 0 do not start uniform"),
         (
@@ -233,7 +234,21 @@ def shared_parameters() -> GivenNetwork:
             "needs a network of two carriers, but 3 nodes",
         ),
     ],
-    ids=["conv", "noise", "nan", "rank", "sums", "top-k", "shared", "shape", "nan moments", "type", "split", "three"],
+    ids=[
+        "conv",
+        "noise",
+        "nan",
+        "meta",
+        "rank",
+        "sums",
+        "top-k",
+        "shared",
+        "shape",
+        "nan moments",
+        "type",
+        "split",
+        "three",
+    ],
 )
 def test_errors(module: nn.Module, options: dict[str, object], error: type[Exception], message: str) -> None:
     arguments = {"decomposition": "cp", "rank": 2, **options}
