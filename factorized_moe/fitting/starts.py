@@ -91,7 +91,7 @@ def _starts(
         for start in range(len(decomposition.tensorly_starts)):
             try:
                 tensors = tensorly_fits(problem.target, decomposition, rank, start)
-            except RuntimeError:  # its systems can be singular, for instance where experts are equal
+            except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # singular where experts are equal
                 known = False
             else:
                 yield tensors, f"TensorLy's {decomposition.tensorly_algorithm}", FURTHER_SWEEPS
