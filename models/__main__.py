@@ -1,4 +1,4 @@
-"""The command: ``python -m models [--only MODEL ...] [--shares SHARE ...] [--quick] [--out FOLDER]``."""
+"""The command: ``python -m models [--only MODEL ...] [--shares SHARE ...] [--missing] [--quick] [--out FOLDER]``."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from models.study import VARIANTS, Ablated, Place, Row, Variant, rows
 
 ROOT = Path(__file__).parents[1]
 CACHE = ROOT / "results" / "models" / "packages"
+FILE = "real-models.json"
 
 
 @dataclass(frozen=True)
@@ -73,17 +74,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, help="the folder to write to; docs, with --quick results/models")
     shares = sorted({variant.fraction for variant in VARIANTS}, reverse=True)
     parser.add_argument("--shares", nargs="+", type=float, choices=shares, help="of the parameters; all by default")
+    parser.add_argument("--missing", action="store_true", help="only the forms that the file of results lacks")
     options = parser.parse_args(arguments)
     effort = QUICK if options.quick else FULL
     # A quick run's figures are no results: they never replace the ones in docs/ unless asked to.
     out = options.out or (ROOT / "results" / "models" if options.quick else ROOT / "docs")
     flags = ["--only", *options.only] if options.only else []
     flags += ["--shares", *map(str, options.shares)] if options.shares else []
+    flags += ["--missing"] if options.missing else []
     flags += ["--quick"] if options.quick else []
     command = shlex.join(["python", "-m", "models", *flags])
     torch.set_num_threads(1)  # sums then come out the same on any number of cores
     for name in options.only or STUDIES:
-        chosen = [variant for variant in effort.variants if variant.fraction in (options.shares or shares)]
+        stored = report.load(out / FILE).get(name) if options.missing else None
+        done = {row.variant for row in stored.rows} if stored else set()
+        chosen = [v for v in effort.variants if v.fraction in (options.shares or shares) and v not in done]
+        if not chosen:
+            continue
         for found in STUDIES[name](effort, chosen, command):
             write(out, name, found)
     print(out / "real-models.md")
@@ -158,7 +165,7 @@ def study(
 
 def write(out: Path, name: str, found: Study) -> None:
     """Put one study into the file, beside other forms of the same study, and make the page from the file."""
-    file = out / "real-models.json"
+    file = out / FILE
     stored = report.load(file)
     stored[name] = found.merged(stored.get(name))
     report.save(file, {known: stored[known] for known in STUDIES if known in stored})
