@@ -1,7 +1,7 @@
 """A run as the JSON that the page's scripts read: only what is shown, each image and each token once.
 
-Legend: ``N`` experts of one mode, ``K`` top samples kept of each expert, ``W`` tokens around a top token or the width of
-an image, ``H`` its height.
+Legend: ``N`` experts of one mode, ``K`` top samples kept of each expert, ``W`` tokens around a top token or the width
+of an image, ``H`` its height.
 """
 
 from __future__ import annotations
