@@ -39,7 +39,8 @@ as a recommendation: no training of the whole model follows.
 - *Distilled* goes on from *fitted* with `distill`, on what the MLP is given and gives on the training text.
 - *Made good* is the share of what leaving the MLP out costs that the distilled form undoes: {GOOD:.0%} or more is good,
   below {POOR:.0%} is poor, below 0 is worse than no MLP at all.
-- What is held out was not distilled on, but both models may have seen it in their own training.
+- What is held out was not distilled on, but both models may have seen it in their own training. It is short, and there
+  is one seed: take small differences between forms for noise.
 
 """
 
@@ -248,4 +249,5 @@ def _counts(verdicts: Sequence[str]) -> str:
 
 def _label(row: Row) -> str:
     name = NAMES.get(row.variant.decomposition, row.variant.decomposition)
-    return f"{name}, {row.variant.experts} experts, {row.share:.0%}"
+    count = row.variant.experts
+    return f"{name}, {count} expert{'s' if count > 1 else ''}, {row.share:.0%}"
