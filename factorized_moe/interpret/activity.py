@@ -168,8 +168,8 @@ def measure_histogram(
     edges = torch.linspace(low, high, bins + 1, dtype=torch.float64)
 
     def count(values: Tensor) -> Tensor:
-        inside = values[(values >= low) & (values <= high)].double()
-        return torch.bincount((torch.bucketize(inside, edges, right=True) - 1).clamp(max=bins - 1), minlength=bins)
+        inside = values[(values >= low) & (values <= high)].double()  # float32 has 0.7 as a little less
+        return torch.bincount((torch.bucketize(inside, edges, right=True) - 1).clamp(0, bins - 1), minlength=bins)
 
     counts, largest_counts = torch.zeros(2, bins, dtype=torch.int64)
     nonzeros = 0

@@ -133,6 +133,11 @@ def test_histogram(case: Case) -> None:
     assert histogram.outside + int(histogram.counts.sum()) + histogram.zeros == dense.numel()
 
 
+def test_histogram_holds_its_edges_as_float32_has_them() -> None:
+    found = recorded(torch.tensor([[0.7, 0.3, 0.0], [1.0, 0.69, 0.8]]))
+    assert measure_histogram(found, bins=3, low=0.7, high=1.0).counts.tolist() == [1, 1, 1]
+
+
 @pytest.mark.parametrize("threshold", [0, 0.1])
 def test_coactivation(case: Case, threshold: float) -> None:
     found, mode, dense, _ = case
