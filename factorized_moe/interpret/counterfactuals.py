@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from factorized_moe.interpret.contributions import ExpertsOfMode, Pairs
-from factorized_moe.interpret.finding import expert_dims_of
+from factorized_moe.interpret.finding import Layer, expert_dims_of
 from factorized_moe.interpret.intervening import layers_of, refuse_compiled
-from factorized_moe.interpret.interventions import Ablate, Layer
+from factorized_moe.interpret.interventions import Ablate
 from factorized_moe.interpret.tally import Counterfactuals, Tally
 from factorized_moe.layers import MuMoE
 

@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from fnmatch import fnmatchcase
+from typing import TypeAlias
 
 from torch import nn
 
+from factorized_moe.gated_block import GatedMuMoEBlock
 from factorized_moe.layers import MuMoE, MuMoEBlock
 
-__all__ = ["ROOT_NAME", "find_layers"]
+__all__ = ["ROOT_NAME", "Layer", "find_layers"]
+
+Layer: TypeAlias = MuMoE | MuMoEBlock | GatedMuMoEBlock
 
 ROOT_NAME = "model"
 """What a layer is called that is itself the model: torch names it by the empty string."""
 
 
-def find_layers(model: nn.Module, layers: str | Sequence[str] | None = None) -> dict[str, MuMoE | MuMoEBlock]:
+def find_layers(model: nn.Module, layers: str | Sequence[str] | None = None) -> dict[str, Layer]:
     """The uMoE layers and blocks of a model that have expert modes, by their names in ``model.named_modules()``.
 
     A layer that occurs under several names has the first. A compiled model's layers have the names they had before.
 
     Args:
         model: A model, or a single layer, which is called ``"model"``.
-        layers: Names, or patterns such as ``"blocks.*.mlp"``; one or a sequence of them. All layers by default.
+        layers: Names, or patterns such as ``"blocks.*.mlp"``; one or a sequence of them. All layers by default. What is
+            a layer's name stands for this layer alone, whatever signs are in it.
 
     Returns:
         The layers, in the order of the model's modules.
@@ -44,23 +49,27 @@ def find_layers(model: nn.Module, layers: str | Sequence[str] | None = None) -> 
     found = {
         name or ROOT_NAME: module
         for name, module in model.named_modules()
-        if isinstance(module, MuMoE | MuMoEBlock) and expert_dims_of(module)
+        if isinstance(module, Layer) and expert_dims_of(module)
     }
     if not found:
         raise ValueError(
-            f"{type(model).__name__} has no MuMoE or MuMoEBlock with an expert mode; a layer of "
+            f"{type(model).__name__} has no MuMoE, MuMoEBlock or GatedMuMoEBlock with an expert mode; a layer of "
             "factorized_moe.compat becomes one by its to_native()"
         )
     if layers is None:
         return found
     patterns = [layers] if isinstance(layers, str) else list(layers)
     for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in found):
+        if not any(_matches(name, pattern, found) for name in found):
             near = difflib.get_close_matches(pattern, found, cutoff=0.4) or list(found)[:5]
             raise ValueError(f"no uMoE layer of the model is called {pattern!r}; near are {', '.join(map(repr, near))}")
-    return {name: layer for name, layer in found.items() if any(fnmatchcase(name, pattern) for pattern in patterns)}
+    return {name: layer for name, layer in found.items() if any(_matches(name, pattern, found) for pattern in patterns)}
 
 
-def expert_dims_of(layer: MuMoE | MuMoEBlock) -> tuple[int, ...]:
+def _matches(name: str, pattern: str, names: Collection[str]) -> bool:
+    return name == pattern if pattern in names else fnmatchcase(name, pattern)
+
+
+def expert_dims_of(layer: Layer) -> tuple[int, ...]:
     """The sizes of a layer's expert modes."""
     return (layer.experts if isinstance(layer, MuMoE) else layer.first).expert_dims

@@ -7,8 +7,8 @@ from types import TracebackType
 
 from torch import nn
 
-from factorized_moe.interpret.finding import find_layers
-from factorized_moe.interpret.interventions import Intervention, Layer
+from factorized_moe.interpret.finding import Layer, find_layers
+from factorized_moe.interpret.interventions import Intervention
 
 __all__ = ["InterventionHandle", "intervene"]
 
@@ -51,9 +51,9 @@ def intervene(model: nn.Module, *interventions: Intervention) -> InterventionHan
         The handle, also a context manager.
 
     Raises:
-        TypeError: If something else than an intervention is given.
-        ValueError: If none is given, the model is compiled, a layer's name is unknown or needed, or a mode, an
-            expert or an output is out of range.
+        TypeError: If the model is no module, or something else than an intervention is given.
+        ValueError: If none is given, the model has no layer or is compiled, a layer's name is unknown or needed, or a
+            mode, an expert or an output is out of range.
 
     Example:
         >>> import torch
@@ -75,6 +75,7 @@ def intervene(model: nn.Module, *interventions: Intervention) -> InterventionHan
     for given in interventions:
         if not isinstance(given, Intervention):
             raise TypeError(f"intervene: expected interventions such as Ablate(3), got {given!r}")
+    find_layers(model)  # is it a model, and has it a layer?
     refuse_compiled(model, "intervene")
     chosen = [(layer, given) for given in interventions for layer in layers_of(model, given).values()]
     with ExitStack() as undo:

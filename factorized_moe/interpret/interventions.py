@@ -18,8 +18,8 @@ from numbers import Integral, Real
 import torch
 from torch import Tensor, nn
 
-from factorized_moe.interpret.finding import expert_dims_of
-from factorized_moe.layers import MuMoE, MuMoEBlock
+from factorized_moe.interpret.finding import Layer, expert_dims_of
+from factorized_moe.layers import MuMoE
 from factorized_moe.tensor import FactorizedExpertTensor
 
 __all__ = [
@@ -33,15 +33,14 @@ __all__ = [
     "Swap",
 ]
 
-Layer = MuMoE | MuMoEBlock
-
 
 @dataclass(frozen=True)
 class Intervention(ABC):
     """A change of some experts of one expert mode. Put it in force with `factorized_moe.interpret.intervene`.
 
     Args:
-        experts: The experts' numbers in their mode, counted from 0: one or several.
+        experts: The experts' numbers in their mode, counted from 0: one or several, also as a tensor such as
+            ``load.dead()``.
         layer: The layer's name in ``model.named_modules()``, or a pattern such as ``"blocks.*.mlp"`` for several
             layers; not needed where the model has only one.
         mode: The expert mode, counted from 0.
@@ -51,12 +50,13 @@ class Intervention(ABC):
         ValueError: If no expert is given, or one is given twice.
     """
 
-    experts: int | Sequence[int]
+    experts: int | Sequence[int] | Tensor
     layer: str | None = field(default=None, kw_only=True)
     mode: int = field(default=0, kw_only=True)
 
     def __post_init__(self) -> None:
-        numbers = list(self.experts) if isinstance(self.experts, Iterable) else [self.experts]
+        given = self.experts.tolist() if isinstance(self.experts, Tensor) else self.experts
+        numbers = list(given) if isinstance(given, Iterable) else [given]
         for name, value in [*(("expert", n) for n in numbers), ("mode", self.mode)]:
             if isinstance(value, bool) or not isinstance(value, Integral):
                 raise TypeError(f"{type(self).__name__}: {name} {value!r} is not an int; it is a number counted from 0")

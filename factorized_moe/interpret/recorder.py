@@ -16,10 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from factorized_moe.interpret.chunks import Annotations, Chunk, write_chunk
-from factorized_moe.interpret.finding import expert_dims_of, find_layers
+from factorized_moe.interpret.finding import Layer, expert_dims_of, find_layers
 from factorized_moe.interpret.recording import HEADER_NAME, Header, Recording, chunk_path, open_recording
 from factorized_moe.interpret.rows import Rows
-from factorized_moe.layers import MuMoE, MuMoEBlock
 
 __all__ = ["Recorder", "record"]
 
@@ -310,7 +309,7 @@ class Recorder:
             reason.add_note(f"Nor could the samples before it be written: {error}")
 
 
-def _check_gates(layers: Mapping[str, MuMoE | MuMoEBlock]) -> None:
+def _check_gates(layers: Mapping[str, Layer]) -> None:
     owners: dict[int, str] = {}
     for name, layer in layers.items():
         first = owners.setdefault(id(layer.gate), name)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from factorized_moe import FactorizedExpertTensor, MuMoE, MuMoEBlock, available_decompositions
+from factorized_moe import FactorizedExpertTensor, GatedMuMoEBlock, MuMoE, MuMoEBlock, available_decompositions
 from factorized_moe.interpret import Ablate, Bias, counterfactuals, expert_contributions, intervene
 
 CLASSES = 5
@@ -67,8 +67,9 @@ def make(
     if kind == "inner":
         rest = nn.Linear(8, CLASSES, dtype=dtype)
         return nn.Sequential(linear, experts_layer(8, (6, 3), dtype), nn.GELU(), rest), "1", (6, 3), {}
-    if kind == "block":
-        block = MuMoEBlock(8, 9, CLASSES, expert_dims=[6], rank=3, gate="sparsemax", gate_norm="layer", dtype=dtype)
+    if kind in ("block", "gated block"):
+        block_of = MuMoEBlock if kind == "block" else GatedMuMoEBlock
+        block = block_of(8, 9, CLASSES, expert_dims=[6], rank=3, gate="sparsemax", gate_norm="layer", dtype=dtype)
         nn.init.normal_(block.gate.get_parameter("projection.weight"))
         return nn.Sequential(linear, block), "1", (6,), {}
     if kind == "dictionary":
@@ -78,7 +79,7 @@ def make(
 
 
 KINDS = ["sparsemax", "softmax", "tucker", "tt", "tr", "dense", "shared_private"]
-KINDS += ["after", "inner", "block", "dictionary"]
+KINDS += ["after", "inner", "block", "gated block", "dictionary"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from factorized_moe import CPMuMoE, MuMoE, MuMoEBlock
+from factorized_moe import CPMuMoE, GatedMuMoEBlock, MuMoE, MuMoEBlock
 from factorized_moe.interpret import (
     Ablate,
     Add,
@@ -16,6 +16,7 @@ from factorized_moe.interpret import (
     Scale,
     Swap,
     intervene,
+    record,
 )
 
 
@@ -61,7 +62,7 @@ COEFFICIENTS = torch.tensor([[0.5, 0.5, 0.0, 0.0], [0.1, 0.2, 0.3, 0.4]])
 @pytest.mark.parametrize(
     ("intervention", "expected"),
     [
-        (Ablate((0, 3)), [[0.0, 0.5, 0.0, 0.0], [0.0, 0.2, 0.3, 0.0]]),
+        (Ablate(torch.tensor([0, 3])), [[0.0, 0.5, 0.0, 0.0], [0.0, 0.2, 0.3, 0.0]]),
         (Scale(1, -2), [[0.5, -1.0, 0.0, 0.0], [0.1, -0.4, 0.3, 0.4]]),
         (Force([2]), [[0.5, 0.5, 1.0, 0.0], [0.1, 0.2, 1.0, 0.4]]),
         (Add([0, 1], 1), [[1.5, 1.5, 0.0, 0.0], [1.1, 1.2, 0.3, 0.4]]),
@@ -126,6 +127,18 @@ def test_block_is_ablated_in_both_of_its_layers() -> None:
     expected = block.second(block.activation(block.first(x, [without])), [without])
     with intervene(block, Ablate(2)):
         assert torch.equal(block(x), expected)
+
+
+def test_gated_block_is_changed_in_all_of_its_layers_and_recorded() -> None:
+    block = GatedMuMoEBlock(5, 7, 5, expert_dims=[4], rank=3, gate_norm="layer", dtype=torch.float64)
+    nn.init.normal_(block.gate.get_parameter("projection.weight"))
+    model = nn.Sequential(nn.Identity(), block)
+    x = torch.randn(4, 5, dtype=torch.float64)
+    a = [block.gate(x)[0].index_fill(-1, torch.tensor([2]), 0.0)]
+    expected = block.second(block.activation(block.first(x, a)) * block.multiplier(x, a), a) + 2 * a[0][:, :1]
+    with intervene(model, Ablate(2), Bias(0, 2.0)), record(model, dtype=torch.float64) as log:
+        assert torch.equal(model(x), expected)
+    assert torch.equal(log.recording.coefficients("1"), a[0].detach())
 
 
 def test_order_is_that_of_the_arguments_and_of_nesting() -> None:
@@ -230,6 +243,7 @@ def compiled_in_place() -> nn.Module:
         (lambda: Ablate([]), ValueError, r"Ablate: experts are one or several different numbers, got \[\]"),
         (lambda: Ablate([1, 1]), ValueError, r"one or several different numbers, got \[1, 1\]"),
         (lambda: Ablate("3"), TypeError, "expert '3' is not an int; it is a number counted from 0"),
+        (lambda: Ablate(torch.tensor([True, False])), TypeError, "expert True is not an int"),
         (lambda: Ablate([0.5]), TypeError, "expert 0.5 is not an int"),
         (lambda: Ablate(0, mode=True), TypeError, "mode True is not an int"),
         (lambda: Scale(0, float("nan")), ValueError, "Scale: factor must be finite, got nan"),
@@ -240,6 +254,7 @@ def compiled_in_place() -> nn.Module:
         (lambda: Bias(0, 1.0, [0.0]), TypeError, r"Bias: outputs are ints counted from 0, got \[0.0\]"),
         (lambda: Bias(0, 1.0, []), ValueError, r"Bias: outputs are one or several different numbers, got \[\]"),
         (lambda: intervene(make_model()), ValueError, "no intervention is given; give one or several"),
+        (lambda: intervene(3, Ablate(0)), TypeError, "model is a torch.nn.Module, got int"),
         (lambda: intervene(make_model(), "ablate"), TypeError, "expected interventions such as .*, got 'ablate'"),
         (
             lambda: intervene(make_model(), Ablate(0)),

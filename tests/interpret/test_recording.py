@@ -292,7 +292,10 @@ def test_layers_out_of_step(model: Model) -> None:
 
 def test_no_layer_to_record(model: Model) -> None:
     for none in (nn.Linear(3, 3), nn.Sequential(CPMuMoE(4, 4, [], rank=1))):
-        with pytest.raises(ValueError, match=r"has no MuMoE or MuMoEBlock with an expert mode"), record(none):
+        with (
+            pytest.raises(ValueError, match=r"has no MuMoE, MuMoEBlock or GatedMuMoEBlock with an expert mode"),
+            record(none),
+        ):
             pass
     with pytest.raises(ValueError, match=r"no uMoE layer of the model is called 'blok'; near are 'block'"):
         find_layers(model, "blok")
@@ -300,6 +303,8 @@ def test_no_layer_to_record(model: Model) -> None:
         find_layers(3)  # type: ignore[arg-type]
     assert list(find_layers(model, ["b*", "spare"])) == ["block", "spare"]
     assert list(find_layers(model.layer)) == ["model"]
+    named = nn.ModuleDict({name: CPMuMoE(4, 4, [2], rank=1) for name in ("a[1]", "a1", "a*")})
+    assert [list(find_layers(named, name)) for name in ("a[1]", "a*", "a?")] == [["a[1]"], ["a*"], ["a1", "a*"]]
 
 
 def test_shared_gate_is_refused() -> None:
