@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from factorized_moe.surgery.capturing import in_evaluation_mode
 from factorized_moe.surgery.linears import is_linear, read_linears
 
 __all__ = ["LAYOUTS", "MLPLayout", "Merged", "child", "find_layout", "register_layout"]
@@ -68,8 +69,9 @@ class MLPLayout:
         """Whether a module has these parts and, beside them, no child that this layout does not know."""
         if not all(is_linear(child(module, path)) for path in self.linears):
             return False
-        needed = callable if len(self.activation) == 1 else lambda part: isinstance(part, nn.Module)
-        if not all(needed(child(module, path)) for path in self.activation):
+        activation = [child(module, path) for path in self.activation]
+        needed = callable if len(activation) == 1 else lambda part: isinstance(part, nn.Module)
+        if not all(needed(part) and not _mixes_features(part) for part in activation):
             return False
         named = {*self.linears, *self.activation, *self.kept}
         for holder in {path.rpartition(".")[0] for path in named}:
@@ -95,14 +97,15 @@ class MLPLayout:
         if self.block or weight.is_meta:
             return True
         x = torch.randn(4, weight.shape[0], generator=torch.Generator().manual_seed(0)).to(weight)
-        was_training = module.training
-        module.eval()
-        hidden = linears[0](x)
-        for part in activation:
-            hidden = part(hidden)
-        expected = linears[-1](hidden if self.gate is None else hidden * linears[1](x))
-        found = module.forward(x)
-        module.train(was_training)
+        with in_evaluation_mode(module):
+            hidden = linears[0](x)
+            for part in activation:
+                hidden = part(hidden)
+            expected = linears[-1](hidden if self.gate is None else hidden * linears[1](x))
+            try:
+                found = module.forward(x)
+            except (RuntimeError, TypeError, ValueError):  # it takes something else than one tensor of tokens
+                return False
         if not isinstance(found, torch.Tensor) or found.shape != expected.shape:
             return False
         if not torch.isfinite(expected).all():  # whoever reads the weights refuses them
@@ -132,6 +135,11 @@ def register_layout(layout: MLPLayout) -> None:
     if not layout.name or layout.name in _LAYOUTS:
         raise ValueError(f"a layout needs a name of its own, got {layout.name!r}; taken are {', '.join(_LAYOUTS)}")
     _LAYOUTS[layout.name] = layout
+
+
+def _mixes_features(part: Any) -> bool:
+    """Whether a part has a matrix of its own: layers between two linear ones are no activation."""
+    return isinstance(part, nn.Module) and any(parameter.ndim > 1 for parameter in part.parameters())
 
 
 def find_layout(module: nn.Module) -> MLPLayout | None:

@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["LinearWeights", "is_linear", "read_linear", "read_linears"]
+from factorized_moe.surgery.capturing import in_evaluation_mode
+
+__all__ = ["LinearWeights", "computes_weights", "is_linear", "read_linear", "read_linears"]
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,8 @@ def read_linear(module: Any) -> LinearWeights | None:
         shape = (inputs, outputs)
     else:
         return None
-    weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
+    with in_evaluation_mode(module):  # to read a weight under spectral_norm in training changes the module
+        weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
     if isinstance(weight, nn.UninitializedParameter):  # a lazy layer has no sizes yet
         return None
     # A quantised layer keeps its weight in another form.
@@ -82,3 +85,27 @@ def read_linears(modules: Iterable[nn.Module]) -> list[LinearWeights]:
             raise TypeError(f"expected a linear layer, got {type(module).__name__}")
         found.append(read)
     return found
+
+
+@torch.no_grad()
+def computes_weights(module: nn.Module, tolerance: float = 0.02) -> bool:
+    """Whether a linear layer computes what its weight and its bias say, on a random input.
+
+    It may not because of hooks, a forward of its own as in LoRA, or a weight that is made anew at each call.
+
+    Args:
+        module: The linear layer.
+        tolerance: The largest relative difference; half precision rounds to 1/128.
+
+    Example:
+        >>> computes_weights(nn.Linear(3, 5))
+        True
+    """
+    (read,) = read_linears([module])
+    x = torch.randn(4, read.weight.shape[0], generator=torch.Generator().manual_seed(0)).to(read.weight)
+    expected = x @ read.weight if read.bias is None else x @ read.weight + read.bias
+    with in_evaluation_mode(module):
+        found = module(x)
+    if not isinstance(found, Tensor) or found.shape != expected.shape:
+        return False
+    return bool((found - expected).norm() <= tolerance * expected.norm())

@@ -166,7 +166,11 @@ def freeze_base(model: nn.Module) -> None:
 
 
 def _linears_of(found: Sequence[Found]) -> list[Found]:
-    return [Found(path, linear, None) for one in found for path, linear in one.linears]
+    linears: dict[int, Found] = {}
+    for one in found:
+        for path, linear in one.linears:  # a shared one counts once
+            linears.setdefault(id(linear), Found(path, linear, None))
+    return list(linears.values())
 
 
 def _make(

@@ -21,7 +21,7 @@ from factorized_moe.gated_block import GatedMuMoEBlock
 from factorized_moe.layers import MuMoE, MuMoEBlock
 from factorized_moe.surgery.equal_experts import equal_experts
 from factorized_moe.surgery.layouts import MLPLayout, child, find_layout
-from factorized_moe.surgery.linears import read_linear, read_linears
+from factorized_moe.surgery.linears import computes_weights, read_linear, read_linears
 from factorized_moe.surgery.skeleton import mean_matrix
 from factorized_moe.tensor import FactorizedExpertTensor
 
@@ -172,6 +172,11 @@ def fill_layer(
         matrix = read.matrix(experts.bias)
         if not torch.isfinite(matrix).all():
             raise ValueError(f"linear layer {position} of what is upcycled has a NaN or an infinite weight")
+        if not computes_weights(linears[position]):
+            raise ValueError(
+                f"linear layer {position} of what is upcycled, of class {type(linears[position]).__name__}, computes "
+                "something else than its weight and bias say; merge into them what hooks or its own code add"
+            )
         covariance = input_covariance if position < max(1, len(weights) - 1) else None
         if covariance is not None:
             covariance = _complete(covariance, matrix.shape[0], experts.bias)

@@ -108,6 +108,24 @@ def test_module_that_computes_something_else_is_refused() -> None:
     assert [one.path for one in report.replacements] == ["mlp.0", "mlp.3"]
 
 
+def test_layers_between_two_linear_ones_are_no_activation() -> None:
+    inner = nn.Sequential(nn.Linear(8, 9), nn.GELU(), nn.Linear(9, 8))
+    model = nn.ModuleDict({"net": nn.Sequential(nn.Linear(6, 8), inner, nn.Linear(8, 4))})
+    assert [one.path for one in replace(model, is_mlp, CONFIG).replacements] == ["net.1"]
+
+
+def test_module_of_two_arguments_is_refused_and_keeps_its_modes() -> None:
+    class Masked(nn.Sequential):
+        def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) * mask
+
+    model = nn.ModuleDict({"mlp": Masked(nn.Linear(6, 9), nn.Dropout(0.5).eval(), nn.Linear(9, 6))})
+    modes = [module.training for module in model.modules()]
+    with pytest.raises(ValueError, match="mlp: Masked has the parts of the layout 'sequential' but computes something"):
+        replace(model, is_mlp, CONFIG)
+    assert [module.training for module in model.modules()] == modes
+
+
 def test_registering_errors() -> None:
     with pytest.raises(TypeError, match="register_layout takes an MLPLayout, got 'llama'"):
         register_layout("llama")

@@ -1,6 +1,7 @@
 """Putting layers of experts into a model: what is asked for is replaced and computes the same, or nothing changes."""
 
 import re
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -194,3 +195,47 @@ def test_gated_mlp_becomes_a_gated_block() -> None:
     replace(model, is_mlp, CONFIG)
     assert isinstance(model["mlp"], GatedMuMoEBlock)
     assert torch.allclose(model["mlp"](x), before)
+
+
+class Adapted(nn.Linear):
+    """A linear layer with a matrix of low rank beside its weight."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) + x.mean(-1, keepdim=True)
+
+
+def hooked() -> nn.Linear:
+    linear = nn.Linear(6, 4)
+    linear.register_forward_hook(lambda module, inputs, output: 2.0 * output)
+    return linear
+
+
+@pytest.mark.parametrize("make", [lambda: Adapted(6, 4), hooked], ids=["subclass", "hook"])
+def test_linear_layers_that_compute_more_than_their_weight(make: Callable[[], nn.Linear]) -> None:
+    model = nn.Sequential(nn.Sigmoid(), make())
+    before, old, x = model[1](torch.ones(2, 6)), model[1], torch.ones(2, 6)
+    with pytest.raises(
+        ValueError, match=f"1: linear layer 0 .* of class {type(old).__name__}, computes something else"
+    ):
+        replace(model, "1", CONFIG)
+    assert model[1] is old
+    assert len(replace(model, "1", CONFIG, delta=True).replacements) == 1
+    assert torch.equal(model[1](x), before)
+
+
+def test_looking_for_targets_leaves_a_spectral_norm_in_training_alone() -> None:
+    model = nn.Sequential(nn.ReLU(), nn.utils.parametrizations.spectral_norm(nn.Linear(6, 4)))
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(ValueError, match="means no module"):
+        replace(model, "9", CONFIG)
+    assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
+    assert model[1].training
+
+
+def test_linear_layer_shared_by_two_mlps_has_one_delta() -> None:
+    shared = nn.Linear(6, 9)
+    model = nn.ModuleList([nn.Sequential(shared, nn.GELU(), nn.Linear(9, 6)) for _ in range(2)])
+    report = replace(model, is_mlp, CONFIG, delta=True)
+    assert [one.path for one in report.replacements] == ["0.0", "0.2", "1.2"]
+    assert model[0][0] is model[1][0]
+    assert report.parameters_after == sum(one.parameters_after for one in report.replacements)
