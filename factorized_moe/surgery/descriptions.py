@@ -125,11 +125,11 @@ def build_layer_from(description: Any, device: torch.device | str) -> Layer:
     Raises:
         ValueError: If it describes none.
     """
-    if not isinstance(description, Mapping) or description.get("kind") not in KINDS:
-        kind = description.get("kind") if isinstance(description, Mapping) else description
+    kind = description.get("kind") if isinstance(description, Mapping) else description
+    if not isinstance(description, Mapping) or not isinstance(kind, str) or kind not in KINDS:
         raise ValueError(f"no layer of experts is of kind {kind!r}; known are {', '.join(KINDS)}")
     given = dict(description)
-    kind = KINDS[given.pop("kind")]
+    made = KINDS[given.pop("kind")]
     try:
         dtype = getattr(torch, given.pop("dtype"))
         if "network" in given:
@@ -137,9 +137,9 @@ def build_layer_from(description: Any, device: torch.device | str) -> Layer:
         if "activation" in given:
             given["activation"] = build_nonlinearity(given["activation"])
         given["gate"] = _build_gate(given["gate"])
-        return kind(**given, device=device, dtype=dtype)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"cannot make a {kind.__name__} of its description: {error}") from error
+        return made(**given, device=device, dtype=dtype)
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"cannot make a {kind} of its description: {error}") from error
 
 
 def _describe_network(experts: FactorizedExpertTensor) -> dict[str, Any]:

@@ -84,7 +84,7 @@ def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             raise FileNotFoundError(f"{folder} has no {name}; give the folder that save wrote")
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # no text, no JSON, too long a number, too deep
         raise ValueError(f"{folder / CONFIG} is damaged: {error}") from error
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise ValueError(f"{folder / CONFIG} is not of the format {FORMAT!r}")
@@ -96,7 +96,10 @@ def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise ValueError(f"{folder / WEIGHTS} is damaged or no safetensors file: {error}") from error
     if header.get("config") != digest(config):
         raise ValueError(f"{folder / CONFIG} and {WEIGHTS} are not of one save; save again, or fetch both anew")
-    return config, {**state, **{name: state[same] for name, same in config["aliases"].items()}}
+    aliases = config.get("aliases")
+    if not isinstance(aliases, dict) or not all(isinstance(name, str) and name in state for name in aliases.values()):
+        raise ValueError(f"{folder / CONFIG} is damaged: its aliases name tensors that {WEIGHTS} lacks: {aliases!r}")
+    return config, {**state, **{name: state[same] for name, same in aliases.items()}}
 
 
 def digest(value: Any) -> str:

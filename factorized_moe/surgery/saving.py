@@ -85,7 +85,9 @@ def load(model: nn.Module, folder: str | Path) -> nn.Module:
     made: dict[tuple[int, str], nn.Module] = {}
     for path, description in config["modules"].items():
         old = child(model, path)
-        if old is None:
+        holder = child(model, path.rpartition(".")[0]) if "." in path else model
+        present = vars(holder).get(path.rpartition(".")[2]) if isinstance(holder, nn.Module) else None
+        if not isinstance(old, nn.Module) and not callable(present):  # a function may be an MLP's activation
             raise ValueError(f"the model has no module {path!r}; load into the base model that was changed")
         key = id(old), json.dumps(description, sort_keys=True)  # one module in several places stays one
         changes[path] = made[key] = made.get(key) or _make(path, description, old, model)
@@ -93,7 +95,7 @@ def load(model: nn.Module, folder: str | Path) -> nn.Module:
         state = _state(model)
         if config["content"] == "experts":
             ours = _ours(changes, state)
-            if _fingerprint({name: tensor for name, tensor in state.items() if name not in ours}) != config["base"]:
+            if _fingerprint({name: tensor for name, tensor in state.items() if name not in ours}) != config.get("base"):
                 raise ValueError("the model is not the base that these layers were saved from: its parameters differ")
             state = ours
         _check_fits(saved, state)
@@ -153,8 +155,9 @@ def from_pretrained(source: str | Path, *, revision: str | None = None) -> Layer
     config, saved = read_folder(folder)
     if config.get("content") != "layer":
         raise ValueError(f"{folder / CONFIG} does not describe a single layer; a model is read by load")
-    layer = build_layer_from(config.get("layer"), "meta").to_empty(device="cpu")
-    _check_fits(saved, layer.state_dict())
+    layer = build_layer_from(config.get("layer"), "meta")
+    _check_shapes(saved, layer.state_dict())  # before memory is taken for them
+    layer = layer.to_empty(device="cpu")
     layer.load_state_dict(saved)
     return layer.eval()
 
@@ -166,7 +169,7 @@ def _make(path: str, description: Any, old: Any, model: nn.Module) -> nn.Module:
     device = tensors[0].device if tensors else torch.device("cpu")
     try:
         return rebuild(description, old, device).train(model.training)
-    except (TypeError, ValueError) as error:
+    except (RuntimeError, TypeError, ValueError) as error:  # also sizes beyond memory
         raise ValueError(f"module {path!r}: {error}") from error
 
 
@@ -191,7 +194,15 @@ def _fingerprint(state: Mapping[str, Tensor]) -> str:
 
 
 def _check_fits(saved: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
-    """Refuse names, shapes and types that differ, before anything is copied."""
+    """Refuse a state that cannot be copied, before anything is."""
+    _check_shapes(saved, state)
+    for name, tensor in state.items():
+        if tensor.is_meta:
+            raise ValueError(f"{name!r} of the model is on the meta device; call to_empty first")
+
+
+def _check_shapes(saved: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    """Refuse names, shapes and types that differ."""
     missing, unknown = sorted(state.keys() - saved.keys()), sorted(saved.keys() - state.keys())
     if missing or unknown:
         raise ValueError(
@@ -206,5 +217,3 @@ def _check_fits(saved: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> Non
             raise ValueError(
                 f"{name!r} is {given.dtype} in the file and {tensor.dtype} in the model; convert the model"
             )
-        if tensor.is_meta:
-            raise ValueError(f"{name!r} of the model is on the meta device; call to_empty first")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from factorized_moe import FactorizedExpertTensor, GatedMuMoEBlock, MuMoE, MuMoEBlock, TensorNetwork
@@ -17,6 +18,7 @@ from factorized_moe.storage import NetworkTensor
 from factorized_moe.surgery import MuMoEConfig, from_pretrained, is_mlp, load, replace, save, save_pretrained
 from factorized_moe.surgery import files as files_module
 from factorized_moe.surgery.descriptions import build_layer_from, describe
+from factorized_moe.surgery.files import digest
 from factorized_moe.surgery.nonlinearities import build_nonlinearity
 
 CONFIG = MuMoEConfig(expert_dims=(3, 2), decomposition="tr", rank=4, gate_norm="batch", seed=3)
@@ -99,9 +101,30 @@ def edit(folder: Path, **changes: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
+def forge(folder: Path, **changes: object) -> None:
+    """Edit the config, and the fingerprint of it beside the weights too."""
+    edit(folder, **changes)
+    config = json.loads((folder / "config.json").read_text())
+    weights = folder / "model.safetensors"
+    save_file(load_file(weights), weights, {"format": "pt", "config": digest(config)})
+
+
+def forge_module(folder: Path, **changes: object) -> None:
+    modules = json.loads((folder / "config.json").read_text())["modules"]
+    forge(folder, modules={path: description | changes for path, description in modules.items()})
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
+        (lambda folder: (folder / "config.json").write_text("[" * 100_000), "config.json is damaged"),
+        (lambda folder: (folder / "config.json").write_text("9" * 10_000), "config.json is damaged"),
+        (lambda folder: forge(folder, aliases={"x": "absent"}), "config.json is damaged: its aliases name tensors"),
+        (lambda folder: forge(folder, aliases=[1]), "config.json is damaged: its aliases name tensors"),
+        (lambda folder: forge(folder, modules={"forward": {"kind": "Merged"}}), "the model has no module 'forward'"),
+        (lambda folder: forge_module(folder, kind=[1]), r"no layer of experts is of kind \[1\]"),
+        (lambda folder: forge_module(folder, in_features=10**30), "cannot make a MuMoEBlock of its description"),
+        (lambda folder: forge_module(folder, in_features=10**13), "module '.*': .*allocate"),
         (truncate, "model.safetensors is damaged or no safetensors file"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"no"), "model.safetensors is damaged"),
         (lambda folder: (folder / "config.json").write_text("{"), "config.json is damaged"),
@@ -110,7 +133,23 @@ def edit(folder: Path, **changes: object) -> None:
         (lambda folder: edit(folder, modules={}), "are not of one save"),
         (lambda folder: save_pretrained(MuMoE(4, 3, [2], rank=1), folder), "does not describe a model"),
     ],
-    ids=["truncated", "no safetensors", "no JSON", "no object", "format", "edited", "a layer"],
+    ids=[
+        "too deep",
+        "too long",
+        "alias",
+        "aliases",
+        "path",
+        "kind",
+        "overflow",
+        "memory",
+        "truncated",
+        "no safetensors",
+        "no JSON",
+        "no object",
+        "format",
+        "edited",
+        "a layer",
+    ],
 )
 def test_damaged_files_leave_the_model_untouched(damage: object, message: str, tmp_path: Path) -> None:
     save(trained(), tmp_path)
