@@ -284,14 +284,14 @@ class Recorder:
         """Write what waits, and only then complain."""
         self._open = False
         self.flush()
-        self._header = replace(self._header, complete=True)
+        self._header = replace(self._header, num_samples=self._written)
         if self._folder is not None:
             self._header.write(self._folder)
         silent = [layer for layer, samples in self._recorded.items() if not samples]
         if silent:
             raise ValueError(
-                f"layer {silent[0]!r} never ran while recording; leave it out by layers=[...]. A model compiled and "
-                "called before runs without hooks: call torch.compiler.reset() first"
+                f"layer {silent[0]!r} never ran while recording, or on no samples; leave it out by layers=[...]. A "
+                "model compiled and called before runs without hooks: call torch.compiler.reset() first"
             )
         samples = self._in_step()
         if 0 < self._annotated < samples:

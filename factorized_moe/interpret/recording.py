@@ -44,13 +44,13 @@ class Header:
         layers: The name of each layer and the sizes of its expert modes.
         dtype: The type that coefficients are stored in.
         class_names: The names of the classes, in the order of the labels; empty if not given.
-        complete: Whether the recording came to its end.
+        num_samples: The number of samples, once the recording came to its end; ``None`` before.
     """
 
     layers: tuple[tuple[str, tuple[int, ...]], ...]
     dtype: torch.dtype
     class_names: tuple[str, ...] = ()
-    complete: bool = False
+    num_samples: int | None = None
 
     def write(self, folder: Path) -> None:
         """Write the header into a folder, in place of an earlier one."""
@@ -60,7 +60,7 @@ class Header:
             "layers": {name: list(sizes) for name, sizes in self.layers},
             "dtype": str(self.dtype).removeprefix("torch."),
             "class_names": list(self.class_names),
-            "complete": self.complete,
+            "num_samples": self.num_samples,
         }
         write_whole(folder / HEADER_NAME, (json.dumps(content, indent=1) + "\n").encode())
 
@@ -72,19 +72,18 @@ class Header:
             raise ValueError(f"{folder} holds no recording: there is no {HEADER_NAME} in it")
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            known = content["format"] == FORMAT and content["version"] == VERSION
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is not the header of a recording: {error}") from error
-        if not known:
-            raise ValueError(
-                f"{path} is of format {content['format']!r}, version {content['version']}; "
-                f"this library reads {FORMAT!r}, version {VERSION}"
-            )
-        return cls(
-            layers=tuple((name, tuple(sizes)) for name, sizes in content["layers"].items()),
-            dtype=getattr(torch, content["dtype"]),
-            class_names=tuple(content["class_names"]),
-            complete=content["complete"],
+            form, version = content["format"], content["version"]
+            if (form, version) == (FORMAT, VERSION):
+                return cls(
+                    layers=tuple((name, tuple(sizes)) for name, sizes in content["layers"].items()),
+                    dtype=getattr(torch, content["dtype"]),
+                    class_names=tuple(content["class_names"]),
+                    num_samples=content["num_samples"],
+                )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} is not the header of a recording: {type(error).__name__}: {error}") from error
+        raise ValueError(
+            f"{path} is of format {form!r}, version {version}; this library reads {FORMAT!r}, version {VERSION}"
         )
 
 
@@ -123,7 +122,7 @@ class Recording:
         self.layers = parts[0].layers if parts else tuple(name for name, _ in header.layers)
         self.dtype = header.dtype
         self.class_names = header.class_names
-        self.complete = header.complete
+        self.complete = header.num_samples is not None
         self.num_samples = sum(part.num_samples for part in parts)
         self._expert_dims = dict(header.layers)
         self._parts = tuple(parts)
@@ -281,7 +280,8 @@ def open_recording(folder: str | Path) -> Recording:
         folder: The folder that `record` wrote to; it may still be written.
 
     Raises:
-        ValueError: If the folder holds no recording, or a chunk before the last is missing or damaged.
+        ValueError: If the folder holds no recording, or a chunk is missing or damaged; where the recording was cut off,
+            one before the last.
 
     Example:
         >>> import tempfile
@@ -305,13 +305,18 @@ def open_recording(folder: str | Path) -> Recording:
         try:
             part = StoredChunk(path)
         except ValueError:
-            if path != paths[-1] or header.complete:
+            if path != paths[-1] or header.num_samples is not None:
                 raise
             break  # the machine stopped while it was written
         if part.start != samples:
             raise ValueError(f"{path} starts with sample {part.start}, expected {samples}: is it of another recording?")
         samples += part.num_samples
         parts.append(part)
+    if header.num_samples is not None and header.num_samples != samples:
+        raise ValueError(
+            f"{folder} holds {samples:,} samples of the {header.num_samples:,} that were recorded: the last chunks are "
+            f"missing, put {chunk_path(folder, len(parts)).name} and later ones back"
+        )
     return Recording(header, parts)
 
 

@@ -261,7 +261,7 @@ def test_folder_with_another_recording_is_refused(model: Model, tmp_path: Path) 
 
 def test_layer_that_never_ran_is_named_after_all_is_kept(model: Model) -> None:
     with (
-        pytest.raises(ValueError, match=r"layer 'spare' never ran while recording; leave it out"),
+        pytest.raises(ValueError, match=r"layer 'spare' never ran while recording, or on no samples; leave it out"),
         record(model) as log,
     ):
         model(torch.randn(4, 8))
@@ -401,8 +401,20 @@ def test_recording_refuses(model: Model, tmp_path: Path) -> None:
     header.write_text(json.dumps(content | {"version": 2}))
     with pytest.raises(ValueError, match=r"version 2; this library reads 'factorized_moe recording', version 1"):
         open_recording(tmp_path)
-    header.write_text("[]")
-    with pytest.raises(ValueError, match=r"is not the header of a recording"):
+    damaged = [content | {"layers": 3}, content | {"dtype": "half an hour"}, {"format": content["format"]}, []]
+    for given in damaged:
+        header.write_text(json.dumps(given))
+        with pytest.raises(ValueError, match=r"is not the header of a recording: (Attribute|Key|Type)Error: "):
+            open_recording(tmp_path)
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_missing_chunks_at_the_end_are_noticed(model: Model, tmp_path: Path) -> None:
+    with record(model, ["layer", "block"], tmp_path):
+        model(torch.randn(10, 8))
+    assert open_recording(tmp_path).num_samples == 10
+    (tmp_path / "chunk-000001.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"holds 7 samples of the 10 that were recorded: .* put chunk-000001.safetens"):
         open_recording(tmp_path)
 
 
