@@ -106,7 +106,7 @@ def plot_labels(counts: LabelCounts, axes: Axes | None = None) -> Axes:
     best = np.nan_to_num(shares, nan=-1.0)
     order = np.lexsort((-best.max(axis=0), best.argmax(axis=0)))
     _matrix(axes, shares[:, order], "share of the expert's coefficients")
-    axes.set_yticks(range(len(counts.class_names)), counts.class_names)
+    axes.set_yticks(range(len(counts.class_names)), counts.class_names, parse_math=False)  # "$5" is a name
     if len(order) <= 40:
         axes.set_xticks(range(len(order)), [str(expert) for expert in order])
     axes.set(xlabel="expert")

@@ -2,6 +2,7 @@
 
 import math
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -52,6 +53,12 @@ def test_nothing_global_changes() -> None:
     assert isinstance(axes.figure, Figure)
     assert plt.get_fignums() == figures
     assert dict(plt.rcParams) == before
+
+
+def test_class_names_are_no_formulas() -> None:
+    axes = plot_labels(replace(COUNTS, class_names=("$5 to $9", "$^$")))
+    axes.figure.canvas.draw()  # would parse a formula
+    assert not any(label.get_parse_math() for label in axes.get_yticklabels())
 
 
 def test_given_axes_are_drawn_on() -> None:
