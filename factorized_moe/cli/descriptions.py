@@ -77,7 +77,10 @@ def _weight(options: argparse.Namespace, device: str = "meta") -> FactorizedExpe
         raise ValueError(f"missing: {', '.join(missing)}; or give a --network")
     rank = given["rank"] if "rank" in given else ParameterBudget(given["budget"])
     sizes = {name: given[name] for name in (*needed, "decomposition") if name in given}
-    return FactorizedExpertTensor(**sizes, rank=rank, **kept)
+    try:
+        return FactorizedExpertTensor(**sizes, rank=rank, **kept)
+    except RuntimeError as error:  # how torch says that a tensor is too large for it, or for the memory
+        raise ValueError(f"torch makes no weight of these sizes: {str(error).splitlines()[0]}") from error
 
 
 def _described(weight: FactorizedExpertTensor) -> dict[str, Any]:

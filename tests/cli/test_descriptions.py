@@ -147,6 +147,7 @@ def keys_of(command: str) -> list[str]:
         (["params", *LAYER, "--rank", "1.x"], "argument --rank: expected a fraction such as 0.05, got '1.x'"),
         (["params", *LAYER, "--rank", "0"], "argument --rank: expected a positive number such as 32"),
         (["params", *LAYER, "--rank", "2", "--budget", "9"], "--budget: not allowed with argument --rank"),
+        (["params", *LAYER, "--budget", "9" * 20], "torch makes no weight of these sizes: Storage size calc"),
         (["params", *LAYER, "--budget", "9"], "a budget of 9 parameters is too small for CP"),
         (["params", *LAYER, "--network", NETWORK], "--network says what --expert-dims would say; give one of the two"),
         (["plan", "--network", "in a, a out; in=2 out=3"], "labels ['a'] have no size"),
