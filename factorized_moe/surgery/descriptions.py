@@ -67,6 +67,8 @@ def describe(module: nn.Module) -> dict[str, Any]:
     kind = next((name for name, known in KINDS.items() if isinstance(module, known)), None)
     if kind is None:
         raise TypeError(f"expected a layer of experts, one of {', '.join(KINDS)}, got {type(module).__name__}")
+    if type(module).forward is not KINDS[kind].forward:
+        raise ValueError(f"a {type(module).__name__} has a forward of its own and would come back as a {kind}")
     first, *_, last = [*expert_tensors(module), *expert_tensors(module)]
     description: dict[str, Any] = {
         "kind": kind,

@@ -82,14 +82,15 @@ def load(model: nn.Module, folder: str | Path) -> nn.Module:
             f"{Path(folder) / CONFIG} does not describe a model; a single layer is read by from_pretrained"
         )
     changes: dict[str, nn.Module] = {}
-    made: dict[tuple[int, str], nn.Module] = {}
+    made: dict[tuple[int, str, tuple[int, ...]], nn.Module] = {}
     for path, description in config["modules"].items():
         old = child(model, path)
         holder = child(model, path.rpartition(".")[0]) if "." in path else model
         present = vars(holder).get(path.rpartition(".")[2]) if isinstance(holder, nn.Module) else None
         if not isinstance(old, nn.Module) and not callable(present):  # a function may be an MLP's activation
             raise ValueError(f"the model has no module {path!r}; load into the base model that was changed")
-        key = id(old), json.dumps(description, sort_keys=True)  # one module in several places stays one
+        numbers = tuple(id(saved[name]) for name in sorted(saved) if name.startswith(f"{path}."))
+        key = id(old), json.dumps(description, sort_keys=True), numbers  # one module in several places stays one
         changes[path] = made[key] = made.get(key) or _make(path, description, old, model)
     with installed(model, changes):
         state = _state(model)
@@ -196,9 +197,14 @@ def _fingerprint(state: Mapping[str, Tensor]) -> str:
 def _check_fits(saved: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
     """Refuse a state that cannot be copied, before anything is."""
     _check_shapes(saved, state)
+    tied: dict[tuple[int, tuple[int, ...]], str] = {}
     for name, tensor in state.items():
         if tensor.is_meta:
             raise ValueError(f"{name!r} of the model is on the meta device; call to_empty first")
+        first = tied.setdefault((tensor.data_ptr(), tensor.stride()), name) if tensor.numel() else name
+        one, other = saved[first], saved[name]
+        if one is not other and one.shape == other.shape and not torch.allclose(one, other, 0, 0, equal_nan=True):
+            raise ValueError(f"{first!r} and {name!r} are one tensor in the model, but differ in the file; untie them")
 
 
 def _check_shapes(saved: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:

@@ -1,0 +1,62 @@
+"""What must not become one, or something else, on its way through a file."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from factorized_moe import MuMoE
+from factorized_moe.surgery import MuMoEConfig, is_mlp, load, replace, save, save_pretrained
+
+CONFIG = MuMoEConfig(expert_dims=(3,), rank=4)
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(11, 6)
+        self.middle = nn.Linear(6, 6)
+        self.head = nn.Linear(6, 11, bias=False)
+        self.head.weight = self.embedding.weight
+
+
+class MLP(nn.Module):
+    """GPT-2's, of a first linear layer that others may have too."""
+
+    def __init__(self, first: nn.Linear) -> None:
+        super().__init__()
+        self.c_fc, self.act, self.c_proj = first, nn.GELU(), nn.Linear(8, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.c_proj(self.act(self.c_fc(x)))
+
+
+def sharing() -> nn.Sequential:
+    shared = nn.Linear(6, 8)
+    return nn.Sequential(MLP(shared), MLP(shared))
+
+
+def test_values_that_differ_do_not_go_into_tied_weights(tmp_path: Path) -> None:
+    model = Tied()
+    replace(model, "middle", CONFIG)
+    model.head.weight = nn.Parameter(torch.zeros(11, 6))
+    save(model, tmp_path)
+    with pytest.raises(ValueError, match=r"'embedding.weight' and 'head.weight' are one tensor in the model, but"):
+        load(Tied(), tmp_path)
+
+
+def test_blocks_in_place_of_a_shared_part_stay_apart(tmp_path: Path) -> None:
+    model, x = sharing(), torch.randn(3, 6)
+    replace(model, is_mlp, CONFIG)
+    save(model, tmp_path)
+    assert torch.equal(load(sharing(), tmp_path)(x), model(x))
+
+
+def test_layer_with_a_forward_of_its_own_is_refused(tmp_path: Path) -> None:
+    class Doubled(MuMoE):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 2.0 * super().forward(x)
+
+    with pytest.raises(ValueError, match="a Doubled has a forward of its own and would come back as a MuMoE"):
+        save_pretrained(Doubled(4, 4, [2], rank=2), tmp_path)
