@@ -21,6 +21,7 @@ from benchmarks import (
     interpret,
     layer,
     machine,
+    parts,
     report,
     scaling,
     training_memory,
@@ -33,6 +34,7 @@ ROOT = Path(__file__).parents[1]
 
 SECTIONS: dict[str, tuple[str, Callable[[Effort], Iterator[Row]]]] = {
     "block": (block.TITLE, block.rows),
+    "parts": (parts.TITLE, parts.rows),
     "layer": (layer.TITLE, layer.rows),
     "contraction": (contraction.TITLE, contraction.rows),
     "memory": (training_memory.TITLE, training_memory.rows),
