@@ -158,6 +158,8 @@ def _time(ratio: Ratio | None, alone: bool) -> str:
         return ""
     if not alone:
         return str(ratio)
+    if ratio.seconds >= 1:
+        return f"{ratio.seconds:.3g} s"
     return f"{ratio.seconds * 1e3:.3g} ms" if ratio.seconds >= 1e-3 else f"{ratio.seconds * 1e6:.3g} µs"
 
 
