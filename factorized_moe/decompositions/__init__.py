@@ -1,4 +1,7 @@
-"""Decompositions: the contract (`base`), their names (`registry`), and one file for each."""
+"""Decompositions: the contract (`base`), their names (`registry`), and one file for each, which registers itself."""
+
+from importlib import import_module
+from pkgutil import iter_modules
 
 from factorized_moe.decompositions.base import Decomposition, GivenNetwork, ParameterBudget, variance_preserving
 from factorized_moe.decompositions.block_tensor_train import BlockTensorTrain
@@ -48,3 +51,7 @@ __all__ = [
     "registration_of",
     "variance_preserving",
 ]
+
+# A new file in this folder is all that a new decomposition needs; its class need not be offered above.
+for _module in iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")

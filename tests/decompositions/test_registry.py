@@ -1,14 +1,17 @@
 """Names of decompositions."""
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from importlib.metadata import EntryPoint
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
 
+import factorized_moe
 from factorized_moe import Decomposition, FactorizedExpertTensor, TensorNetwork, available_decompositions, register
 from factorized_moe.decompositions import CP, get_decomposition, name_of, registry
 from factorized_moe.decompositions.registry import registered_decompositions
@@ -182,3 +185,32 @@ def test_import_loads_no_package() -> None:
         "assert 'factorized_moe.decompositions' in asked, asked\n"
     )
     subprocess.run([sys.executable, "-W", "error", "-c", script], check=True)
+
+
+NEW_FILE = """
+from factorized_moe.decompositions.base import Decomposition
+from factorized_moe.decompositions.registry import register
+from factorized_moe.network import TensorNetwork
+
+
+class SharedInput(Decomposition):
+    def network(self, expert_dims, in_features, out_features, rank):
+        experts = [f"expert_{k}" for k in range(len(expert_dims))]
+        nodes = {"input": ["in", "rank"], "core": [*experts, "rank", "out"]}
+        return TensorNetwork.from_modes(expert_dims, in_features, out_features, nodes=nodes, bonds={"rank": rank})
+
+
+register("shared_input", SharedInput())
+"""
+
+
+def test_a_new_file_is_all_that_a_built_in_decomposition_needs(tmp_path: Path) -> None:
+    package = Path(factorized_moe.__file__).parent
+    shutil.copytree(package, tmp_path / "factorized_moe", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "factorized_moe" / "decompositions" / "shared_input.py").write_text(NEW_FILE, encoding="utf-8")
+    code = (
+        "import factorized_moe as fm; "
+        "print(fm.__file__, fm.FactorizedExpertTensor((3,), 4, 5, decomposition='shared_input', rank=2).num_parameters)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [str(tmp_path / "factorized_moe" / "__init__.py"), "38"]
