@@ -10,12 +10,13 @@ from numbers import Integral
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from factorized_moe.budgets.costs import LayerCosts
 from factorized_moe.budgets.search import RankForm, best_expert_rank
 from factorized_moe.decompositions import Decomposition, get_decomposition, name_of
 from factorized_moe.decompositions.base import Rank, largest_within
-from factorized_moe.validation import check_dtype, check_expert_dims, check_size
+from factorized_moe.validation import check_dtype, check_expert_dims, check_flag, check_size
 
 __all__ = ["BudgetError", "rank_for_budget"]
 
@@ -114,14 +115,15 @@ def rank_for_budget(
         raise ValueError(f"choice is one of {CHOICES}, got {choice!r}")
     if rounding not in ROUNDINGS:
         raise ValueError(f"rounding is one of {ROUNDINGS}, got {rounding!r}")
+    wanted = None if independent_experts is None else check_size("independent_experts", independent_experts)
     costs = LayerCosts(
         check_expert_dims(expert_dims),
         _features(in_features, hidden_features, out_features),
         get_decomposition(decomposition),
-        bias,
-        count_gate,
-        count_bias,
-        input_norm,
+        check_flag("bias", bias),
+        check_flag("count_gate", count_gate),
+        check_flag("count_bias", count_bias),
+        check_flag("input_norm", input_norm),
     )
     measure, limit = _budget(costs, parameters, flops, bytes, like, dtype)
     form = RankForm.of(costs, fixed)
@@ -130,7 +132,7 @@ def rank_for_budget(
         return measure(form.uniform(size))
 
     if cost(1) > limit:
-        unit = "parameters" if flops is None else "FLOPs a sample"
+        unit = "bytes" if bytes is not None else "parameters" if flops is None else "FLOPs a sample"
         what = f"{name_of(costs.decomposition)!r} of shapes {costs.shapes()}"
         raise BudgetError(f"{limit:,} {unit}", what, cost(1))
     size = largest_within(cost, limit)
@@ -140,7 +142,6 @@ def rank_for_budget(
         return form.uniform(size if cost(size) == limit else size + 1)
     if choice == "uniform" or form.free == 1:
         return form.uniform(size)
-    wanted = None if independent_experts is None else check_size("independent_experts", independent_experts)
     return best_expert_rank(costs, form, measure, limit, form.uniform(size), wanted)
 
 
@@ -171,10 +172,18 @@ def _budget(
     if isinstance(number, bool) or not isinstance(number, Integral) or number < 1:
         raise ValueError(f"a budget of {named[0]} is a positive int, got {number!r}")
     if num_bytes is not None:
-        return costs.parameters, int(number) // (dtype or torch.get_default_dtype()).itemsize
+        size = (dtype or torch.get_default_dtype()).itemsize
+        return (lambda rank: size * costs.parameters(rank)), int(number)
     return (costs.parameters if flops is None else costs.flops), int(number)
 
 
 def _parameters_of(module: nn.Module, count_bias: bool) -> int:
     named = dict(module.named_parameters())
-    return sum(p.numel() for name, p in named.items() if count_bias or name.rpartition(".")[2] != "bias")
+    if any(is_lazy(p) for p in named.values()):
+        raise ValueError("like has parameters without a size yet; call the module once, so that it makes them")
+    return sum(p.numel() for name, p in named.items() if count_bias or not _is_bias(name.rpartition(".")[2]))
+
+
+def _is_bias(name: str) -> bool:
+    """Also of torch's attention (``in_proj_bias``) and recurrent layers (``bias_ih_l0``)."""
+    return name.endswith("bias") or name.startswith("bias_")

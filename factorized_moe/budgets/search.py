@@ -54,7 +54,7 @@ class RankForm:
         groups = _groups(costs, start)
         if fixed is None:
             return cls(costs, start, groups)
-        entries = tuple(fixed)
+        entries = tuple(fixed) if isinstance(fixed, Sequence) else ()
         if len(entries) != len(start) or any(
             e is not None and (isinstance(e, bool) or not isinstance(e, Integral) or e < 1) for e in entries
         ):

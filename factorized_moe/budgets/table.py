@@ -138,6 +138,8 @@ def compare_at_budget(
         tt             (1, 4, 21, 1)       3,852  7,872           21                    4            84
         dense: needs a budget of 13,184
     """
+    if isinstance(decompositions, str):
+        raise TypeError(f"decompositions is a sequence of names, got {decompositions!r}; write [{decompositions!r}]")
     rows, left_out = [], []
     for name in available_decompositions() if decompositions is None else decompositions:
         try:

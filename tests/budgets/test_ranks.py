@@ -168,7 +168,36 @@ def test_like_counts_biases_as_asked() -> None:
     assert weights == rank_for_budget((4,), 32, 32, parameters=32 * 32, count_bias=False)
 
 
+@pytest.mark.parametrize("module", [nn.MultiheadAttention(16, 2), nn.LSTM(16, 16)], ids=["attention", "recurrent"])
+def test_biases_are_known_by_torch_s_names(module: nn.Module) -> None:
+    weights = sum(p.numel() for p in module.parameters() if p.ndim == 2)
+    assert rank_for_budget((4,), 8, 6, like=module, count_bias=False) == rank_for_budget(
+        (4,), 8, 6, parameters=weights, count_bias=False
+    )
+
+
+def test_too_few_bytes_are_named_in_bytes() -> None:
+    with pytest.raises(BudgetError, match=r"a budget of 185 bytes .*: the smallest possible is 186$") as caught:
+        rank_for_budget((4,), 16, 8, bytes=185, dtype=torch.float16)
+    assert rank_for_budget((4,), 16, 8, bytes=caught.value.smallest, dtype=torch.float16) == 1
+
+
 ERRORS = {
+    "bias in words": ({"parameters": 999, "bias": "no"}, TypeError, "bias must be True or False, got 'no'"),
+    "gate in words": ({"parameters": 999, "count_gate": "no"}, TypeError, "count_gate must be True or False, got 'no'"),
+    "biases in words": ({"parameters": 999, "count_bias": 0}, TypeError, "count_bias must be True or False, got 0"),
+    "norm in words": ({"parameters": 999, "input_norm": "no"}, TypeError, "input_norm must be True or False, got 'no'"),
+    "lazy": ({"like": nn.LazyLinear(4)}, ValueError, "like has parameters without a size yet; call the module once"),
+    "experts in words": (
+        {"parameters": 999, "independent_experts": "all"},
+        TypeError,
+        "independent_experts must be an int, got 'all'",
+    ),
+    "fixed number": (
+        {"parameters": 999, "fixed": 4, "decomposition": "tr"},
+        ValueError,
+        "fixed has one positive int or None for each of the 4 entries of a rank, got 4$",
+    ),
     "none": ({}, TypeError, "give one budget: parameters, flops, bytes or like; got none"),
     "two": ({"parameters": 9, "flops": 9}, TypeError, r"give one budget: .* got \['parameters', 'flops'\]"),
     "zero": ({"parameters": 0}, ValueError, "a budget of parameters is a positive int, got 0"),

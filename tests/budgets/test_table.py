@@ -34,3 +34,8 @@ def test_plot_names_every_row() -> None:
 def test_other_errors_are_raised() -> None:
     with pytest.raises(ValueError, match="choice is one of"):
         compare_at_budget((6,), 12, 10, parameters=900, choice="best")
+
+
+def test_one_name_is_no_sequence_of_names() -> None:
+    with pytest.raises(TypeError, match=r"decompositions is a sequence of names, got 'cp'; write \['cp'\]"):
+        compare_at_budget((6,), 12, 10, parameters=900, decompositions="cp")
