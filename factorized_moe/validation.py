@@ -19,6 +19,7 @@ __all__ = [
     "check_expert_dims",
     "check_flag",
     "check_network",
+    "check_seed",
     "check_size",
 ]
 
@@ -130,6 +131,20 @@ def check_flag(name: str, value: bool) -> bool:
     return value
 
 
+def check_seed(seed: int) -> int:
+    """A seed of torch's generators as an int.
+
+    Raises:
+        TypeError: If it is not an int.
+        ValueError: If torch takes no such seed.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, Integral):
+        raise TypeError(f"seed is an int, got {seed!r}")
+    if not -(2**63) <= seed < 2**64:
+        raise ValueError(f"seed is an int from -2**63 to 2**64 - 1, got {seed}")
+    return int(seed)
+
+
 def check_device(device: torch.device | str) -> None:
     """Refuse a device that cannot hold values.
 
@@ -195,6 +210,8 @@ def check_dense(dense: Tensor, shape: tuple[int, ...] | None = None) -> None:
     if not isinstance(dense, Tensor) or not dense.is_floating_point():
         kind = dense.dtype if isinstance(dense, Tensor) else type(dense).__name__
         raise TypeError(f"dense must be a tensor of a real floating type, got {kind}")
+    if dense.layout is not torch.strided:
+        raise TypeError(f"dense must hold all its entries, got a tensor of layout {dense.layout}; call to_dense()")
     check_device(dense.device)
     if dense.ndim < 2:
         raise ValueError(f"dense must be (*expert_dims, I, O), at least two modes, got shape {tuple(dense.shape)}")

@@ -3,6 +3,7 @@
 import re
 import sys
 
+import numpy as np
 import pytest
 import tensorly
 import tensorly.decomposition
@@ -65,6 +66,15 @@ def test_the_bound_is_the_best_of_a_matrix_and_of_every_cut() -> None:
     assert error_bound(target, network) == pytest.approx(float(max(first, second)))
 
 
+def test_the_bound_of_odd_targets() -> None:
+    network = FactorizedExpertTensor((2,), 3, 4, "cp", 1).network
+    assert error_bound(torch.zeros(2, 3, 4), network) == 0.0
+    with pytest.raises(ValueError, match=r"dense has shape \(2, 2, 2\), expected .* \(2, 3, 4\)"):
+        error_bound(torch.ones(2, 2, 2), network)
+    with pytest.raises(ValueError, match="the target has a NaN or an infinite entry; a bound needs finite values"):
+        error_bound(torch.full((2, 3, 4), float("nan")), network)
+
+
 @pytest.mark.parametrize("name", ["cp", "tt", "kronecker", "shared_private"])
 @pytest.mark.parametrize("bias", [False, True])
 def test_the_error_of_the_outputs(name: str, bias: bool) -> None:
@@ -105,6 +115,20 @@ def test_half_precision_errors_count_the_rounding() -> None:
     assert 1e-4 < fitted.relative_error < 2e-2
 
 
+def test_types_of_eight_bits_are_fitted() -> None:
+    target = Structure((3,), 4, 5, 2).tensor("cp").to_dense().detach()
+    for dense, dtype in ((target.to(torch.float8_e5m2), None), (target, torch.float8_e5m2)):
+        fitted = fit(dense, "cp", 2, dtype=dtype)
+        assert all(tensor.dtype == torch.float8_e5m2 for tensor in fitted.tensors.values())
+        assert 1e-3 < fitted.relative_error < 0.5
+
+
+def test_a_seed_may_be_numpy_s() -> None:
+    target = gaussian(3, 4, 5)
+    one, other = fit(target, "cp", 2, seed=3), fit(target, "cp", 2, seed=np.int64(3))
+    assert all(torch.equal(tensor, other.tensors[name]) for name, tensor in one.tensors.items())
+
+
 def test_the_scale_does_not_matter() -> None:
     target = gaussian(3, 4, 5)
     error = fit(target, "cp", 2).relative_error
@@ -128,6 +152,18 @@ ERRORS = {
     "meta": ({"dense": ONES.to("meta")}, ValueError, "the meta device holds no values to fit"),
     "empty": ({"dense": ONES[:, :0]}, ValueError, r"shape \(2, 0, 4\) is empty; every mode needs an entry"),
     "infinite": ({"dense": ONES / 0}, ValueError, "has a NaN or an infinite entry; a fit needs finite values"),
+    "too large": ({"dense": ONES.double() * 1e200}, ValueError, "largest entry is 1e[+]200, whose square float64"),
+    "too small": ({"dense": ONES.double() * 1e-200}, ValueError, "largest entry is 1e-200, whose square float64"),
+    "sparse": ({"dense": ONES.to_sparse()}, TypeError, r"got a tensor of layout torch.sparse_coo; call to_dense\(\)"),
+    "bias in words": ({"bias": "no"}, TypeError, "bias must be True or False, got 'no'"),
+    "progress in words": ({"progress": "no"}, TypeError, "progress must be True or False, got 'no'"),
+    "seed in words": ({"seed": "one"}, TypeError, "seed is an int, got 'one'"),
+    "seed too large": ({"seed": 2**70}, ValueError, r"seed is an int from -2\*\*63 to 2\*\*64 - 1, got 11805916207"),
+    "large inputs": (
+        {"activations": ONES[0].double().mT[:, :3] * 1e200},
+        ValueError,
+        "second moment has entries of up to inf; scale the inputs",
+    ),
     "two norms": (
         {"activations": ONES[0, :, :3], "input_covariance": torch.eye(3)},
         TypeError,

@@ -22,9 +22,12 @@ from factorized_moe.fitting.result import Fit, measure_errors
 from factorized_moe.fitting.smallest_rank import smallest_rank_fit
 from factorized_moe.fitting.starts import Found, best_of_starts, improve_start
 from factorized_moe.network import TensorNetwork
-from factorized_moe.validation import check_dense, check_dtype, check_network
+from factorized_moe.validation import check_dense, check_dtype, check_flag, check_network, check_seed
 
 __all__ = ["fit"]
+
+SMALLEST, LARGEST = 1e-150, 1e150
+"""Limits of the largest entry: errors are sums of squares in float64."""
 
 
 @torch.no_grad()
@@ -65,8 +68,8 @@ def fit(
 
     Raises:
         TypeError: If the tensor is not of a real floating type, or neither or both of rank and error are given.
-        ValueError: If the tensor is empty, on the meta device or has an entry that is not finite; if the parameters
-            overflow their type; or if no rank reaches the error.
+        ValueError: If the tensor is empty, on the meta device, has an entry that is not finite or is beyond 1e150 or
+            below 1e-150 as a whole; if the parameters overflow their type; or if no rank reaches the error.
 
     Example:
         >>> experts = torch.randn(8, 16, 12, generator=torch.Generator().manual_seed(0))
@@ -79,10 +82,13 @@ def fit(
     begun = time.perf_counter()
     check_dense(dense)
     check_dtype(dtype)
-    _check_values(dense)
+    for name, flag in (("bias", bias), ("progress", progress)):
+        check_flag(name, flag)
+    seed = check_seed(seed)
+    target = dense.detach().to(torch.float64)
+    _check_values(target)
     if (rank is None) == (error is None):
         raise TypeError("give a rank, or in its place the largest error; got " + ("none" if rank is None else "both"))
-    target = dense.detach().to(torch.float64)
     root = input_root(dense.shape[-2], bias, activations, input_covariance, dense.device)
     if root is not None and target.any() and not (root.exact @ target).any():
         raise ValueError("the dense tensor's outputs on these inputs are all zero: no error of the outputs to minimise")
@@ -111,7 +117,7 @@ class _Job:
         found = self.parameters(self.network(useful), useful, report)
         tensors = {name: _pad(found.tensors[name], size) for name, size in network.parameter_shapes.items()}
         tensors = {name: tensor.to(self.dtype).contiguous() for name, tensor in tensors.items()}
-        if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
+        if not all(torch.isfinite(tensor.to(torch.float64)).all() for tensor in tensors.values()):
             raise ValueError(f"the fitted parameters overflow {self.dtype}; give a wider dtype")
         total, experts = measure_errors(network, tensors, self.target, None if self.root is None else self.root.exact)
         bound, seconds = self.bound(network), time.perf_counter() - self.begun
@@ -151,8 +157,6 @@ class _Job:
         return network
 
     def bound(self, network: TensorNetwork) -> float:
-        if not self.target.any():
-            return 0.0
         if self.root is None:
             return error_bound(self.target, network)
         return error_bound(self.root.exact @ self.target, network, split_input=False)
@@ -184,6 +188,11 @@ def _check_values(dense: Tensor) -> None:
         raise ValueError(f"the dense tensor of shape {tuple(dense.shape)} is empty; every mode needs an entry")
     if not torch.isfinite(dense).all():
         raise ValueError("the dense tensor has a NaN or an infinite entry; a fit needs finite values")
+    largest = float(dense.abs().max())
+    if largest and not SMALLEST < largest < LARGEST:
+        raise ValueError(
+            f"the dense tensor's largest entry is {largest:.3g}, whose square float64 cannot hold; scale the tensor"
+        )
 
 
 def _pad(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:

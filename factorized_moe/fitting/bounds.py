@@ -15,6 +15,7 @@ from torch import Tensor
 
 from factorized_moe.contraction.cuts import rank_bound
 from factorized_moe.network import TensorNetwork
+from factorized_moe.validation import check_dense
 
 __all__ = ["error_bound"]
 
@@ -35,7 +36,11 @@ def error_bound(target: Tensor, network: TensorNetwork, *, split_input: bool = T
             a target whose input mode has been multiplied by a matrix.
 
     Returns:
-        The bound, 0 where no cut is smaller than the matrix it leaves.
+        The bound, 0 where no cut is smaller than the matrix it leaves, and for a target of zeros.
+
+    Raises:
+        TypeError: If the target is not a tensor of a real floating type.
+        ValueError: If it is not of the network's shape, or has an entry that is not finite.
 
     Example:
         >>> from factorized_moe.decompositions import get_decomposition
@@ -44,7 +49,12 @@ def error_bound(target: Tensor, network: TensorNetwork, *, split_input: bool = T
         >>> round(bound, 6)  # 3 of 5 is lost
         0.6
     """
-    arranged = target.to(torch.float64)
+    check_dense(target, network.shape)
+    arranged = target.detach().to(torch.float64)
+    if not torch.isfinite(arranged).all():
+        raise ValueError("the target has a NaN or an infinite entry; a bound needs finite values")
+    if not arranged.any():
+        return 0.0
     arranged = arranged / arranged.norm()
     groups: list[tuple[str, ...]] = [(label,) for label in network.expert_labels]
     if network.in_padding or not split_input:

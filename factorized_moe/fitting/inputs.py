@@ -24,6 +24,10 @@ FLOOR = 1e-8
 equals there, and changes the error that is minimised by as little."""
 
 
+SMALLEST, LARGEST = 1e-290, 1e290
+"""Limits of a second moment's largest entry: beyond them its eigenvalues leave float64."""
+
+
 @dataclass(frozen=True, eq=False)
 class InputRoot:
     """Square roots of a second moment.
@@ -84,6 +88,8 @@ def _roots(moment: Tensor) -> InputRoot:
     largest = moment.abs().max()
     if not largest > 0:
         raise ValueError("the inputs are all zero: every tensor has the same outputs on them")
+    if not SMALLEST < largest < LARGEST:
+        raise ValueError(f"the inputs' second moment has entries of up to {float(largest):.3g}; scale the inputs")
     if (moment - moment.mT).abs().max() > 1e-6 * largest:
         raise ValueError("input_covariance is not symmetric; give E[x x^T]")
     values, vectors = torch.linalg.eigh((moment + moment.mT) / 2.0)
