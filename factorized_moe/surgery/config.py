@@ -15,7 +15,7 @@ from factorized_moe.activations import ACTIVATIONS
 from factorized_moe.budgets import rank_for_budget
 from factorized_moe.decompositions import ParameterBudget, get_decomposition
 from factorized_moe.decompositions.base import RankLike
-from factorized_moe.validation import check_expert_dims
+from factorized_moe.validation import check_expert_dims, check_seed
 
 __all__ = ["MuMoEConfig"]
 
@@ -82,8 +82,9 @@ class MuMoEConfig:
             raise ValueError(f"noise is a finite number, 0 or more, got {self.noise!r}")
         if not isinstance(self.pretrained, bool):
             raise TypeError(f"pretrained is True or False, got {self.pretrained!r}")
-        if isinstance(self.seed, bool) or not isinstance(self.seed, Integral):
-            raise TypeError(f"seed is an int, got {self.seed!r}")
+        check_seed(self.seed)
+        for name in ("rank", "budget", "fraction", "noise", "seed"):  # what JSON knows, in place of numpy's scalars
+            object.__setattr__(self, name, _plain(getattr(self, name)))
 
     def ranks(self, shapes: Sequence[tuple[int, int]], bias: bool, replaced: int) -> tuple[RankLike, ...]:
         """The rank of each expert tensor of a layer.
@@ -145,6 +146,15 @@ class MuMoEConfig:
         if "expert_dims" not in values:
             raise ValueError("a config needs 'expert_dims'")
         return cls(**values)
+
+
+def _plain(value: Any) -> Any:
+    """A number as Python's int or float, also within a tuple; anything else as it is."""
+    if isinstance(value, tuple):
+        return tuple(_plain(entry) for entry in value)
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        return int(value)
+    return float(value) if _is_number(value) else value
 
 
 def _is_number(value: Any) -> bool:

@@ -15,6 +15,7 @@ from factorized_moe.surgery.layouts import Merged
 from factorized_moe.surgery.linears import read_linears
 from factorized_moe.surgery.targets import Found, Target, find_targets
 from factorized_moe.surgery.upcycling import Layer, build_layer, expert_tensors, fill_layer, merged_activation
+from factorized_moe.validation import check_flag
 
 __all__ = ["Replacement", "ReplacementReport", "freeze_base", "installed", "replace"]
 
@@ -112,6 +113,7 @@ def replace(
         raise TypeError(f"model is a torch module, got {type(model).__name__}")
     if not isinstance(config, MuMoEConfig):
         raise TypeError(f"config is a MuMoEConfig, got {type(config).__name__}")
+    check_flag("delta", delta)
     found = find_targets(model, target, last)
     before = _count(model.parameters())
     changes: dict[str, nn.Module] = {}

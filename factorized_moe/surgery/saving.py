@@ -17,6 +17,7 @@ from factorized_moe.surgery.files import CONFIG, WEIGHTS, digest, read_folder, w
 from factorized_moe.surgery.layouts import child
 from factorized_moe.surgery.replacement import freeze_base, installed
 from factorized_moe.surgery.upcycling import Layer
+from factorized_moe.validation import check_flag
 
 __all__ = ["from_pretrained", "load", "save", "save_pretrained"]
 
@@ -33,6 +34,7 @@ def save(model: nn.Module, folder: str | Path, *, only_experts: bool = False) ->
 
     Raises:
         OSError: If the folder cannot be written.
+        TypeError: If the model is no module, or ``only_experts`` not True or False.
         ValueError: If the model has no layer of experts, or one that cannot be described.
 
     Example:
@@ -47,6 +49,8 @@ def save(model: nn.Module, folder: str | Path, *, only_experts: bool = False) ->
         >>> torch.equal(loaded(x), model(x))
         True
     """
+    _check_model(model)
+    check_flag("only_experts", only_experts)
     modules = described_modules(model)
     if "" in modules:
         raise ValueError(f"a {type(model).__name__} on its own is no model; write it with save_pretrained")
@@ -74,8 +78,10 @@ def load(model: nn.Module, folder: str | Path) -> nn.Module:
 
     Raises:
         FileNotFoundError: If a file is missing.
+        TypeError: If the model is no module.
         ValueError: If a file is damaged or does not fit the model; the model is as it was.
     """
+    _check_model(model)
     config, saved = read_folder(Path(folder))
     if config.get("content") not in ("model", "experts") or not isinstance(config.get("modules"), dict):
         raise ValueError(
@@ -161,6 +167,11 @@ def from_pretrained(source: str | Path, *, revision: str | None = None) -> Layer
     layer = layer.to_empty(device="cpu")
     layer.load_state_dict(saved)
     return layer.eval()
+
+
+def _check_model(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a torch module, got {type(model).__name__}")
 
 
 def _make(path: str, description: Any, old: Any, model: nn.Module) -> nn.Module:

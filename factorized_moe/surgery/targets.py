@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from factorized_moe.gated_block import GatedMuMoEBlock
 from factorized_moe.layers import MuMoE, MuMoEBlock
@@ -158,11 +158,16 @@ def _matcher(target: Any) -> Callable[[str, nn.Module], bool]:
     if isinstance(target, type) and issubclass(target, nn.Module):
         return lambda path, module: isinstance(module, target)
     if callable(target) and not isinstance(target, type):
-        function: Callable[[str, nn.Module], bool] = target
-        return function
+        return lambda path, module: _answer(target(path, module), path)
     raise TypeError(
         f"a target is a pattern, a compiled regular expression, a class of modules or a function, got {target!r}"
     )
+
+
+def _answer(value: Any, path: str) -> bool:
+    if isinstance(value, Tensor):
+        raise TypeError(f"a target's function returns True or False, got a tensor for {path!r}")
+    return bool(value)
 
 
 def _within(path: str, outer: str) -> bool:

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 from torch import nn
 
@@ -39,12 +40,21 @@ def test_json_round_trip(config: MuMoEConfig) -> None:
         ({"noise": float("inf")}, ValueError, "noise is a finite number"),
         ({"pretrained": 1}, TypeError, "pretrained is True or False"),
         ({"seed": 1.5}, TypeError, "seed is an int"),
+        ({"seed": 2**70}, ValueError, "seed is an int from .* got 11805916207"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
 def test_errors(changes: dict[str, object], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         MuMoEConfig(**{"expert_dims": (4,), "rank": 2, **changes})
+
+
+def test_numpy_s_numbers_go_into_json() -> None:
+    config = MuMoEConfig((np.int64(4),), fraction=np.float32(0.5), noise=np.float64(0.25), seed=np.int32(3))
+    assert MuMoEConfig.from_json(config.to_json()) == config == MuMoEConfig((4,), fraction=0.5, noise=0.25, seed=3)
+    for given, rank in ((np.int64(3), 3), ((1, np.int8(3), 2, 1), (1, 3, 2, 1))):
+        config = MuMoEConfig((4,), "cp" if rank == 3 else "tt", rank=given)
+        assert MuMoEConfig.from_json(config.to_json()) == config == MuMoEConfig((4,), config.decomposition, rank=rank)
 
 
 @pytest.mark.parametrize(

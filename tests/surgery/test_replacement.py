@@ -128,6 +128,15 @@ def test_wrong_kind_of_model_or_config() -> None:
         replace("model", "0", CONFIG)
     with pytest.raises(TypeError, match="config is a MuMoEConfig, got dict"):
         replace(make_model(), "0", {"rank": 3})
+    with pytest.raises(TypeError, match="delta must be True or False, got 'yes'"):
+        replace(make_model(), "0", CONFIG, delta="yes")
+
+
+def test_a_target_s_function_gives_no_tensor() -> None:
+    with pytest.raises(TypeError, match="a target's function returns True or False, got a tensor for ''"):
+        replace(make_model(), lambda path, module: torch.ones(3), CONFIG)
+    report = replace(make_model(), lambda path, module: re.fullmatch("[02]", path), CONFIG)
+    assert [one.path for one in report.replacements] == ["0", "2"]
 
 
 @pytest.mark.filterwarnings("ignore:Lazy modules are a new feature")

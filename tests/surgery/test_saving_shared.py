@@ -60,3 +60,13 @@ def test_layer_with_a_forward_of_its_own_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(ValueError, match="a Doubled has a forward of its own and would come back as a MuMoE"):
         save_pretrained(Doubled(4, 4, [2], rank=2), tmp_path)
+
+
+def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="model is a torch module, got int"):
+        save(5, tmp_path)
+    with pytest.raises(TypeError, match="model is a torch module, got int"):
+        load(5, tmp_path)
+    with pytest.raises(TypeError, match="only_experts must be True or False, got 'no'"):
+        save(nn.Sequential(MuMoE(4, 4, [2], rank=1)), tmp_path, only_experts="no")
+    assert not list(tmp_path.iterdir())
