@@ -157,7 +157,11 @@ def test_interrupt_from_the_keyboard(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def interrupt(*args: object) -> None:
-        signal.raise_signal(signal.SIGINT)
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
+        try:
+            signal.raise_signal(signal.SIGINT)
+        finally:
+            signal.signal(signal.SIGINT, before)
 
     monkeypatch.setattr("factorized_moe.demo.job.train", interrupt)
     assert main(["demo", "--data", str(images), "--out", str(tmp_path / "out")]) == 130

@@ -285,8 +285,11 @@ breaks("initial_variance", "shifted")(lambda _: normal(0.5, 0.1)())
 
 @breaks("fit_recovers", "wrong")
 def random_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fit(dense: Any, decomposition: Any, network: Any, rank: Any) -> dict[str, torch.Tensor]:
-        return {name: torch.ones(shape) for name, shape in network.parameter_shapes.items()}
+    original = factorized_moe.tensor.fit
+
+    def fit(*arguments: Any, **options: Any) -> Any:
+        fitted = original(*arguments, **options)
+        return replace(fitted, tensors={name: torch.ones_like(tensor) for name, tensor in fitted.tensors.items()})
 
     monkeypatch.setattr(factorized_moe.tensor, "fit", fit)
 
