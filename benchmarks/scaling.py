@@ -18,6 +18,7 @@ from benchmarks.memory import peak_bytes
 from benchmarks.ranks import rank_name, rank_of
 from benchmarks.rows import Contender, Row, compare, count
 from factorized_moe import MuMoE
+from factorized_moe.activations import entmax15
 
 __all__ = ["SIZES", "TITLE", "Point", "Sizes", "points", "rows"]
 
@@ -84,9 +85,9 @@ class Point:
     forward_bytes: int
 
 
-def _layer(decomposition: str, expert_dims: tuple[int, ...], size: int, features: int) -> MuMoE:
+def _layer(decomposition: str, expert_dims: tuple[int, ...], size: int, features: int, sparse: bool = False) -> MuMoE:
     rank = rank_of(decomposition, size, len(expert_dims))
-    return MuMoE(features, features, expert_dims, decomposition, rank, gate_norm="layer")
+    return MuMoE(features, features, expert_dims, decomposition, rank, gate_norm="layer", sparse_coefficients=sparse)
 
 
 def points(effort: Effort, sizes: Sizes = SIZES) -> Iterator[Point]:
@@ -155,15 +156,17 @@ def rows(effort: Effort, sizes: Sizes = SIZES) -> Iterator[Row]:
         for kind, make in (("contraction alone", _contraction), ("layer with gate", _gated), ("block", _block)):
             for name in ("cp", "tr"):
                 fewer, more = (make(name, dims, tokens, sizes) for dims in (few, sizes.many))
-                yield from compare(f"{kind}, {count(tokens, 'token')}", fewer, [more], [x], effort)
+                sparse = [_contraction(name, sizes.many, tokens, sizes, sparse=True)] if make is _contraction else []
+                yield from compare(f"{kind}, {count(tokens, 'token')}", fewer, [more, *sparse], [x], effort)
 
 
-def _contraction(name: str, dims: tuple[int, ...], tokens: int, sizes: Sizes) -> Contender:
-    """The experts of a layer, with given coefficients."""
+def _contraction(name: str, dims: tuple[int, ...], tokens: int, sizes: Sizes, sparse: bool = False) -> Contender:
+    """The experts of a layer, with given coefficients, of which most are zero."""
     size = sizes.cp if name == "cp" else sizes.tr
-    experts = _layer(name, dims, size, sizes.features).experts
-    coefficients = [torch.softmax(torch.randn(tokens, number), dim=-1) for number in dims]
-    return Contender(_title(name, size, dims), lambda x: experts(x, coefficients), tuple(experts.parameters()))
+    experts = _layer(name, dims, size, sizes.features, sparse).experts
+    coefficients = [entmax15(2 * torch.randn(tokens, number)) for number in dims]
+    title = _title(name, size, dims) + (", sparse_coefficients=True" if sparse else "")
+    return Contender(title, lambda x: experts(x, coefficients), tuple(experts.parameters()))
 
 
 def _gated(name: str, dims: tuple[int, ...], tokens: int, sizes: Sizes) -> Contender:
