@@ -39,8 +39,8 @@ def keep_freed_memory() -> bool:
     """Have glibc keep what is freed for the next call, as allocators made for servers do (jemalloc, tcmalloc).
 
     By default it gives the top of the heap back above a threshold that moves with what was freed, and pays for fresh
-    pages at the next call: 600 to 8,000 page faults a call at 1,024 tokens, in the dense MLP as in the blocks, so
-    that ratios moved by a tenth from one order of contenders to another. With this, no call has any.
+    pages at the next call: thousands of page faults at 1,024 tokens, in the dense MLP as in the blocks, more or
+    fewer by the order of the contenders.
 
     Returns:
         Whether it was done; other allocators are left as they are.

@@ -48,7 +48,7 @@ def block_parameters(
 def rank_step(decomposition: str) -> int:
     """Ranks are multiples of this, so that the widths of the products are multiples of 16.
 
-    Products of other widths leave a part of the vector registers empty: CP's rank 544 took 6% less time than 552.
+    Products of other widths leave a part of the vector registers empty.
     """
     return 16 if decomposition == "cp" else 16 // RING_BOND
 

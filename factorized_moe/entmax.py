@@ -18,7 +18,7 @@ from torch import Tensor
 __all__ = ["entmax"]
 
 _SMALL = 1024
-"""The most logits for which sorting is the faster: 26 operations of any size, where Newton's method takes 60."""
+"""The most logits for which sorting is the faster: 27 operations for a row of 256, where Newton's method takes 64."""
 
 
 def entmax(logits: Tensor, alpha: float) -> Tensor:
@@ -102,8 +102,6 @@ def _distances(logits: Tensor, alpha: float) -> Tensor:
 
 def _by_sorting(logits: Tensor) -> Tensor:
     """The same for ``alpha = 1.5`` in few operations: what counts is their number where a call has few logits.
-
-    A block with 256 experts on one token took 1.6 times an MLP's time with it and 1.9 times without.
 
     If the ``k`` largest logits are the support, then ``2 * tau`` is the smaller root ``t`` of
     ``sum_i (d_i - t) ** 2 = 4`` over their differences ``d`` to the largest. In float64, because the sums of squares
