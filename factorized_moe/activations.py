@@ -57,7 +57,7 @@ def softmax(logits: Tensor) -> Tensor:
         tensor([0.2500, 0.2500, 0.2500, 0.2500])
     """
     _check_logits(logits, "softmax")
-    return _widened(logits).softmax(-1).to(logits.dtype)
+    return _in_full_precision(torch.softmax, logits, -1)
 
 
 def entmax15(logits: Tensor) -> Tensor:
@@ -81,7 +81,7 @@ def entmax15(logits: Tensor) -> Tensor:
         tensor([0.8307, 0.1693, 0.0000, 0.0000])
     """
     _check_logits(logits, "entmax15")
-    return entmax(_widened(logits), 1.5).to(logits.dtype)
+    return _in_full_precision(entmax, logits, 1.5)
 
 
 def sparsemax(logits: Tensor) -> Tensor:
@@ -105,7 +105,7 @@ def sparsemax(logits: Tensor) -> Tensor:
         tensor([0.7500, 0.2500, 0.0000])
     """
     _check_logits(logits, "sparsemax")
-    return entmax(_widened(logits), 2.0).to(logits.dtype)
+    return _in_full_precision(entmax, logits, 2.0)
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ class Entmax:
     def __call__(self, logits: Tensor) -> Tensor:
         """Coefficients ``(*batch, N)`` of logits ``(*batch, N)``."""
         _check_logits(logits, "Entmax")
-        return entmax(_widened(logits), float(self.alpha)).to(logits.dtype)
+        return _in_full_precision(entmax, logits, float(self.alpha))
 
 
 @dataclass(frozen=True)
@@ -188,11 +188,14 @@ class TopKSoftmax:
                 f"TopKSoftmax: k={self.k} is more than the {logits.shape[-1]} logits of the last dimension of an input "
                 f"of shape {tuple(logits.shape)}; choose k of at most {logits.shape[-1]}"
             )
-        wide = _widened(logits)  # (*batch, N)
-        largest, index = wide.topk(self.k, dim=-1)  # (*batch, k) each
-        # The softmax of the masked logits, not of `largest` alone: a nan then reaches the whole row.
-        masked = torch.full_like(wide, -math.inf).scatter(-1, index, largest)  # (*batch, N)
-        return masked.softmax(-1).to(logits.dtype)
+        return _in_full_precision(_topk_softmax, logits, self.k)
+
+
+def _topk_softmax(logits: Tensor, k: int) -> Tensor:
+    largest, index = logits.topk(k, dim=-1)  # (*batch, k) each
+    # The softmax of the masked logits, not of `largest` alone: a nan then reaches the whole row.
+    masked = torch.full_like(logits, -math.inf).scatter(-1, index, largest)  # (*batch, N)
+    return masked.softmax(-1)
 
 
 ACTIVATIONS: Mapping[str, Activation] = MappingProxyType(
@@ -253,5 +256,8 @@ def _check_logits(logits: Tensor, where: str) -> None:
         )
 
 
-def _widened(logits: Tensor) -> Tensor:
-    return logits.float() if logits.dtype in _HALF_PRECISION else logits
+def _in_full_precision(function: Callable[..., Tensor], logits: Tensor, argument: float) -> Tensor:
+    """A function of logits and one argument, computed in float32 where they are of half precision, and cast back."""
+    if logits.dtype in _HALF_PRECISION:
+        return function(logits.float(), argument).to(logits.dtype)
+    return function(logits, argument)

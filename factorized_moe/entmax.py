@@ -18,7 +18,7 @@ from torch import Tensor
 __all__ = ["entmax"]
 
 _SMALL = 1024
-"""The most logits for which sorting is the faster: 27 operations for a row of 256, where Newton's method takes 64."""
+"""The most logits for which sorting is the faster: 22 operations for a row of 256, where Newton's method takes 63."""
 
 
 def entmax(logits: Tensor, alpha: float) -> Tensor:
@@ -103,22 +103,22 @@ def _distances(logits: Tensor, alpha: float) -> Tensor:
 def _by_sorting(logits: Tensor) -> Tensor:
     """The same for ``alpha = 1.5`` in few operations: what counts is their number where a call has few logits.
 
-    If the ``k`` largest logits are the support, then ``2 * tau`` is the smaller root ``t`` of
-    ``sum_i (d_i - t) ** 2 = 4`` over their differences ``d`` to the largest. In float64, because the sums of squares
-    cancel (so float64 logits themselves are left to Newton's method). Differences below -2 are never in the support,
-    and cut off so that the sums stay small.
+    If the ``k`` largest logits are the support, then ``tau`` is the smaller root of ``sum_i (d_i - tau) ** 2 = 1`` over
+    their halved differences ``d`` to the largest: ``tau_k``. For every ``k``, the smaller of ``tau_k`` and ``d_k`` is
+    at most the solution, and for the right ``k`` it is the solution. So it is the largest of them, and no support
+    has to be found. In float64, because the sums of squares cancel (so float64 logits themselves are left to Newton's
+    method). Differences below -1 are never in the support, and cut off so that the sums stay finite.
     """
-    wide = logits.double()
-    ordered = wide.sort(-1, descending=True).values  # (*batch, N)
+    half = logits.double().mul_(0.5)
+    ordered = half.topk(half.shape[-1]).values  # (*batch, N), descending; faster than a sort
     largest = ordered[..., :1]
-    d = (ordered - largest).clamp_min_(-2)
-    total, squares = d.cumsum(-1), d.square().cumsum(-1)
+    d = (ordered - largest).clamp_min_(-1)
+    total, squares = d.cumsum(-1), (d * d).cumsum(-1)
     k = torch.arange(1, d.shape[-1] + 1, dtype=d.dtype, device=d.device)
-    discriminant = torch.addcmul(total.square(), k, squares.sub_(4), value=-1)
-    t = total.sub_(discriminant.clamp_min_(0).sqrt_()).div_(k)  # (*batch, N): if the support had k logits
-    last = (t[..., 1:] <= d[..., 1:]).sum(-1, keepdim=True)  # (*batch, 1): the first always belongs to it
-    distances = (wide - largest).sub_(t.gather(-1, last)).relu_().mul_(0.5)
-    return distances.to(logits.dtype)
+    discriminant = torch.addcmul(torch.addcmul(k, k, squares, value=-1), total, total)
+    roots = total.sub_(discriminant.relu_().sqrt_()).div_(k)  # (*batch, N)
+    tau = torch.minimum(roots, d).amax(-1, keepdim=True).add_(largest)
+    return half.sub_(tau).relu_().float()
 
 
 def _by_newton(logits: Tensor, alpha: float) -> Tensor:

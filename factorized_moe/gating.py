@@ -145,19 +145,21 @@ class ExpertGate(nn.Module):
 
     def _projected(self, x: Tensor) -> Tensor | None:
         """The logits of all modes side by side, batch-normalised if so wanted, ``(*batch, sum of N_k)``."""
-        self._check_input(x)
-        if self.projection is None:
+        projection = self.projection  # once: a look-up of a submodule takes as long as a small operation
+        self._check_input(x, None if projection is None else projection.weight)
+        if projection is None:
             return None
-        logits: Tensor = self.projection(x)
-        if self.batch_norm is None:
+        logits: Tensor = projection(x)
+        batch_norm = self.batch_norm
+        if batch_norm is None:
             return logits
         rows = logits.reshape(-1, logits.shape[-1])  # (positions, sum of N_k)
-        if self.batch_norm.training and rows.shape[0] < 2:
+        if batch_norm.training and rows.shape[0] < 2:
             raise ValueError(
                 f"ExpertGate: batch normalisation in training mode needs at least 2 positions, but the input of shape "
                 f"{tuple(x.shape)} has {rows.shape[0]}; give more, call eval(), or build the gate with norm='layer'"
             )
-        normalised: Tensor = self.batch_norm(rows)
+        normalised: Tensor = batch_norm(rows)
         return normalised.view(logits.shape)
 
     def _for_each_mode(self, function: Activation, logits: Tensor | None) -> tuple[Tensor, ...]:
@@ -184,7 +186,7 @@ class ExpertGate(nn.Module):
             )
         return coefficients
 
-    def _check_input(self, x: Tensor) -> None:
+    def _check_input(self, x: Tensor, weight: Tensor | None) -> None:
         if not isinstance(x, Tensor) or not x.is_floating_point():
             given = f"a tensor of {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
             raise TypeError(f"ExpertGate: the input must be a floating-point tensor, but got {given}; convert it first")
@@ -193,9 +195,8 @@ class ExpertGate(nn.Module):
                 f"ExpertGate: the input must have shape (*batch, {self.in_features}), but got {tuple(x.shape)}; "
                 "its last dimension is in_features"
             )
-        if self.projection is None:
+        if weight is None:
             return
-        weight = self.projection.weight
         if x.device != weight.device:
             raise TypeError(
                 f"ExpertGate: the input is on {x.device} and the weight on {weight.device}; move one of them"

@@ -40,7 +40,10 @@ def check_call(
         TypeError: If dtypes or devices differ, or the coefficients are not a sequence of tensors.
         ValueError: If a shape does not fit.
     """
-    if not isinstance(coefficients, Sequence) or not all(isinstance(a, Tensor) for a in (x, *coefficients)):
+    # A tuple is what a gate returns; asking for the abstract class takes 5 times as long.
+    if not isinstance(coefficients, (tuple, list, Sequence)) or not all(
+        isinstance(a, Tensor) for a in (x, *coefficients)
+    ):
         raise TypeError(
             "forward takes a tensor x and a sequence of coefficient tensors, one for each expert mode; "
             f"got {type(x).__name__} and {type(coefficients).__name__}; with one mode, write [coefficients], "

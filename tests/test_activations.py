@@ -313,6 +313,14 @@ def test_vmap_and_jacobians(activation: Callable[[Tensor], Tensor]) -> None:
     torch.testing.assert_close(hessian, expected_hessian)
 
 
+@each_activation
+def test_vmap_over_short_rows(activation: Callable[[Tensor], Tensor]) -> None:
+    x = draw((4, 5), 1.0, 2).float()  # few logits in float32, which entmax15 sorts
+    torch.testing.assert_close(torch.vmap(activation)(x), activation(x))
+    jacobians = torch.vmap(torch.func.jacrev(activation))(x)
+    torch.testing.assert_close(jacobians, torch.vmap(torch.func.jacrev(activation))(x.double()).float())
+
+
 @traces_a_function
 @pytest.mark.parametrize("activation", [softmax, entmax15, sparsemax, Entmax(1.25), Entmax(2.5), TopKSoftmax(2)])
 def test_compiles_whole_with_gradients(activation: Callable[[Tensor], Tensor]) -> None:
