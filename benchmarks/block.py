@@ -44,7 +44,13 @@ SIZES = Sizes()
 
 
 def block(
-    decomposition: str, expert_dims: tuple[int, ...], size: int, sizes: Sizes, *, checkpoint: bool = False
+    decomposition: str,
+    expert_dims: tuple[int, ...],
+    size: int,
+    sizes: Sizes,
+    *,
+    checkpoint: bool = False,
+    sparse: bool = False,
 ) -> MuMoEBlock:
     """A block with the paper's gate for language models and a LayerNorm on its input."""
     return MuMoEBlock(
@@ -58,6 +64,7 @@ def block(
         gate_norm="layer",
         input_norm=True,
         checkpoint=checkpoint,
+        sparse_coefficients=sparse,
     )
 
 

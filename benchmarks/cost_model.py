@@ -1,8 +1,9 @@
 """Fits the planner's constants on the machine at hand: ``python -m benchmarks.cost_model``.
 
 ``MOVED`` of ``contraction/search.py`` says how many FLOPs take as long as reading or writing one element, ``COPIED``
-how many take as long as copying one element of a parameter into another order. Here both are read off matrix
-products, elementwise products and permuted copies of the sizes that the layers have.
+how many take as long as copying one element of a parameter into another order, ``SCANNED`` how many take as long as
+looking at one coefficient for whether it is zero. Here they are read off matrix products, elementwise products,
+permuted copies and searches for the non-zero coefficients, of the sizes that the layers have.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.measuring import FULL, Call, Effort, alternate
-from factorized_moe.contraction.search import COPIED, MOVED
+from factorized_moe.activations import entmax15
+from factorized_moe.contraction.search import COPIED, MOVED, SCANNED
 
 __all__ = ["SIZES", "Sizes", "constants", "fit"]
 
@@ -28,6 +30,7 @@ class Sizes:
         products: Samples, contracted and resulting size of matrix products.
         elements: Elements of elementwise products.
         copies: Shapes of parameters, with the permutations that make a contracted axis the last.
+        scans: Samples and experts of sparse coefficients.
     """
 
     products: tuple[tuple[int, int, int], ...] = ((64, 768, 512), (256, 256, 128), (1024, 512, 768), (1024, 768, 64))
@@ -39,6 +42,7 @@ class Sizes:
         ((769, 4, 95), (1, 0, 2)),
         ((4, 95, 768), (2, 0, 1)),
     )
+    scans: tuple[tuple[int, int], ...] = ((64, 1024), (1024, 1024), (256, 4096))
 
 
 SIZES = Sizes()
@@ -52,11 +56,13 @@ class Fit:
         flop: For a multiplication or an addition in a matrix product.
         moved: For an element read or written by an elementwise product.
         copied: For an element copied into another order.
+        scanned: For a coefficient looked at for whether it is zero.
     """
 
     flop: float
     moved: float
     copied: float
+    scanned: float
 
 
 def fit(effort: Effort, sizes: Sizes = SIZES) -> Fit:
@@ -75,23 +81,26 @@ def fit(effort: Effort, sizes: Sizes = SIZES) -> Fit:
     for shape, permutation in sizes.copies:
         x = torch.randn(shape).permute(permutation)
         calls.append(("copied", math.prod(shape), _copy(x)))
+    for samples, experts in sizes.scans:
+        coefficients = entmax15(torch.randn(samples, experts))
+        calls.append(("scanned", samples * experts, _scan(coefficients)))
     times = alternate([call for _, _, call in calls], effort)
     units = [(kind, statistics.median(mine) / work) for (kind, work, _), mine in zip(calls, times, strict=True)]
-    return Fit(
-        **{name: statistics.median(u for kind, u in units if kind == name) for name in ("flop", "moved", "copied")}
-    )
+    kinds = ("flop", "moved", "copied", "scanned")
+    return Fit(**{name: statistics.median(u for kind, u in units if kind == name) for name in kinds})
 
 
 def constants(found: Fit) -> dict[str, dict[str, float]]:
     """The constants as fitted and as in use.
 
     Example:
-        >>> constants(Fit(flop=1e-11, moved=8e-11, copied=2e-9))["COPIED"]["fitted"]
+        >>> constants(Fit(flop=1e-11, moved=8e-11, copied=2e-9, scanned=1e-9))["COPIED"]["fitted"]
         200.0
     """
     return {
         "MOVED": {"fitted": round(found.moved / found.flop, 2), "used": MOVED},
         "COPIED": {"fitted": round(found.copied / found.flop, 2), "used": COPIED},
+        "SCANNED": {"fitted": round(found.scanned / found.flop, 2), "used": SCANNED},
     }
 
 
@@ -107,8 +116,19 @@ def _copy(x: Tensor) -> Call:
     return x.contiguous
 
 
+def _scan(coefficients: Tensor) -> Call:
+    def call() -> Tensor:
+        rows, columns = coefficients.nonzero(as_tuple=True)
+        return coefficients[rows, columns]
+
+    return call
+
+
 if __name__ == "__main__":
     found = fit(FULL)
-    print(f"{1e-9 / found.flop:.1f} GFLOP/s; {1e9 * found.moved:.3f} ns moved, {1e9 * found.copied:.3f} ns copied")
+    print(
+        f"{1e-9 / found.flop:.1f} GFLOP/s; {1e9 * found.moved:.3f} ns moved, {1e9 * found.copied:.3f} ns copied, "
+        f"{1e9 * found.scanned:.3f} ns scanned"
+    )
     for name, value in constants(found).items():
         print(f"{name}: {value['fitted']:.1f} fitted, {value['used']} in use")

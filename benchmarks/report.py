@@ -186,8 +186,8 @@ def _slower(section: Section) -> str:
 def _constants(section: Section) -> str:
     lines = [
         "## The planner's constants\n",
-        "FLOPs in the time in which one element is moved, or copied into another order; `contraction/search.py` uses",
-        "the ones in the last column.\n",
+        "FLOPs in the time in which one element is moved, or copied into another order, or one coefficient is found",
+        "to be zero or not; `contraction/search.py` uses the ones in the last column.\n",
         "| constant | fitted on this machine | in use |",
         "|---|---:|---:|",
     ]

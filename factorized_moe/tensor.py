@@ -63,8 +63,8 @@ class FactorizedExpertTensor(nn.Module):
         checkpoint: Whether training recomputes the contraction in the backward pass instead of keeping its
             intermediate values.
         sparse_coefficients: Whether coefficients are mostly zeros, as entmax makes them with thousands of experts:
-            only the rows of non-zero coefficients are read. The value is exact; a zero coefficient receives no
-            gradient, which is exact for entmax, sparsemax and top-k. Not for `torch.compile`.
+            only the rows of non-zero coefficients are read, where rows are long. The value is exact; a zero coefficient
+            may receive no gradient, exact for entmax, sparsemax and top-k. Not for `torch.compile`.
         device: Where the parameters are; ``"meta"`` allocates nothing (see `reset_parameters`).
         dtype: Their type.
 

@@ -385,13 +385,14 @@ def test_quick_run_leaves_the_published_page_alone(monkeypatch: pytest.MonkeyPat
 
 def test_constants_are_shown_beside_the_ones_in_use() -> None:
     found = cost_model.fit(
-        ONCE, cost_model.Sizes(products=((4, 4, 4),), elements=(16,), copies=(((2, 3, 4), (0, 2, 1)),))
+        ONCE,
+        cost_model.Sizes(products=((4, 4, 4),), elements=(16,), copies=(((2, 3, 4), (0, 2, 1)),), scans=((4, 8),)),
     )
-    assert min(found.flop, found.moved, found.copied) > 0
-    constants = cost_model.constants(cost_model.Fit(flop=2.0, moved=18.0, copied=500.0))
+    assert min(found.flop, found.moved, found.copied, found.scanned) > 0
+    constants = cost_model.constants(cost_model.Fit(flop=2.0, moved=18.0, copied=500.0, scanned=60.0))
     page = report.markdown({"cost_model": replace(SECTION, rows=[], extra=constants)})
-    used = cost_model.MOVED, cost_model.COPIED
-    assert f"| `MOVED` | 9.0 | {used[0]} |\n| `COPIED` | 250.0 | {used[1]} |" in page
+    used = cost_model.MOVED, cost_model.COPIED, cost_model.SCANNED
+    assert f"| `MOVED` | 9.0 | {used[0]} |\n| `COPIED` | 250.0 | {used[1]} |\n| `SCANNED` | 30.0 | {used[2]} |" in page
 
 
 def test_figure_has_every_line(tmp_path: Path) -> None:

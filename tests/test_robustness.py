@@ -27,8 +27,9 @@ def tensor(**options: object) -> FactorizedExpertTensor:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
 def test_sparse_coefficients_under_autocast(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
-    sparse = MuMoE(16, 10, [64], "cp", 4, sparse_coefficients=True).eval()
-    dense = MuMoE(16, 10, [64], "cp", 4).eval()
+    sparse = MuMoE(16, 10, [64], "cp", 128, sparse_coefficients=True).eval()
+    assert "SparseMatMul" in repr(sparse.experts.plan())
+    dense = MuMoE(16, 10, [64], "cp", 128).eval()
     dense.load_state_dict(sparse.state_dict())
     x = torch.randn(6, 16)
     with torch.autocast("cpu", dtype):

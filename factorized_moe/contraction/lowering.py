@@ -73,6 +73,7 @@ def lower(
     first_free: int,
     multiply: bool,
     sparse: frozenset[int],
+    scanned: float,
 ) -> list[Lowered]:
     """Lower a plan's drafts.
 
@@ -86,6 +87,7 @@ def lower(
         first_free: The number of leaves.
         multiply: Whether small products per sample become a multiplication and a sum.
         sparse: The positions of vectors that are mostly zeros.
+        scanned: The FLOPs that finding out whether one of their entries is zero counts for.
 
     Returns:
         For each step its operands, operation, result labels, formula, FLOPs, elements, and elements read that grow
@@ -93,7 +95,7 @@ def lower(
     """
     orders: dict[int, Labels] = {p: o for d in drafts for p, o in d.leaves.items() if o is not None}
     leaves = set(orders)
-    builder = _Builder(sizes, first_free, multiply, sparse)
+    builder = _Builder(sizes, first_free, multiply, sparse, scanned)
     for position, order in sorted(orders.items()):
         builder.place[position] = position
         builder.labels[position] = order
@@ -201,10 +203,13 @@ def _sort_labels(
 class _Builder:
     """Collects lowered steps and keeps, for each value, its place among all values so far and its labels' order."""
 
-    def __init__(self, sizes: dict[str, int], first_free: int, multiply: bool, sparse: frozenset[int]) -> None:
+    def __init__(
+        self, sizes: dict[str, int], first_free: int, multiply: bool, sparse: frozenset[int], scanned: float
+    ) -> None:
         self.sizes = sizes
         self.multiply = multiply
         self.sparse = sparse
+        self.scanned = scanned
         self.steps: list[Lowered] = []
         self.place: dict[int, int] = {}
         self.labels: dict[int, Labels] = {}
@@ -280,7 +285,8 @@ class _Builder:
         split = self._split([group for group in (shared, only_left, only_right) if group or not pair.is_inner_product])
         if pair.is_matrix_product:
             result, split = only_left + only_right, self._split([only_left, only_right])
-            if pair.left in self.sparse and left[1:] == contracted:
+            pays = 2 * self._size(only_right) >= self.scanned  # else a dense product is as fast as looking for zeros
+            if pays and pair.left in self.sparse and left[1:] == contracted:
                 return SparseMatMul(self._to(right, [contracted, only_right]), split), result
             kept = tuple(x for x in right if x in contracted + only_right)
             transposed = bool(only_right) and kept == only_right + contracted

@@ -21,7 +21,7 @@ class Request:
         fixed: Labels that every operand has been sliced at; they are gone from the nodes.
         append_one: Whether the first vector lacks the last entry of its label, a constant 1: the bias row.
         sparse: Whether the vectors after the first, the coefficients, are mostly zeros: then only the parameters' rows
-            of non-zero entries are read, and a zero entry receives no gradient.
+            of non-zero entries are read where that pays, and a zero entry receives no gradient there.
     """
 
     vectors: tuple[tuple[str, ...], ...]

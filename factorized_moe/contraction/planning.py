@@ -11,15 +11,17 @@ This is the only module that imports opt_einsum, and nothing of it runs in a for
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import product
 
 from opt_einsum.paths import DynamicProgramming
 
 from factorized_moe.contraction.lowering import Draft, lower
 from factorized_moe.contraction.plan import ContractionPlan, Request, Step, check_batch_size
-from factorized_moe.contraction.search import MOVED, Operand, Pairs, search_order
+from factorized_moe.contraction.search import MOVED, SCANNED, Operand, Pairs, search_order
 from factorized_moe.network import BATCH, TensorNetwork
 
 __all__ = ["DEFAULT_BATCH_SIZE", "LimitError", "candidate_plans", "dense_request", "forward_request", "make_plan"]
@@ -71,6 +73,7 @@ class Strategy:
         limit: The most elements that an intermediate may have.
         smallest: Whether the largest intermediate counts before the cost.
         multiply: Whether small products per sample are lowered to a multiplication and a sum.
+        scanned: The cost of looking at a coefficient for whether it is zero, in FLOPs.
     """
 
     absorb: bool = True
@@ -78,6 +81,7 @@ class Strategy:
     limit: int | None = None
     smallest: bool = False
     multiply: bool = False
+    scanned: float = SCANNED
 
 
 @lru_cache(maxsize=4096)
@@ -147,12 +151,11 @@ def candidate_plans(
         ValueError: As ``make_plan`` does.
     """
     plans = [make_plan(network, request, batch_size, memory_limit)]
-    for absorb in (True, False):
-        for moved in (0, MOVED, 8 * MOVED):
-            for multiply in (False, True):
-                plan = _plan(network, request, batch_size, Strategy(absorb, moved, memory_limit, False, multiply))
-                if plan is not None and (memory_limit is None or plan.largest_intermediate <= memory_limit):
-                    plans.append(plan)
+    scans = (SCANNED, 0, math.inf) if request.sparse else (SCANNED,)  # zeros looked for where it pays, everywhere, not
+    for absorb, moved, multiply, scanned in product((True, False), (0, MOVED, 8 * MOVED), (False, True), scans):
+        plan = _plan(network, request, batch_size, Strategy(absorb, moved, memory_limit, False, multiply, scanned))
+        if plan is not None and (memory_limit is None or plan.largest_intermediate <= memory_limit):
+            plans.append(plan)
     return tuple({plan.steps: plan for plan in plans}.values())
 
 
@@ -189,6 +192,7 @@ def _plan(network: TensorNetwork, request: Request, batch_size: int, strategy: S
         first_free=first_result,
         multiply=strategy.multiply,
         sparse=sparse,
+        scanned=strategy.scanned,
     )
     last_use = {p: k for k, (operands, *_) in enumerate(lowered) for p in operands if p >= first_result}
     frees = [tuple(p for p, last in last_use.items() if last == k) for k in range(len(lowered))]

@@ -11,17 +11,24 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-__all__ = ["MOVED", "Operand", "Pairs", "pair_flops", "search_order"]
+__all__ = ["COPIED", "MOVED", "SCANNED", "Operand", "Pairs", "pair_flops", "search_order"]
 
 MOVED = 8
 """FLOPs that reading or writing one element counts for.
 
-``python -m benchmarks --only cost_model`` fits 12 to 29 in different runs. Less is charged, so that an order has more
-FLOPs than another only where it clearly pays.
+``python -m benchmarks --only cost_model`` fits 4 to 29, depending on the machine. Little is charged, so that an order
+has more FLOPs than another only where it clearly pays.
 """
 
 COPIED = 200
-"""The same for an element of a parameter that is copied into another order: fitted as 58 to 215."""
+"""The same for an element of a parameter that is copied into another order: fitted as 37 to 215."""
+
+SCANNED = 256
+"""The same for a coefficient that is looked at to find out whether it is zero: fitted as 100 to 520.
+
+It is the price of reading only the rows of non-zero coefficients, so that pays only for rows of more elements than half
+of it: in CP's factors with one element for each rank, hardly in a tensor ring's.
+"""
 
 Pairs = list[tuple[int, int]]
 """An order: positions in the list of operands; the result of pair k takes position ``len(operands) + k``."""

@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from factorized_moe import FactorizedExpertTensor
-from factorized_moe.contraction import candidate_plans, execute, forward_request
+from factorized_moe.activations import entmax15
+from factorized_moe.contraction import candidate_plans, execute, forward_request, measuring
+from factorized_moe.contraction.search import SCANNED
 
 CASES = [("cp", 6), ("tucker", (4, 2, 5, 5)), ("tt", (1, 3, 4, 5, 1)), ("tr", (2, 3, 4, 5, 2))]
 
@@ -107,17 +109,42 @@ def test_checkpoint_gives_the_same_gradients_and_saves_less(decomposition, rank)
 
 @pytest.mark.parametrize(("decomposition", "rank"), CASES)
 def test_sparse_coefficients_are_exact(decomposition, rank) -> None:
-    dense, sparse = tensor(decomposition, rank), tensor(decomposition, rank, sparse_coefficients=True)
-    sparse.load_state_dict(dense.state_dict())
+    dense = tensor(decomposition, rank)
     x = torch.randn(5, 9, dtype=torch.float64)
     coefficients = [torch.rand(5, n, dtype=torch.float64) * (torch.rand(5, n) < 0.3) for n in (7, 6)]
     coefficients[0][2] = 0.0  # a row without any
-    torch.testing.assert_close(sparse(x, coefficients), dense(x, coefficients))
-    empty = [a[:0] for a in coefficients]
-    assert sparse(x[:0], empty).shape == (0, 8)
-    mine = torch.autograd.grad(sparse(x, coefficients).sum(), list(sparse.parameters()))
-    theirs = torch.autograd.grad(dense(x, coefficients).sum(), list(dense.parameters()))
-    for a, b in zip(mine, theirs, strict=True):
-        torch.testing.assert_close(a, b)
-    assert "SparseMatMul" in repr(sparse.plan())
-    assert "SparseMatMul" not in repr(dense.plan())
+    expected = dense(x, coefficients)
+    theirs = torch.autograd.grad(expected.sum(), list(dense.parameters()))
+    plans = candidate_plans(dense.network, forward_request(dense.network, bias=True, sparse=True))
+    assert any("SparseMatMul" in repr(plan) for plan in plans)
+    assert any("SparseMatMul" not in repr(plan) for plan in plans)
+    parameters = list(dense.weight.operands)
+    for plan in plans:
+        answer = execute(plan, (*parameters, x, *coefficients))
+        torch.testing.assert_close(answer, expected)
+        assert execute(plan, (*parameters, x[:0], *(a[:0] for a in coefficients))).shape == (0, 8)
+        for a, b in zip(torch.autograd.grad(answer.sum(), parameters), theirs, strict=True):
+            torch.testing.assert_close(a, b)
+
+
+def test_zeros_are_looked_for_only_where_rows_are_long() -> None:
+    def operations(decomposition, rank, sparse):
+        w = FactorizedExpertTensor((64, 32), 8, 8, decomposition, rank, sparse_coefficients=sparse)
+        return [type(step.operation).__name__ for step in w.plan().steps]
+
+    assert operations("cp", SCANNED // 2, sparse=True).count("SparseMatMul") == 2
+    assert "SparseMatMul" not in operations("cp", SCANNED // 2 - 1, sparse=True)
+    assert "SparseMatMul" not in operations("cp", SCANNED // 2, sparse=False)
+    assert "SparseMatMul" not in operations("tr", (4, 4, 4, 256, 4), sparse=True)
+
+
+def test_sparse_coefficients_are_timed_with_zeros(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(
+        measuring, "execute", lambda plan, operands: seen.append(operands[-1]) or execute(plan, operands)
+    )
+    FactorizedExpertTensor((512,), 8, 8, "cp", 4, sparse_coefficients=True).plan(optimize="measure", batch_size=16)
+    shares = [float((a != 0).double().mean()) for a in [*seen, entmax15(torch.randn(64, 1024))]]
+    assert seen
+    for share in shares:
+        assert share == pytest.approx(measuring.SPARSE_SHARE, rel=0.5)
