@@ -4,7 +4,8 @@ A request says which per-sample vectors are contracted with the network and whic
 forward pass, the dense tensor and one expert's matrix are three requests on the same network. The order of the steps
 is found in two stages: a vector that shares its labels with one node only is absorbed into that node first; the few
 operands that remain are searched exhaustively. (A search over all operands gains nothing and takes 100 times longer;
-see docs/architecture.md.) A network too large for that is left to opt_einsum's dynamic programming.
+see docs/architecture.md.) In a network too large for that, the cheapest pairs are merged until few operands remain; if
+it is loosely connected, opt_einsum's dynamic programming is fast too, and the cheaper order of the two is taken.
 
 This is the only module that imports opt_einsum, and nothing of it runs in a forward pass.
 """
@@ -21,7 +22,16 @@ from opt_einsum.paths import DynamicProgramming
 
 from factorized_moe.contraction.lowering import Draft, lower
 from factorized_moe.contraction.plan import ContractionPlan, Request, Step, check_batch_size
-from factorized_moe.contraction.search import MOVED, SCANNED, Operand, Pairs, search_order
+from factorized_moe.contraction.search import (
+    EXHAUSTIVE,
+    MOVED,
+    SCANNED,
+    Operand,
+    Pairs,
+    order_cost,
+    search_large,
+    search_order,
+)
 from factorized_moe.network import BATCH, TensorNetwork
 
 __all__ = ["DEFAULT_BATCH_SIZE", "LimitError", "candidate_plans", "dense_request", "forward_request", "make_plan"]
@@ -30,8 +40,11 @@ DEFAULT_BATCH_SIZE = 64
 """Samples assumed when a plan's order is chosen. The choice hardly matters: over 1 to 32,768 samples the best order
 changes the FLOPs by at most 7%, so a layer is planned once, at construction."""
 
-EXHAUSTIVE_OPERANDS = 10
-"""Up to so many operands every order is tried; 3**n splits, 0.2 s for ten."""
+CONNECTED_SETS = 1500
+"""Up to so many sets of connected operands, opt_einsum's dynamic programming, which visits their pairs, takes no time.
+
+A chain of 50 cores has 1,275. A Tucker core with 20 vectors has a million, and so have 20 factors that share CP's rank.
+"""
 
 
 def forward_request(network: TensorNetwork, bias: bool, sparse: bool = False) -> Request:
@@ -241,18 +254,32 @@ def _search(
 ) -> Pairs | None:
     if len(operands) < 2:
         return []
-    if len(operands) <= EXHAUSTIVE_OPERANDS:
-        return search_order(
-            operands, output, sizes, moved=strategy.moved, limit=strategy.limit, smallest=strategy.smallest
-        )
+    moved, limit, smallest = strategy.moved, strategy.limit, strategy.smallest
+    if len(operands) <= EXHAUSTIVE:
+        return search_order(operands, output, sizes, moved=moved, limit=limit, smallest=smallest)
+    found = [search_large(operands, output, sizes, moved=moved, limit=limit, smallest=smallest)]
+    if _is_loosely_connected(operands, output):
+        found.append(_dynamic_programming(operands, output, sizes, limit, smallest))
+
+    def cost(pairs: Pairs) -> tuple[int, float]:
+        largest, cost = order_cost(pairs, operands, output, sizes, moved)
+        return (largest if smallest else 0), cost
+
+    return min((pairs for pairs in found if pairs is not None), key=cost, default=None)
+
+
+def _dynamic_programming(
+    operands: Sequence[Operand], output: frozenset[str], sizes: dict[str, int], limit: int | None, smallest: bool
+) -> Pairs | None:
+    """The order of fewest FLOPs, or of the smallest intermediates, without outer products."""
     # Labels on one operand only are summed within the step that uses it. Ints instead of strings, because the
     # iteration order of string sets, and with it the choice among equals, differs from process to process.
     number = {label: k for k, label in enumerate(sizes)}
     carried = [x for operand in operands for x in operand.labels]
     kept = [frozenset(number[x] for x in o.labels if x in output or carried.count(x) > 1) for o in operands]
-    search = DynamicProgramming(minimize="size" if strategy.smallest else "flops")
+    search = DynamicProgramming(minimize="size" if smallest else "flops")
     try:
-        path = search(kept, frozenset(number[x] for x in output), dict(enumerate(sizes.values())), strategy.limit)
+        path = search(kept, frozenset(number[x] for x in output), dict(enumerate(sizes.values())), limit)
     except RuntimeError:  # opt_einsum's word for "no contraction within the limit"
         return None
     live, pairs = list(range(len(operands))), []
@@ -260,6 +287,28 @@ def _search(
         pairs.append((live[pair[0]], live[pair[1]]))
         live = [p for k, p in enumerate(live) if k not in pair] + [len(operands) + len(pairs) - 1]
     return pairs
+
+
+def _is_loosely_connected(operands: Sequence[Operand], output: frozenset[str]) -> bool:
+    """Whether few sets of operands are connected by labels to be summed: those of a chain, not of a star."""
+    summed = [operand.labels - output for operand in operands]
+    beside = [sum(1 << k for k, other in enumerate(summed) if other & mine and other is not mine) for mine in summed]
+    seen = {1 << k for k in range(len(operands))}
+    waiting = list(seen)
+    while waiting:
+        members = waiting.pop()
+        around = 0
+        for k, neighbours in enumerate(beside):
+            if members >> k & 1:
+                around |= neighbours
+        for k in range(len(operands)):
+            larger = members | 1 << k
+            if around >> k & 1 and larger not in seen:
+                seen.add(larger)
+                waiting.append(larger)
+        if len(seen) > CONNECTED_SETS:
+            return False
+    return True
 
 
 def _number(pairs: Pairs, leaves: dict[int, tuple[str, ...]], output: tuple[str, ...], next_value: int) -> list[Draft]:

@@ -1,4 +1,4 @@
-"""The order of pairwise contractions: an exhaustive search for a few operands.
+"""The order of pairwise contractions: an exhaustive search for a few operands, after merging where there are many.
 
 opt_einsum's dynamic programming counts FLOPs alone, and FLOPs are not time: among orders of nearly equal FLOPs one may
 copy a parameter at every call or write large intermediates. Here each step is charged for the elements it moves as
@@ -7,11 +7,23 @@ well, which needs to know the memory order of the parameters.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-__all__ = ["COPIED", "MOVED", "SCANNED", "Operand", "Pairs", "pair_flops", "search_order"]
+__all__ = [
+    "COPIED",
+    "EXHAUSTIVE",
+    "MOVED",
+    "SCANNED",
+    "Operand",
+    "Pairs",
+    "order_cost",
+    "pair_flops",
+    "search_large",
+    "search_order",
+]
 
 MOVED = 8
 """FLOPs that reading or writing one element counts for.
@@ -29,6 +41,9 @@ SCANNED = 256
 It is the price of reading only the rows of non-zero coefficients, so that pays only for rows of more elements than half
 of it: in CP's factors with one element for each rank, hardly in a tensor ring's.
 """
+
+EXHAUSTIVE = 10
+"""Up to so many operands every order is tried; 3**n splits, 0.2 s for ten."""
 
 Pairs = list[tuple[int, int]]
 """An order: positions in the list of operands; the result of pair k takes position ``len(operands) + k``."""
@@ -59,7 +74,7 @@ def search_order(
     """The cheapest order of all, outer products included, by dynamic programming over subsets: 3**n steps.
 
     Args:
-        operands: The operands, at most about ten.
+        operands: The operands, at most about `EXHAUSTIVE`.
         output: The labels that the result keeps.
         sizes: The size of every label.
         moved: The cost of an element moved, in FLOPs.
@@ -82,12 +97,12 @@ def search_order(
             size[labels] = math.prod(sizes[label] for label in labels)
         return size[labels]
 
-    # For each set of operands: the largest intermediate and the cost so far, the split, and the labels left.
+    # For each set of operands: the largest intermediate and the cost so far, the split, and what the set makes.
     best: dict[int, tuple[int, float, int]] = {}
-    labels: dict[int, frozenset[str]] = {}
+    made: dict[int, Operand] = {}
     for position, operand in enumerate(operands):
         best[1 << position] = (0, 0.0, 0)
-        labels[1 << position] = operand.labels
+        made[1 << position] = operand
     for group in range(1, everyone + 1):
         if group in best:
             continue
@@ -95,7 +110,7 @@ def search_order(
         outside = everyone & ~group
         union = frozenset().union(*(operands[m.bit_length() - 1].labels for m in members))
         kept = frozenset(x for x in union if x in output or carriers[x] & outside)
-        labels[group] = kept
+        made[group] = Operand(kept)
         result = size_of(kept)
         if limit is not None and result > limit:
             continue
@@ -106,7 +121,7 @@ def search_order(
             if part > other and part in best and other in best:
                 left, right = best[part], best[other]
                 largest = max(left[0], right[0], result) if smallest else 0
-                step = _step_cost(part, other, labels, kept, operands, size_of, moved)
+                step = _step_cost(made[part], made[other], kept, size_of, moved)
                 candidate = (largest, left[1] + right[1] + step, part)
                 if choice is None or candidate < choice:
                     choice = candidate
@@ -116,6 +131,102 @@ def search_order(
     if everyone not in best:
         return None
     return _unroll(everyone, best, count)
+
+
+def search_large(
+    operands: Sequence[Operand],
+    output: frozenset[str],
+    sizes: dict[str, int],
+    *,
+    moved: float = MOVED,
+    limit: int | None = None,
+    smallest: bool = False,
+) -> Pairs | None:
+    """A good order for many operands: the cheapest pair is merged until few are left, whose best order is searched.
+
+    Only operands that share a label to be summed are merged, or that both share one with a third: the vectors of a
+    Tucker core with each other, but not two leaves at opposite ends of a tree. Two parameters are merged only where
+    nothing else is left: that looks cheap, as no samples take part, and makes large parameters. Unlike searches that
+    look at sizes alone, it is not misled by a label on many operands: all steps on CP's rank have their true cost.
+
+    Args:
+        operands: The operands.
+        output: The labels that the result keeps.
+        sizes: The size of every label.
+        moved: The cost of an element moved, in FLOPs.
+        limit: The most elements that any intermediate may have.
+        smallest: Whether to make intermediates small; the cost decides between equals.
+
+    Returns:
+        The order, or ``None`` if none was found within the limit.
+    """
+    live = dict(enumerate(operands))
+    pairs: Pairs = []
+
+    def size_of(labels: frozenset[str]) -> int:
+        return math.prod(sizes[label] for label in labels)
+
+    while len(live) > EXHAUSTIVE:
+        carriers: dict[str, list[int]] = {}
+        for position, operand in live.items():
+            for label in operand.labels:
+                carriers.setdefault(label, []).append(position)
+        beside = {
+            position: {other for label in operand.labels - output for other in carriers[label]} - {position}
+            for position, operand in live.items()
+        }
+        found: list[tuple[bool, int, float, int, int]] = []
+        for one, two in itertools.combinations(live, 2):
+            if two not in beside[one] and not beside[one] & beside[two]:
+                continue
+            both = live[one].labels | live[two].labels
+            kept = frozenset(x for x in both if x in output or any(p not in (one, two) for p in carriers[x]))
+            if limit is None or size_of(kept) <= limit:
+                cost = _step_cost(live[one], live[two], kept, size_of, moved)
+                parameters = live[one].memory is not None and live[two].memory is not None
+                found.append((parameters, size_of(kept) if smallest else 0, cost, one, two))
+        if not found:
+            return None
+        *_, one, two = min(found)
+        both = live.pop(one).labels | live.pop(two).labels
+        pairs.append((one, two))
+        rest = output.union(*(operand.labels for operand in live.values()))
+        live[len(operands) + len(pairs) - 1] = Operand(both & rest)
+    last = search_order(list(live.values()), output, sizes, moved=moved, limit=limit, smallest=smallest)
+    if last is None:
+        return None
+    positions = list(live)
+    for one, two in last:
+        pairs.append((positions[one], positions[two]))
+        positions.append(len(operands) + len(pairs) - 1)
+    return pairs
+
+
+def order_cost(
+    pairs: Pairs, operands: Sequence[Operand], output: frozenset[str], sizes: dict[str, int], moved: float = MOVED
+) -> tuple[int, float]:
+    """The elements of an order's largest intermediate, and its cost.
+
+    Args:
+        pairs: The order.
+        operands: The operands.
+        output: The labels that the result keeps.
+        sizes: The size of every label.
+        moved: The cost of an element moved, in FLOPs.
+    """
+
+    def size_of(labels: frozenset[str]) -> int:
+        return math.prod(sizes[label] for label in labels)
+
+    live = dict(enumerate(operands))
+    largest, cost = 0, 0.0
+    for count, (one, two) in enumerate(pairs):
+        left, right = live.pop(one), live.pop(two)
+        kept = (left.labels | right.labels) & output.union(*(operand.labels for operand in live.values()))
+        largest = max(largest, size_of(kept))
+        cost += _step_cost(left, right, kept, size_of, moved)
+        live[len(operands) + count] = Operand(kept)
+    return largest, cost
 
 
 def pair_flops(
@@ -141,26 +252,18 @@ def pair_flops(
 
 
 def _step_cost(
-    part: int,
-    other: int,
-    labels: dict[int, frozenset[str]],
-    kept: frozenset[str],
-    operands: Sequence[Operand],
-    size_of: Callable[[frozenset[str]], int],
-    moved: float,
+    left: Operand, right: Operand, kept: frozenset[str], size_of: Callable[[frozenset[str]], int], moved: float
 ) -> float:
-    left, right = labels[part], labels[other]
-    flops = pair_flops(left, right, kept, size_of)
+    flops = pair_flops(left.labels, right.labels, kept, size_of)
     elements = size_of(kept)
-    for mask, mine, theirs in ((part, left, right), (other, right, left)):
-        leaf = operands[mask.bit_length() - 1] if mask & (mask - 1) == 0 else None
-        if leaf is None or leaf.memory is None:
-            elements += size_of(mine)
-        elif not mine & theirs & kept:
-            contracted = [x in theirs and x not in kept for x in leaf.memory if x in mine]
+    for mine, theirs in ((left, right), (right, left)):
+        if mine.memory is None:
+            elements += size_of(mine.labels)
+        elif not mine.labels & theirs.labels & kept:
+            contracted = [x in theirs.labels and x not in kept for x in mine.memory if x in mine.labels]
             # A matrix product reads the parameter in place if the contracted labels lie together at one end.
             if contracted != sorted(contracted) and contracted != sorted(contracted, reverse=True):
-                flops += COPIED * size_of(mine)
+                flops += COPIED * size_of(mine.labels)
     return float(flops + moved * elements)
 
 
