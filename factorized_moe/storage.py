@@ -6,6 +6,7 @@ nothing here depends on that backend: every call into TensorLy names its own.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,9 @@ from factorized_moe.decompositions.registry import registered_decompositions
 from factorized_moe.network import TensorNetwork
 
 __all__ = ["NetworkTensor", "Operands"]
+
+_MOST_ELEMENTS = 2**60 - 1
+"""torch counts bytes in 64 bits with a sign, and an element takes up to eight."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ class NetworkTensor(FactorizedTensor, name="network"):  # type: ignore[misc, cal
         shape: The dense shape, ``(*expert_dims, I, O)``.
 
     Raises:
-        ValueError: If a parameter's name is an attribute of every container; rename the node.
+        ValueError: If a parameter's name is an attribute of every container, or it has more elements than torch counts.
 
     Example:
         >>> from factorized_moe import FactorizedExpertTensor
@@ -73,6 +77,11 @@ class NetworkTensor(FactorizedTensor, name="network"):  # type: ignore[misc, cal
         self.rank = rank
         self._operand_names = tuple(node.parameter for node in network.nodes)
         for name, shape in network.parameter_shapes.items():
+            if math.prod(shape) > _MOST_ELEMENTS:
+                raise ValueError(
+                    f"parameter {name!r} would have shape {shape}, of more elements than a tensor can have; "
+                    "choose a smaller rank, or more expert modes of fewer experts"
+                )
             if hasattr(type(self), name) or name in self.__dict__:
                 raise ValueError(f"a node's parameter cannot be named {name!r}, an attribute of its container; rename")
             self.register_parameter(name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))

@@ -44,6 +44,11 @@ REFUSED: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         ValueError,
         "Bare has no initialisations; name one there or give init a function",
     ),
+    "rank beyond torch": (
+        lambda: tensor(rank=10**20),
+        ValueError,
+        r"parameter '\w+' would have shape \(.*100000000000000000000\), of more elements than a tensor can have; choose",
+    ),
     "checkpoint": (lambda: tensor(checkpoint="no"), TypeError, "checkpoint must be True or False, got 'no'"),
     "sparse coefficients": (
         lambda: MuMoE(4, 4, [3], "cp", 2, sparse_coefficients=1),

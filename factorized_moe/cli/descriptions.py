@@ -69,17 +69,18 @@ def _weight(options: argparse.Namespace, device: str = "meta") -> FactorizedExpe
         beside = [option for name, option in spelled.items() if name in given]
         if beside:
             raise ValueError(f"--network says what {beside[0]} would say; give one of the two")
-        return FactorizedExpertTensor(network=TensorNetwork.parse(given["network"]), **kept)
-    missing = [spelled[name] for name in needed if name not in given]
-    if not {"rank", "budget"} & given.keys():
-        missing.append("--rank (or --budget)")
-    if missing:
-        raise ValueError(f"missing: {', '.join(missing)}; or give a --network")
-    rank = given["rank"] if "rank" in given else ParameterBudget(given["budget"])
-    sizes = {name: given[name] for name in (*needed, "decomposition") if name in given}
+        described: dict[str, Any] = {"network": TensorNetwork.parse(given["network"])}
+    else:
+        missing = [spelled[name] for name in needed if name not in given]
+        if not {"rank", "budget"} & given.keys():
+            missing.append("--rank (or --budget)")
+        if missing:
+            raise ValueError(f"missing: {', '.join(missing)}; or give a --network")
+        described = {name: given[name] for name in (*needed, "decomposition") if name in given}
+        described["rank"] = given["rank"] if "rank" in given else ParameterBudget(given["budget"])
     try:
-        return FactorizedExpertTensor(**sizes, rank=rank, **kept)
-    except RuntimeError as error:  # how torch says that a tensor is too large for it, or for the memory
+        return FactorizedExpertTensor(**described, **kept)
+    except RuntimeError as error:  # how torch says that a tensor is too large for the memory
         raise ValueError(f"torch makes no weight of these sizes: {str(error).splitlines()[0]}") from error
 
 
