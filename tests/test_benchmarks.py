@@ -306,7 +306,7 @@ def test_sections_give_rows_and_the_page_has_them(tmp_path: Path) -> None:
         "contraction": list(contraction.rows(ONCE, CONTRACTION)),
         "layer": list(layer.rows(ONCE, LAYER)),
         "memory": list(training_memory.rows(ONCE, MEMORY)),
-        "parts": list(parts.rows(ONCE, BLOCK)),
+        "parts": list(parts.rows(ONCE, BLOCK, LAYER)),
         "scaling": list(scaling.rows(ONCE, SCALING)),
     }
     points = {"points": [asdict(point) for point in scaling.points(ONCE, SCALING)]}
