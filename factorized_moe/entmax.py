@@ -117,8 +117,9 @@ def _by_sorting(logits: Tensor) -> Tensor:
     k = torch.arange(1, d.shape[-1] + 1, dtype=d.dtype, device=d.device)
     discriminant = torch.addcmul(torch.addcmul(k, k, squares, value=-1), total, total)
     roots = total.sub_(discriminant.relu_().sqrt_()).div_(k)  # (*batch, N)
-    tau = torch.minimum(roots, d).amax(-1, keepdim=True).add_(largest)
-    return half.sub_(tau).relu_().float()
+    tau = torch.minimum(roots, d).amax(-1, keepdim=True)
+    # Not `half - (largest + tau)`: beside a large offset, tau would be lost.
+    return half.sub_(largest).sub_(tau).relu_().float()
 
 
 def _by_newton(logits: Tensor, alpha: float) -> Tensor:

@@ -313,6 +313,21 @@ def test_vmap_and_jacobians(activation: Callable[[Tensor], Tensor]) -> None:
     torch.testing.assert_close(hessian, expected_hessian)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("activation", [entmax15, sparsemax, softmax], ids=["entmax15", "sparsemax", "softmax"])
+def test_logits_far_from_zero(activation: Callable[[Tensor], Tensor], dtype: torch.dtype) -> None:
+    """Such as a mask's: an offset of all logits changes nothing, alone or in a batch."""
+    for offset in (torch.finfo(dtype).min, -1e4, 1e4, torch.finfo(dtype).max):
+        tied = torch.full((1, 3), offset, dtype=dtype, requires_grad=True)
+        torch.testing.assert_close(activation(tied), torch.full_like(tied, 1 / 3))
+        (gradient,) = torch.autograd.grad(activation(tied)[0, 0], tied)
+        assert gradient.isfinite().all()
+        torch.testing.assert_close(activation(tied.expand(500, 3))[7:8], activation(tied))
+    limits = torch.finfo(dtype)
+    spread = torch.tensor([[limits.max, 0.0, limits.min]], dtype=dtype)
+    assert activation(spread).tolist() == [[1.0, 0.0, 0.0]]
+
+
 @each_activation
 def test_vmap_over_short_rows(activation: Callable[[Tensor], Tensor]) -> None:
     x = draw((4, 5), 1.0, 2).float()  # few logits in float32, which entmax15 sorts
