@@ -63,8 +63,8 @@ def choose_plan(
         plans = candidate_plans(plan.network, plan.request, batch_size, limit)
     except LimitError as error:
         raise ValueError(
-            f"memory_limit of {memory_limit:,} bytes is too small at batch size {batch_size:,}: the smallest possible "
-            f"is {error.smallest * element:,} bytes"
+            f"memory_limit of {memory_limit:,} bytes is too small at batch size {batch_size:,}: the smallest "
+            f"{error.word} is {error.smallest * element:,} bytes"
         ) from None
     return plans[0] if optimize == "flops" else fastest_plan(plans, operands, sizes, backward=backward)
 

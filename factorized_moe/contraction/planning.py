@@ -4,8 +4,8 @@ A request says which per-sample vectors are contracted with the network and whic
 forward pass, the dense tensor and one expert's matrix are three requests on the same network. The order of the steps
 is found in two stages: a vector that shares its labels with one node only is absorbed into that node first; the few
 operands that remain are searched exhaustively. (A search over all operands gains nothing and takes 100 times longer;
-see docs/architecture.md.) In a network too large for that, the cheapest pairs are merged until few operands remain; if
-it is loosely connected, opt_einsum's dynamic programming is fast too, and the cheaper order of the two is taken.
+see docs/architecture.md.) In a network too large for that, pairs are merged and the order then improved in parts; if it
+is loosely connected, opt_einsum's dynamic programming is fast too, and the cheaper order of the two is taken.
 
 This is the only module that imports opt_einsum, and nothing of it runs in a forward pass.
 """
@@ -20,6 +20,7 @@ from itertools import product
 
 from opt_einsum.paths import DynamicProgramming
 
+from factorized_moe.contraction.large import search_large
 from factorized_moe.contraction.lowering import Draft, lower
 from factorized_moe.contraction.plan import ContractionPlan, Request, Step, check_batch_size
 from factorized_moe.contraction.search import (
@@ -29,7 +30,6 @@ from factorized_moe.contraction.search import (
     Operand,
     Pairs,
     order_cost,
-    search_large,
     search_order,
 )
 from factorized_moe.network import BATCH, TensorNetwork
@@ -60,20 +60,22 @@ def dense_request(network: TensorNetwork, fixed: Iterable[str] = ()) -> Request:
 
 
 class LimitError(ValueError):
-    """No order keeps to a memory limit.
+    """No order keeps to a memory limit, or in a network of many operands none was found.
 
     Args:
         limit: The limit, in elements.
         batch_size: The number of samples it was given for.
-        smallest: The smallest limit that some order keeps to.
+        smallest: The smallest limit that an order keeps to.
+        exact: Whether all orders were tried, so that no smaller limit is possible.
     """
 
-    def __init__(self, limit: int, batch_size: int, smallest: int) -> None:
+    def __init__(self, limit: int, batch_size: int, smallest: int, exact: bool) -> None:
+        self.smallest = smallest
+        self.word = "possible" if exact else "found"
         super().__init__(
             f"no order keeps every intermediate within {limit:,} elements at batch size {batch_size:,}; "
-            f"the smallest possible is {smallest:,}"
+            f"the smallest {self.word} is {smallest:,}"
         )
-        self.smallest = smallest
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,8 @@ def make_plan(
     if not fitting:
         least = [_plan(network, request, batch_size, Strategy(absorb, smallest=True)) for absorb in (True, False)]
         smallest = min(p.largest_intermediate for p in least if p is not None)
-        raise LimitError(memory_limit, batch_size, smallest)
+        most = max(len(term) for term in network.terms) + len(request.vectors)
+        raise LimitError(memory_limit, batch_size, smallest, exact=most <= EXHAUSTIVE)
     return min(fitting, key=lambda p: p.flops)
 
 

@@ -1,4 +1,4 @@
-"""The order of pairwise contractions: an exhaustive search for a few operands, after merging where there are many.
+"""The order of pairwise contractions: an exhaustive search for a few operands; `large` has the one for many.
 
 opt_einsum's dynamic programming counts FLOPs alone, and FLOPs are not time: among orders of nearly equal FLOPs one may
 copy a parameter at every call or write large intermediates. Here each step is charged for the elements it moves as
@@ -7,7 +7,6 @@ well, which needs to know the memory order of the parameters.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,8 +20,8 @@ __all__ = [
     "Pairs",
     "order_cost",
     "pair_flops",
-    "search_large",
     "search_order",
+    "step_cost",
 ]
 
 MOVED = 8
@@ -121,7 +120,7 @@ def search_order(
             if part > other and part in best and other in best:
                 left, right = best[part], best[other]
                 largest = max(left[0], right[0], result) if smallest else 0
-                step = _step_cost(made[part], made[other], kept, size_of, moved)
+                step = step_cost(made[part], made[other], kept, size_of, moved)
                 candidate = (largest, left[1] + right[1] + step, part)
                 if choice is None or candidate < choice:
                     choice = candidate
@@ -133,77 +132,12 @@ def search_order(
     return _unroll(everyone, best, count)
 
 
-def search_large(
+def order_cost(
+    pairs: Sequence[tuple[int, int]],
     operands: Sequence[Operand],
     output: frozenset[str],
     sizes: dict[str, int],
-    *,
     moved: float = MOVED,
-    limit: int | None = None,
-    smallest: bool = False,
-) -> Pairs | None:
-    """A good order for many operands: the cheapest pair is merged until few are left, whose best order is searched.
-
-    Only operands that share a label to be summed are merged, or that both share one with a third: the vectors of a
-    Tucker core with each other, but not two leaves at opposite ends of a tree. Two parameters are merged only where
-    nothing else is left: that looks cheap, as no samples take part, and makes large parameters. Unlike searches that
-    look at sizes alone, it is not misled by a label on many operands: all steps on CP's rank have their true cost.
-
-    Args:
-        operands: The operands.
-        output: The labels that the result keeps.
-        sizes: The size of every label.
-        moved: The cost of an element moved, in FLOPs.
-        limit: The most elements that any intermediate may have.
-        smallest: Whether to make intermediates small; the cost decides between equals.
-
-    Returns:
-        The order, or ``None`` if none was found within the limit.
-    """
-    live = dict(enumerate(operands))
-    pairs: Pairs = []
-
-    def size_of(labels: frozenset[str]) -> int:
-        return math.prod(sizes[label] for label in labels)
-
-    while len(live) > EXHAUSTIVE:
-        carriers: dict[str, list[int]] = {}
-        for position, operand in live.items():
-            for label in operand.labels:
-                carriers.setdefault(label, []).append(position)
-        beside = {
-            position: {other for label in operand.labels - output for other in carriers[label]} - {position}
-            for position, operand in live.items()
-        }
-        found: list[tuple[bool, int, float, int, int]] = []
-        for one, two in itertools.combinations(live, 2):
-            if two not in beside[one] and not beside[one] & beside[two]:
-                continue
-            both = live[one].labels | live[two].labels
-            kept = frozenset(x for x in both if x in output or any(p not in (one, two) for p in carriers[x]))
-            if limit is None or size_of(kept) <= limit:
-                cost = _step_cost(live[one], live[two], kept, size_of, moved)
-                parameters = live[one].memory is not None and live[two].memory is not None
-                found.append((parameters, size_of(kept) if smallest else 0, cost, one, two))
-        if not found:
-            return None
-        *_, one, two = min(found)
-        both = live.pop(one).labels | live.pop(two).labels
-        pairs.append((one, two))
-        rest = output.union(*(operand.labels for operand in live.values()))
-        live[len(operands) + len(pairs) - 1] = Operand(both & rest)
-    last = search_order(list(live.values()), output, sizes, moved=moved, limit=limit, smallest=smallest)
-    if last is None:
-        return None
-    positions = list(live)
-    for one, two in last:
-        pairs.append((positions[one], positions[two]))
-        positions.append(len(operands) + len(pairs) - 1)
-    return pairs
-
-
-def order_cost(
-    pairs: Pairs, operands: Sequence[Operand], output: frozenset[str], sizes: dict[str, int], moved: float = MOVED
 ) -> tuple[int, float]:
     """The elements of an order's largest intermediate, and its cost.
 
@@ -224,7 +158,7 @@ def order_cost(
         left, right = live.pop(one), live.pop(two)
         kept = (left.labels | right.labels) & output.union(*(operand.labels for operand in live.values()))
         largest = max(largest, size_of(kept))
-        cost += _step_cost(left, right, kept, size_of, moved)
+        cost += step_cost(left, right, kept, size_of, moved)
         live[len(operands) + count] = Operand(kept)
     return largest, cost
 
@@ -251,9 +185,18 @@ def pair_flops(
     return flops
 
 
-def _step_cost(
+def step_cost(
     left: Operand, right: Operand, kept: frozenset[str], size_of: Callable[[frozenset[str]], int], moved: float
 ) -> float:
+    """The cost of one step in FLOPs: its FLOPs, the elements of values moved, and the elements of a parameter copied.
+
+    Args:
+        left: An operand.
+        right: The other.
+        kept: The labels of the result.
+        size_of: The product of some labels' sizes.
+        moved: The cost of an element moved.
+    """
     flops = pair_flops(left.labels, right.labels, kept, size_of)
     elements = size_of(kept)
     for mine, theirs in ((left, right), (right, left)):

@@ -23,10 +23,8 @@ from factorized_moe.contraction import (
     execute,
     forward_request,
     make_plan,
-    planning,
 )
-from factorized_moe.contraction import search as searching
-from factorized_moe.contraction.search import Operand, Pairs, order_cost, search_large, search_order
+from factorized_moe.contraction.search import Operand, Pairs, search_order
 from factorized_moe.decompositions import available_decompositions, get_decomposition
 from factorized_moe.network import BATCH
 from factorized_moe.testing import (
@@ -249,74 +247,6 @@ def test_a_large_network_is_planned_too() -> None:
     output = nodes[-1].permute([labels.index(x) for x in ("bond_0", "bond_15", "out")])
     expected = torch.einsum("blr,lro->bo", product, output)
     torch.testing.assert_close(execute(plan, [*nodes, *vectors]), expected, rtol=1e-9, atol=1e-9)
-
-
-@pytest.mark.parametrize(
-    ("name", "rank"),
-    [("cp", 3), ("tt", 2), ("tr", 2), ("hierarchical_tucker", 2), ("kronecker", 2), ("block_term", None)],
-)
-def test_many_expert_modes_are_planned_at_once(name: str, rank: int | None) -> None:
-    """A million experts in 20 modes: most of these have more connected orders than any search could go through."""
-    if rank is None:  # a core over all expert modes, of ranks of 1 but for two
-        rank = (1, 2, 2, *[1] * 18, 2, 2)
-    w = FactorizedExpertTensor((2,) * 20, 5, 4, name, rank, bias=True, dtype=torch.float64)
-    x = torch.randn(3, 5, dtype=torch.float64)
-    indices = torch.randint(2, (3, 20))
-    coefficients = [torch.nn.functional.one_hot(n, 2).double() for n in indices.T]
-    y = w(x, coefficients)
-    for sample, expert in enumerate(indices.tolist()):
-        matrix = w.expert(*expert)
-        torch.testing.assert_close(y[sample], x[sample] @ matrix[:-1] + matrix[-1])
-
-
-def test_a_label_on_many_nodes_does_not_mislead_the_planner() -> None:
-    """CP with 16 modes: each vector is absorbed, then everything happens on vectors of the rank's length."""
-    network = get_decomposition("cp").network((2,) * 16, 9, 8, 4)
-    products = 2 * 64 * 4 * (16 * 2 + 9 + 8)
-    assert make_plan(network, forward_request(network, bias=False), 64).flops == products + 16 * 64 * 4
-
-
-@pytest.mark.parametrize("name", available_decompositions())
-@settings(max_examples=5)
-@given(data=st.data())
-def test_merging_finds_an_order_and_never_one_below_the_cheapest(name: str, data: st.DataObject) -> None:
-    network = data.draw(structures(name, expert_modes=2, largest=16)).network(name)
-    request = forward_request(network, bias=False)
-    sizes, output = network.sizes | {BATCH: 64}, frozenset((BATCH, *request.output))
-    for term in network.terms:
-        operands = [Operand(frozenset(node.labels), node.labels) for node in term]
-        operands += [Operand(frozenset((BATCH, *labels))) for labels in request.vectors]
-        if len(operands) > 8:
-            continue
-        best = search_order(operands, output, sizes)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(searching, "EXHAUSTIVE", 4)
-            merged = search_large(operands, output, sizes)
-        assert best is not None
-        assert merged is not None
-        assert {k for pair in merged for k in pair} == set(range(2 * len(operands) - 2))
-        cost = order_cost(best, operands, output, sizes)[1]
-        assert order_cost(merged, operands, output, sizes)[1] >= cost * (1 - 1e-12)
-
-
-@pytest.mark.parametrize("name", ["cp", "tucker", "tt", "tr", "hierarchical_tucker", "kronecker", "block_term"])
-def test_merging_takes_no_more_flops_than_dynamic_programming(name: str) -> None:
-    """On 9 expert modes, where opt_einsum's search of all connected orders still ends."""
-    dims = (2, 5, 3) * 3
-    decomposition = get_decomposition(name)
-    network = decomposition.network(dims, 64, 64, decomposition.resolve_rank(2, (*dims, 64, 64)))
-    request = forward_request(network, bias=False)
-    flops = []
-    for searches in ((search_large, lambda *_, **__: None), (lambda *_, **__: None, planning._dynamic_programming)):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(planning, "search_large", searches[0])
-            patch.setattr(planning, "_dynamic_programming", searches[1])
-            patch.setattr(planning, "_is_loosely_connected", lambda *_: True)
-            plan = planning._plan.__wrapped__(network, request, 64, planning.Strategy())
-        assert plan is not None
-        assert count_flops(plan) == plan.flops
-        flops.append(plan.flops)
-    assert flops[0] <= flops[1]
 
 
 def test_a_single_node_and_a_scalar() -> None:
