@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from factorized_moe.activations import Activation, resolve_activation
-from factorized_moe.validation import check_dtype, check_expert_dims, check_size
+from factorized_moe.validation import check_countable, check_dtype, check_expert_dims, check_size
 
 __all__ = ["ExpertGate"]
 
@@ -82,6 +82,7 @@ class ExpertGate(nn.Module):
         self.batch_norm = None
         if self.expert_dims:
             total = sum(self.expert_dims)
+            check_countable("the gate's weight", (total, self.in_features))
             self.projection = _Projection(self.in_features, total, bias=False, device=device, dtype=dtype)
             if norm == "batch":
                 wide = torch.promote_types(self.projection.weight.dtype, torch.float32)

@@ -6,7 +6,6 @@ nothing here depends on that backend: every call into TensorLy names its own.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,11 +20,9 @@ from factorized_moe.contraction import dense_tensor
 from factorized_moe.decompositions import Decomposition, get_decomposition
 from factorized_moe.decompositions.registry import registered_decompositions
 from factorized_moe.network import TensorNetwork
+from factorized_moe.validation import check_countable
 
 __all__ = ["NetworkTensor", "Operands"]
-
-_MOST_ELEMENTS = 2**60 - 1
-"""torch counts bytes in 64 bits with a sign, and an element takes up to eight."""
 
 
 @dataclass(frozen=True)
@@ -77,11 +74,7 @@ class NetworkTensor(FactorizedTensor, name="network"):  # type: ignore[misc, cal
         self.rank = rank
         self._operand_names = tuple(node.parameter for node in network.nodes)
         for name, shape in network.parameter_shapes.items():
-            if math.prod(shape) > _MOST_ELEMENTS:
-                raise ValueError(
-                    f"parameter {name!r} would have shape {shape}, of more elements than a tensor can have; "
-                    "choose a smaller rank, or more expert modes of fewer experts"
-                )
+            check_countable(f"parameter {name!r}", shape)
             if hasattr(type(self), name) or name in self.__dict__:
                 raise ValueError(f"a node's parameter cannot be named {name!r}, an attribute of its container; rename")
             self.register_parameter(name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))

@@ -62,9 +62,9 @@ class FactorizedExpertTensor(nn.Module):
             place; its first one by default.
         checkpoint: Whether training recomputes the contraction in the backward pass instead of keeping its
             intermediate values.
-        sparse_coefficients: Whether coefficients are mostly zeros, as entmax makes them with thousands of experts:
-            only the rows of non-zero coefficients are read, where rows are long. The value is exact; a zero coefficient
-            may receive no gradient, exact for entmax, sparsemax and top-k. Not for `torch.compile`.
+        sparse_coefficients: Whether coefficients are mostly zeros, as entmax makes them with thousands of experts: only
+            rows of non-zero ones are read, where rows are long. The value is exact; a zero may get no gradient, exact
+            for entmax, sparsemax and top-k. Not for compilation, vmap, second derivatives and the meta device.
         device: Where the parameters are; ``"meta"`` allocates nothing (see `reset_parameters`).
         dtype: Their type.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from numbers import Integral
 
@@ -13,6 +14,7 @@ from factorized_moe.network import TensorNetwork
 __all__ = [
     "check_alone",
     "check_call",
+    "check_countable",
     "check_dense",
     "check_device",
     "check_dtype",
@@ -121,6 +123,23 @@ def check_size(name: str, size: int | None) -> int:
     if size < 1:
         raise ValueError(f"{name} must be at least 1, got {size}")
     return int(size)
+
+
+def check_countable(name: str, shape: Sequence[int]) -> None:
+    """Refuse a tensor of more elements than torch counts: bytes in 64 bits with a sign, and up to eight an element.
+
+    Args:
+        name: What the message calls it.
+        shape: Its shape.
+
+    Raises:
+        ValueError: If it has too many elements.
+    """
+    if math.prod(shape) >= 2**60:
+        raise ValueError(
+            f"{name} would have shape {tuple(shape)}, of more elements than a tensor can have; "
+            "choose a smaller rank or smaller sizes"
+        )
 
 
 def check_flag(name: str, value: bool) -> bool:

@@ -44,6 +44,16 @@ REFUSED: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         ValueError,
         "Bare has no initialisations; name one there or give init a function",
     ),
+    "gate beyond torch": (
+        lambda: MuMoE(2**50, 8, [2**12], "cp", 1, device="meta"),
+        ValueError,
+        r"the gate's weight would have shape \(4096, 1125899906842624\), of more elements than a tensor can have",
+    ),
+    "dense tensor beyond torch": (
+        lambda: FactorizedExpertTensor((2,) * 70, 4, 4, "cp", 2).to_dense(),
+        ValueError,
+        r"the dense tensor would have shape \(2, 2, .*\), of more elements than a tensor can have",
+    ),
     "rank beyond torch": (
         lambda: tensor(rank=10**20),
         ValueError,

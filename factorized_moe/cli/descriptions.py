@@ -149,7 +149,10 @@ def _add_plan_options(parser: argparse.ArgumentParser) -> None:
 def _run_plan(options: argparse.Namespace) -> None:
     asked = {name: vars(options)[name] for name in ("batch_size", "optimize", "memory_limit") if name in options}
     weight = _weight(options, "cpu" if asked.get("optimize") == "measure" else "meta")
-    plan = weight.plan(**asked)
+    try:
+        plan = weight.plan(**asked)
+    except RuntimeError as error:  # the samples that are to be timed are too many for the memory
+        raise ValueError(f"torch cannot time this plan: {str(error).splitlines()[0]}") from error
     if "json" not in options:
         print(f"{_heading(weight)}\n{plan}")
         return

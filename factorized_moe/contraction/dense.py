@@ -13,6 +13,7 @@ from torch import Tensor
 from factorized_moe.contraction.execution import execute
 from factorized_moe.contraction.planning import dense_request, make_plan
 from factorized_moe.network import TensorNetwork
+from factorized_moe.validation import check_countable
 
 __all__ = ["dense_tensor"]
 
@@ -44,6 +45,7 @@ def dense_tensor(
             for node, operand in zip(network.nodes, operands, strict=True)
         ]
     kept = [network.sizes[label] for label in network.expert_labels if label not in fixed]
+    check_countable("the dense tensor", (*kept, *network.shape[-2:]))
     group, inputs, outputs = network.size_of(network.in_labels), *network.shape[-2:]
     answer = execute(make_plan(network, dense_request(network, fixed)), operands).reshape(*kept, group, outputs)
     return answer[..., :inputs, :] if inputs < group else answer

@@ -13,6 +13,7 @@ from torch import Tensor
 from factorized_moe.contraction.execution import execute
 from factorized_moe.contraction.plan import ContractionPlan, check_batch_size
 from factorized_moe.contraction.planning import LimitError, candidate_plans
+from factorized_moe.validation import check_countable
 
 __all__ = ["choose_plan", "fastest_plan"]
 
@@ -117,6 +118,8 @@ def _run(plan: ContractionPlan, operands: Sequence[Tensor], batch_size: int, bac
     request, like = plan.request, operands[0]
     widths = [plan.network.size_of(labels) for labels in request.vectors]
     widths[0] -= request.append_one + plan.network.in_padding
+    for width in widths:
+        check_countable("what is to be timed", (batch_size, width))
     leaves = [tensor.detach().requires_grad_(backward) for tensor in operands]
     vectors = [torch.rand(batch_size, width, dtype=like.dtype, device=like.device) for width in widths]
     if request.sparse:

@@ -16,6 +16,7 @@ from factorized_moe.decompositions import available_decompositions, registration
 
 PAGE = (Path(__file__).parents[2] / "docs" / "command-line.md").read_text(encoding="utf-8")
 CONSOLE = re.compile(r"```console\n\$ factorized-moe (.*)\n([\s\S]*?)```")
+MEASURED = ["--rank", "2", "--optimize", "measure"]
 LAYER = ["--expert-dims", "8x4", "--in-features", "16", "--out-features", "12"]
 NETWORK = "expert_0 a, in b, b out c, a c; expert_0=8 in=16 out=32 a=4 b=3 c=5"
 
@@ -147,7 +148,19 @@ def keys_of(command: str) -> list[str]:
         (["params", *LAYER, "--rank", "1.x"], "argument --rank: expected a fraction such as 0.05, got '1.x'"),
         (["params", *LAYER, "--rank", "0"], "argument --rank: expected a positive number such as 32"),
         (["params", *LAYER, "--rank", "2", "--budget", "9"], "--budget: not allowed with argument --rank"),
-        (["params", *LAYER, "--budget", "9" * 20], "of more elements than a tensor can have; choose a smaller rank"),
+        (["params", *LAYER, "--budget", "9" * 20], "of more elements than a tensor can have; choose a smaller"),
+        (
+            ["params", *LAYER[:3], "9" * 12, *LAYER[4:], "--expert-dims", "9" * 8, "--rank", "1"],
+            "the gate's weight would have",
+        ),
+        (
+            ["plan", *LAYER, "--rank", "2", "--optimize", "measure", "--batch-size", "9" * 20],
+            "what is to be timed would",
+        ),
+        (
+            ["plan", *LAYER, "--rank", "2", "--optimize", "measure", "--batch-size", "9" * 14],
+            "torch cannot time this plan",
+        ),
         (["plan", *LAYER, "--rank", "9" * 20], "would have shape (8, 99999999999999999999), of more elements"),
         (
             ["plan", "--network", f"in a, a out; in=2 out=3 a={10**13}", "--optimize", "measure"],
