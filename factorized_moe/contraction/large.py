@@ -9,14 +9,24 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from factorized_moe.contraction.search import MOVED, Operand, Pairs, order_cost, search_order, step_cost
 
 __all__ = ["search_large"]
 
-_COST, _SIZE, _GROWTH = "cost", "size", "growth"
+Rule = Callable[[int, int, int, float], float]
+
+RULES: tuple[Rule, ...] = (
+    lambda left, right, result, cost: cost,
+    lambda left, right, result, cost: result,
+    lambda left, right, result, cost: result - left - right,
+)
+"""What is smallest for the pair that is merged next: its cost, the elements of its result, or those that are added.
+
+Each is a function of the elements of the two operands and of the result, and of the cost.
+"""
 
 IMPROVED = 2
 """Of the orders found by merging, so many are improved."""
@@ -51,7 +61,7 @@ def search_large(
         The order, or ``None`` if none was found within the limit.
     """
     search = _Search(tuple(operands), output, sizes, moved, limit, smallest)
-    starts = [search.merged(rule, last) for rule in (_COST, _SIZE, _GROWTH) for last in (True, False)]
+    starts = [search.merged(rule, last) for rule in RULES for last in (True, False)]
     different = sorted(dict.fromkeys(map(tuple, starts)), key=search.cost)
     found = min((search.improved(list(start)) for start in different[:IMPROVED]), key=search.cost)
     return found if limit is None or search.largest(found) <= limit else None
@@ -83,12 +93,13 @@ class _Search:
     def _size(self, labels: frozenset[str]) -> int:
         return math.prod(self.sizes[label] for label in labels)
 
-    def merged(self, rule: str, parameters_last: bool) -> Pairs:
-        """Always the pair next that is cheapest, or that makes the smallest value, or that adds the fewest elements.
+    def merged(self, rule: Rule, parameters_last: bool) -> Pairs:
+        """The order in which the next pair is always the one for which a rule gives the least.
 
         Only operands that share a label to be summed are merged, or that both share one with a third: the vectors of a
-        Tucker core with each other, but not two leaves at opposite ends of a tree. Two parameters are merged only
-        where nothing else is left: that looks cheap, as no samples take part, and makes large parameters.
+        Tucker core with each other, but not two leaves at opposite ends of a tree. With ``parameters_last`` two
+        parameters are merged only where nothing else is left: that looks cheap, as no samples take part, and makes
+        large parameters.
         """
         live = dict(enumerate(self.operands))
         pairs: Pairs = []
@@ -102,16 +113,15 @@ class _Search:
                 for position, operand in live.items()
             }
             together = [(a, b) for a, b in itertools.combinations(live, 2) if b in beside[a] or beside[a] & beside[b]]
-            found: list[tuple[bool, int, float, int, int]] = []
+            found: list[tuple[bool, float, float, int, int]] = []
             for one, two in together or itertools.combinations(live, 2):
                 left, right = live[one], live[two]
                 both = left.labels | right.labels
                 kept = frozenset(x for x in both if x in self.output or any(p not in (one, two) for p in carriers[x]))
                 parameters = parameters_last and left.memory is not None and right.memory is not None
                 cost = step_cost(left, right, kept, self._size, self.moved)
-                grown = self._size(left.labels) + self._size(right.labels) if rule == _GROWTH else 0
-                first = 0 if rule == _COST else self._size(kept) - grown
-                found.append((parameters, first, cost, one, two))
+                value = rule(self._size(left.labels), self._size(right.labels), self._size(kept), cost)
+                found.append((parameters, value, cost, one, two))
             *_, one, two = min(found)
             both = live.pop(one).labels | live.pop(two).labels
             pairs.append((one, two))
