@@ -18,7 +18,7 @@ from torch import Tensor
 __all__ = ["entmax"]
 
 _SMALL = 1024
-"""The most logits for which sorting is the faster: 22 operations for a row of 256, where Newton's method takes 63."""
+"""The most logits for which sorting is the faster: about 22 operations for a row of 256, Newton's method takes 63."""
 
 
 def entmax(logits: Tensor, alpha: float) -> Tensor:

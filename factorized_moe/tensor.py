@@ -241,7 +241,7 @@ class FactorizedExpertTensor(nn.Module):
         Raises:
             TypeError: If the memory limit is not an int, or the batch sizes are not a sequence.
             ValueError: If an argument is out of range or of no use, or no order keeps to the memory limit; the message
-                gives the smallest that is possible.
+                gives the smallest that is possible, or for more than ten operands that was found.
 
         Example:
             >>> w = FactorizedExpertTensor((8, 4), 16, 32, decomposition="tucker", rank=4)

@@ -15,6 +15,7 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from factorized_moe.activations import (
     ACTIVATIONS,
@@ -326,6 +327,25 @@ def test_logits_far_from_zero(activation: Callable[[Tensor], Tensor], dtype: tor
     limits = torch.finfo(dtype)
     spread = torch.tensor([[limits.max, 0.0, limits.min]], dtype=dtype)
     assert activation(spread).tolist() == [[1.0, 0.0, 0.0]]
+
+
+def test_a_short_row_takes_few_operations() -> None:
+    """Of one token, each operation of the gate costs as much as one on many."""
+
+    class Counter(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            self.count += 1
+            return function(*args, **(kwargs or {}))
+
+    counts = []
+    for logits in (torch.randn(1, 256), torch.randn(1, 256, dtype=torch.float64)):  # sorted, and by Newton's method
+        with torch.no_grad(), Counter() as counter:
+            entmax15(logits)
+        counts.append(counter.count)
+    assert counts[0] <= 24
+    assert 2 * counts[0] < counts[1]
 
 
 @each_activation

@@ -32,17 +32,18 @@ has more FLOPs than another only where it clearly pays.
 """
 
 COPIED = 200
-"""The same for an element of a parameter that is copied into another order: fitted as 37 to 215."""
+"""The same for an element of a parameter that is copied into another order: fitted as 35 to 215."""
 
 SCANNED = 256
-"""The same for a coefficient that is looked at to find out whether it is zero: fitted as 100 to 520.
+"""The same for a coefficient that is looked at to find out whether it is zero: fitted as 116 to 120 on one machine.
 
 It is the price of reading only the rows of non-zero coefficients, so that pays only for rows of more elements than half
-of it: in CP's factors with one element for each rank, hardly in a tensor ring's.
+of it: in CP's factors with one element for each rank, hardly in a tensor ring's. More is charged than was fitted,
+because on another machine, which was not fitted, skipping rows of 256 elements saved nothing.
 """
 
 EXHAUSTIVE = 10
-"""Up to so many operands every order is tried; 3**n splits, 0.2 s for ten."""
+"""Up to so many operands every order is tried; 3**n splits, 0.1 s for ten."""
 
 Pairs = list[tuple[int, int]]
 """An order: positions in the list of operands; the result of pair k takes position ``len(operands) + k``."""
