@@ -134,32 +134,18 @@ class _Search:
         count = len(self.operands)
         children = {count + number: pair for number, pair in enumerate(pairs)}
         made = dict(enumerate(self.operands))
-        live = set(made)
-        for position, (one, two) in children.items():
-            live -= {one, two}
-            rest = self.output.union(*(made[other].labels for other in live))
-            made[position] = Operand((made[one].labels | made[two].labels) & rest)
-            live.add(position)
+        _make(made, list(children), children, set(made), self.output)
         for root in list(reversed(children)) * SWEEPS:
             inner, around = _part(root, children)
             found = self._better(root, inner, around, children, made)
             if found is None:
                 continue
-            names = dict(enumerate(around))
             # The part has as many inner values as before: their positions are used again, the root's for the last.
-            for number, (one, two) in enumerate(found):
-                position = inner[len(inner) - 1 - number]
-                names[len(around) + number] = position
+            again = inner[::-1]
+            names = [*around, *again]
+            for position, (one, two) in zip(again, found, strict=True):
                 children[position] = (names[one], names[two])
-            live = set(around)
-            for number in range(len(found)):
-                position = names[len(around) + number]
-                one, two = children[position]
-                live -= {one, two}
-                rest = made[root].labels.union(*(made[other].labels for other in live))
-                if position != root:
-                    made[position] = Operand((made[one].labels | made[two].labels) & rest)
-                live.add(position)
+            _make(made, again, children, set(around), made[root].labels)
         return _unrolled(count + len(pairs) - 1, children, count)
 
     def _better(
@@ -194,13 +180,29 @@ def _part(root: int, children: dict[int, tuple[int, int]]) -> tuple[list[int], l
     """The top of a subtree: its inner values, each before those it is made of, and the values that it starts from."""
     inner, around = [], [root]
     while len(around) < PART:
-        position = max((p for p in around if p in children), default=None, key=lambda p: (p == root, p))
+        position = max((p for p in around if p in children), default=None)
         if position is None:
             break
         around.remove(position)
         inner.append(position)
         around += children[position]
     return inner, around
+
+
+def _make(
+    made: dict[int, Operand],
+    order: Sequence[int],
+    children: dict[int, tuple[int, int]],
+    live: set[int],
+    output: frozenset[str],
+) -> None:
+    """Put into ``made`` the values at some positions, in the order in which they are made of those that are live."""
+    for position in order:
+        one, two = children[position]
+        live -= {one, two}
+        rest = output.union(*(made[other].labels for other in live))
+        made[position] = Operand((made[one].labels | made[two].labels) & rest)
+        live.add(position)
 
 
 def _unrolled(root: int, children: dict[int, tuple[int, int]], count: int) -> Pairs:
