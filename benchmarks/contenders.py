@@ -58,7 +58,7 @@ class SoftMoE(nn.Module):
         out_features: O.
         experts: N.
 
-    Example:
+    Examples:
         >>> parameters(SoftMoE(6, 5, experts=4))  # 4 * (6 + 1) * 5, and 6 * 4 in the gate
         164
     """

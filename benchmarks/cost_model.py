@@ -93,7 +93,7 @@ def fit(effort: Effort, sizes: Sizes = SIZES) -> Fit:
 def constants(found: Fit) -> dict[str, dict[str, float]]:
     """The constants as fitted and as in use.
 
-    Example:
+    Examples:
         >>> constants(Fit(flop=1e-11, moved=8e-11, copied=2e-9, scanned=1e-9))["COPIED"]["fitted"]
         200.0
     """

@@ -20,7 +20,7 @@ LIBRARIES = ("torch", "tensorly", "tensorly-torch", "transformers")
 def describe() -> dict[str, str]:
     """What the measurements depend on, by name.
 
-    Example:
+    Examples:
         >>> list(describe())[:3]
         ['processor', 'cores', 'threads']
     """

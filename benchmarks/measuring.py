@@ -94,7 +94,7 @@ def alternate(calls: Sequence[Call], effort: Effort) -> list[list[float]]:
 def measure_ratio(contender: Call, baseline: Call, effort: Effort) -> Ratio:
     """How many times as long the contender takes.
 
-    Example:
+    Examples:
         >>> ratio = measure_ratio(lambda: sum(range(9000)), lambda: sum(range(3000)), Effort(0.02, fewest=3))
         >>> ratio.lower <= ratio.median <= ratio.upper
         True

@@ -30,7 +30,7 @@ def peak_bytes(call: Call) -> int:
 
     Deterministic: a sum over the allocator's own records. Scratch memory inside the matrix library is not in it.
 
-    Example:
+    Examples:
         >>> x = torch.ones(256)
         >>> peak_bytes(lambda: x.exp().sum())
         1028
@@ -43,7 +43,7 @@ def kept_bytes(call: Call) -> int:
 
     For a forward pass these are the tensors kept for the backward pass, the output included.
 
-    Example:
+    Examples:
         >>> x = torch.ones(256, requires_grad=True)
         >>> kept_bytes(lambda: x.exp().sin())  # exp's value, and the result
         2048

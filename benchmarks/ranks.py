@@ -22,7 +22,7 @@ def rank_of(decomposition: str, size: int, modes: int = 1) -> int | tuple[int, .
 def rank_name(decomposition: str, size: int, modes: int = 1) -> str:
     """A rank in words.
 
-    Example:
+    Examples:
         >>> rank_name("cp", 552), rank_name("tr", 146)
         ('CP, rank 552', 'TR, bonds 4/4/146')
     """
@@ -67,7 +67,7 @@ def largest_rank(parameters: Callable[[int], int], limit: int, step: int = 1) ->
     Raises:
         ValueError: If rank 1 has too many already.
 
-    Example:
+    Examples:
         >>> mlp = 2 * 768 * 3072 + 3072 + 768
         >>> largest_rank(lambda size: block_parameters("cp", 256, 768, 3072, 768, size), mlp)
         552

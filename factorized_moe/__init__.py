@@ -1,6 +1,6 @@
 """Weight tensors of many experts, held in factorised form and contracted without ever being built.
 
-Example:
+Examples:
     >>> import torch
     >>> from factorized_moe import FactorizedExpertTensor
     >>> w = FactorizedExpertTensor((8, 4), 16, 32, decomposition="tucker", rank=(4, 2, 8, 8), bias=True)

@@ -52,7 +52,7 @@ def softmax(logits: Tensor) -> Tensor:
         TypeError: ``logits`` is not a floating-point tensor.
         ValueError: ``logits`` has no last dimension, or one of size zero.
 
-    Example:
+    Examples:
         >>> softmax(torch.zeros(4))
         tensor([0.2500, 0.2500, 0.2500, 0.2500])
     """
@@ -76,7 +76,7 @@ def entmax15(logits: Tensor) -> Tensor:
     Source:
         Peters, Niculae and Martins (2019), "Sparse Sequence-to-Sequence Models", section 4.
 
-    Example:
+    Examples:
         >>> entmax15(torch.tensor([2.0, 1.0, 0.0, -3.0]))
         tensor([0.8307, 0.1693, 0.0000, 0.0000])
     """
@@ -100,7 +100,7 @@ def sparsemax(logits: Tensor) -> Tensor:
     Source:
         Martins and Astudillo (2016), "From Softmax to Sparsemax", eq. 1.
 
-    Example:
+    Examples:
         >>> sparsemax(torch.tensor([1.0, 0.5, -1.0]))
         tensor([0.7500, 0.2500, 0.0000])
     """
@@ -124,7 +124,7 @@ class Entmax:
     Source:
         Peters, Niculae and Martins (2019), eq. 10 and 11.
 
-    Example:
+    Examples:
         >>> Entmax(alpha=1.25)(torch.tensor([2.0, 0.0, -8.0]))
         tensor([0.9443, 0.0557, 0.0000])
     """
@@ -163,7 +163,7 @@ class TopKSoftmax:
     Source:
         Shazeer et al. (2017), "Outrageously Large Neural Networks", eq. 3 and 5, without the noise.
 
-    Example:
+    Examples:
         >>> TopKSoftmax(k=2)(torch.tensor([1.0, 3.0, 3.0, 0.0]))
         tensor([0.0000, 0.5000, 0.5000, 0.0000])
     """
@@ -224,7 +224,7 @@ def resolve_activation(activation: str | Activation) -> Activation:
         TypeError: ``activation`` is neither a name nor a callable.
         ValueError: No activation has this name.
 
-    Example:
+    Examples:
         >>> resolve_activation("topk_softmax")
         TopKSoftmax(k=2)
     """

@@ -31,7 +31,7 @@ def entmax(logits: Tensor, alpha: float) -> Tensor:
     Returns:
         Coefficients ``(*batch, N)``, not negative, each row with sum one.
 
-    Example:
+    Examples:
         >>> entmax(torch.tensor([2.0, 1.0, 0.0, -3.0]), alpha=1.5)
         tensor([0.8307, 0.1693, 0.0000, 0.0000])
     """

@@ -51,7 +51,7 @@ class GatedMuMoEBlock(nn.Module):
         TypeError: If an argument is of the wrong type.
         ValueError: If one is out of range.
 
-    Example:
+    Examples:
         >>> block = GatedMuMoEBlock(16, 40, 16, expert_dims=[8], decomposition="cp", rank=12)
         >>> block(torch.randn(2, 5, 16)).shape
         torch.Size([2, 5, 16])

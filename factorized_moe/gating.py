@@ -47,7 +47,7 @@ class ExpertGate(nn.Module):
         TypeError: If an argument is of the wrong type.
         ValueError: If one is out of range, or ``activation`` or ``norm`` is not a known name.
 
-    Example:
+    Examples:
         >>> gate = ExpertGate(16, [8, 4], norm="layer")
         >>> [tuple(a.shape) for a in gate(torch.randn(2, 5, 16))]
         [(2, 5, 8), (2, 5, 4)]
@@ -115,7 +115,7 @@ class ExpertGate(nn.Module):
             TypeError: As ``forward``.
             ValueError: As ``forward``.
 
-        Example:
+        Examples:
             >>> [tuple(logits.shape) for logits in ExpertGate(16, [8, 4]).logits(torch.randn(5, 16))]
             [(5, 8), (5, 4)]
         """

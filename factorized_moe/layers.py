@@ -51,7 +51,7 @@ class MuMoE(nn.Module):
         TypeError: If an argument is of the wrong type.
         ValueError: If one is out of range.
 
-    Example:
+    Examples:
         >>> layer = MuMoE(16, 10, expert_dims=[8, 4], decomposition="tr", rank=4)
         >>> layer(torch.randn(5, 16)).shape
         torch.Size([5, 10])
@@ -149,7 +149,7 @@ class MuMoEBlock(nn.Module):
         TypeError: If an argument is of the wrong type.
         ValueError: If one is out of range.
 
-    Example:
+    Examples:
         >>> block = MuMoEBlock(16, 64, 16, expert_dims=[8], decomposition="cp", rank=12, gate_norm="layer")
         >>> block(torch.randn(2, 5, 16)).shape
         torch.Size([2, 5, 16])
@@ -226,7 +226,7 @@ class MuMoEBlock(nn.Module):
 class CPMuMoE(MuMoE):
     """`MuMoE` in CP form (uMoE paper, Eq. 2).
 
-    Example:
+    Examples:
         >>> sum(p.numel() for p in CPMuMoE(768, 1000, expert_dims=[256], rank=283).parameters())
         769683
     """
@@ -240,7 +240,7 @@ class CPMuMoE(MuMoE):
 class TuckerMuMoE(MuMoE):
     """`MuMoE` in Tucker form (uMoE v1, Eq. 3).
 
-    Example:
+    Examples:
         >>> TuckerMuMoE(16, 10, expert_dims=[8], rank=(4, 6, 6))(torch.randn(5, 16)).shape
         torch.Size([5, 10])
     """
@@ -254,7 +254,7 @@ class TuckerMuMoE(MuMoE):
 class TTMuMoE(MuMoE):
     """`MuMoE` in tensor-train form (uMoE v1, Eq. 4).
 
-    Example:
+    Examples:
         >>> TTMuMoE(16, 10, expert_dims=[8], rank=(1, 4, 6, 1))(torch.randn(5, 16)).shape
         torch.Size([5, 10])
     """
@@ -268,7 +268,7 @@ class TTMuMoE(MuMoE):
 class TRMuMoE(MuMoE):
     """`MuMoE` in tensor-ring form (uMoE paper, Eq. 3).
 
-    Example:
+    Examples:
         >>> TRMuMoE(16, 10, expert_dims=[8], rank=(4, 4, 6, 4))(torch.randn(5, 16)).shape
         torch.Size([5, 10])
     """

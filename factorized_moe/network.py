@@ -36,7 +36,7 @@ class Node:
         parameter: The parameter that the node reads, its own (``name``) by default. Two nodes that name the same
             parameter share it.
 
-    Example:
+    Examples:
         >>> Node("input", ("in", "rank"))
         Node(name='input', labels=('in', 'rank'), parameter='input')
     """
@@ -122,7 +122,7 @@ class TensorNetwork:
         Raises:
             ValueError: If the parts do not fit together.
 
-        Example:
+        Examples:
             >>> cp = TensorNetwork.from_modes(
             ...     (8,),
             ...     16,
@@ -170,7 +170,7 @@ class TensorNetwork:
             TypeError: If the text is not a string.
             ValueError: If it cannot be read, or the parts do not fit together.
 
-        Example:
+        Examples:
             >>> sizes = {"expert_0": 8, "in": 16, "out": 32, "a": 4, "b": 5}
             >>> network = TensorNetwork.parse("expert_0 a, in b, core: a b out", sizes)
             >>> print(network)

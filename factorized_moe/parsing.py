@@ -61,7 +61,7 @@ def parse_network(text: str, sizes: Mapping[str, int] | None = None) -> ParsedNe
         TypeError: If the text is not a string.
         ValueError: If it cannot be read, or a size is missing or not used.
 
-    Example:
+    Examples:
         >>> parsed = parse_network(
         ...     "expert_0 a, in b, b out c, a c", {"expert_0": 8, "in": 16, "out": 32, "a": 4, "b": 3, "c": 5}
         ... )

@@ -51,7 +51,7 @@ class NetworkTensor(FactorizedTensor, name="network"):  # type: ignore[misc, cal
     Raises:
         ValueError: If a parameter's name is an attribute of every container, or it has more elements than torch counts.
 
-    Example:
+    Examples:
         >>> from factorized_moe import FactorizedExpertTensor
         >>> w = FactorizedExpertTensor((8,), 16, 32, decomposition="cp", rank=4)
         >>> {name: tuple(p.shape) for name, p in w.weight.named_parameters()}

@@ -78,7 +78,7 @@ class FactorizedExpertTensor(nn.Module):
         TypeError: If an argument is of the wrong type.
         ValueError: If a size or a rank is out of range, a name is unknown, or an initial value is not finite.
 
-    Example:
+    Examples:
         >>> w = FactorizedExpertTensor((8, 4), 16, 32, decomposition="tucker", rank=(4, 2, 8, 8), bias=True)
         >>> x, coefficients = torch.randn(5, 16), [torch.rand(5, 8), torch.rand(5, 4)]
         >>> w(x, coefficients).shape
@@ -243,7 +243,7 @@ class FactorizedExpertTensor(nn.Module):
             ValueError: If an argument is out of range or of no use, or no order keeps to the memory limit; the message
                 gives the smallest that is possible, or for more than ten operands that was found.
 
-        Example:
+        Examples:
             >>> w = FactorizedExpertTensor((8, 4), 16, 32, decomposition="tucker", rank=4)
             >>> w.plan(batch_size=256).flops
             266240
@@ -293,7 +293,7 @@ class FactorizedExpertTensor(nn.Module):
             TypeError: If the tensor is not of a real floating type.
             ValueError: If it has fewer than two modes, or an entry that is not finite, or a device is ``"meta"``.
 
-        Example:
+        Examples:
             >>> w = FactorizedExpertTensor.from_dense(torch.ones(3, 4, 5), decomposition="cp", rank=1)
             >>> w.relative_error(torch.ones(3, 4, 5)) < 1e-6
             True
@@ -352,7 +352,7 @@ class FactorizedExpertTensor(nn.Module):
             TypeError: If TensorLy has no type for this decomposition, or the value is of another type.
             ValueError: If its tensors do not have the shapes that the rank gives.
 
-        Example:
+        Examples:
             >>> w = FactorizedExpertTensor((8,), 16, 32, decomposition="tr", rank=3)
             >>> copy = FactorizedExpertTensor.from_tensorly(w.to_tensorly(), "tr", w.rank)
             >>> torch.equal(copy.to_dense(), w.to_dense())

@@ -31,7 +31,7 @@ class LayerCosts:
         count_bias: Whether the experts' biases count; without, costs are those of a layer that has none.
         count_input_norm: Whether a LayerNorm of the input counts, ``2 I`` parameters.
 
-    Example:
+    Examples:
         >>> from factorized_moe.decompositions import get_decomposition
         >>> layer = LayerCosts((256,), (768, 1000), get_decomposition("cp"))
         >>> layer.parameters(283), layer.expert_rank_bound(283)

@@ -100,7 +100,7 @@ def rank_for_budget(
         BudgetError: If the budget is too small for any rank; the message gives the smallest possible. A ValueError.
         ValueError: If an argument is out of range.
 
-    Example:
+    Examples:
         >>> rank_for_budget((256,), 768, 1000, "cp", like=nn.Linear(768, 1000))
         282
         >>> rank_for_budget((256,), 768, 1000, "cp", parameters=769_000, rounding="up")  # the paper's

@@ -131,7 +131,7 @@ def compare_at_budget(
         TypeError: As `rank_for_budget` does.
         ValueError: The same, but for budgets that are too small: those decompositions are left out.
 
-    Example:
+    Examples:
         >>> compare_at_budget((16,), 32, 24, parameters=4000, decompositions=["cp", "tt", "dense"])
         decomposition  rank           parameters  FLOPs  expert rank  independent experts  intermediate
         cp             47                  3,943  7,933           24                   16            47

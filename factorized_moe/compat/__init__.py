@@ -19,7 +19,7 @@ What differs, each time where the released code fails or surprises:
 Source: Oldfield et al., "Multilinear Mixture of Experts: Scalable Expert Specialization through Factorization",
 NeurIPS 2024, arXiv 2402.12550.
 
-Example:
+Examples:
     >>> import torch
     >>> layer = CPMMoE(4, 8, expert_dims=[32], rank=6)
     >>> {name: tuple(parameter.shape) for name, parameter in layer.named_parameters()}

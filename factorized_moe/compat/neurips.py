@@ -65,7 +65,7 @@ class CPMuMoE(_UngatedLayer):
         TypeError: If an argument is of the wrong type.
         ValueError: If one is out of range, or `hierarchy` is not the length of `expert_dims`.
 
-    Example:
+    Examples:
         >>> import torch
         >>> layer = CPMuMoE(4, 8, expert_dims=[32], rank=6)
         >>> layer(torch.randn(5, 4), [torch.rand(5, 32)]).shape
@@ -102,7 +102,7 @@ class TRMuMoE(_UngatedLayer):
         ValueError: If one is out of range, neighbouring bonds differ, or `hierarchy` is not the length of
             `expert_dims`.
 
-    Example:
+    Examples:
         >>> import torch
         >>> layer = TRMuMoE(4, 8, expert_dims=[32], ranks=[[2, 32, 2], [2, 4, 3], [3, 8, 2]])
         >>> layer(torch.randn(5, 4), [torch.rand(5, 32)]).shape
@@ -143,7 +143,7 @@ class MuMoE(nn.Module):
         TypeError: If an argument is of the wrong type.
         ValueError: If one is out of range, or two contradict each other.
 
-    Example:
+    Examples:
         >>> import torch
         >>> block = MuMoE(CPMuMoE, 4, 16, expert_dims=[32], ranks=6, second_dim=4, normalization="ln")
         >>> block(torch.randn(2, 5, 4)).shape

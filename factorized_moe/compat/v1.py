@@ -83,7 +83,7 @@ class CPMMoE(_GatedLayer):
         TypeError: If an argument is of the wrong type.
         ValueError: If one is out of range, or `hierarchy` is not the length of `expert_dims`.
 
-    Example:
+    Examples:
         >>> layer = CPMMoE(4, 8, expert_dims=[32, 2], rank=6, hierarchy=2)
         >>> layer(torch.randn(5, 4)).shape
         torch.Size([5, 8])
@@ -121,7 +121,7 @@ class TuckerMMoE(_GatedLayer):
         TypeError: If an argument is of the wrong type.
         ValueError: If one is out of range, or `hierarchy` is not the length of `expert_dims`.
 
-    Example:
+    Examples:
         >>> TuckerMMoE(4, 8, expert_dims=[32], ranks=[8, 8, 8])(torch.randn(5, 4)).shape
         torch.Size([5, 8])
     """
@@ -157,7 +157,7 @@ class TTMMoE(_GatedLayer):
         ValueError: If one is out of range, neighbouring bonds differ, or `hierarchy` is not the length of
             `expert_dims`.
 
-    Example:
+    Examples:
         >>> layer = TTMMoE(4, 8, expert_dims=[32], ranks=[[1, 32, 2], [2, 4, 3], [3, 8, 1]])
         >>> layer(torch.randn(5, 4)).shape
         torch.Size([5, 8])

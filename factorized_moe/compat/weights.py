@@ -125,7 +125,7 @@ def bonds(ranks: Sequence[Sequence[Any]]) -> tuple[int, ...]:
     Raises:
         ValueError: If `ranks` is of another form, or neighbouring bonds differ.
 
-    Example:
+    Examples:
         >>> bonds([[2, 32, 3], [3, 16, 4], [4, 10, 2]])
         (2, 3, 4, 2)
     """

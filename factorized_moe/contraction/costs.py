@@ -12,7 +12,7 @@ __all__ = ["expert_rank_bound", "num_parameters"]
 def num_parameters(network: TensorNetwork) -> int:
     """The number of parameters of a network; a shared parameter counts once.
 
-    Example:
+    Examples:
         >>> from factorized_moe.decompositions import get_decomposition
         >>> num_parameters(get_decomposition("cp").network((8,), 16, 32, rank=4))  # 4 * (8 + 16 + 32)
         224
@@ -28,7 +28,7 @@ def expert_rank_bound(network: TensorNetwork) -> int:
     label's capacity. Generic parameters of every built-in decomposition meet it; not those of every network. For a sum
     of networks the terms' bounds add up.
 
-    Example:
+    Examples:
         >>> from factorized_moe.decompositions import get_decomposition
         >>> expert_rank_bound(get_decomposition("tr").network((8,), 16, 32, rank=(4, 4, 3, 4)))  # 3 * 4
         12

@@ -34,7 +34,7 @@ def rank_bound(network: TensorNetwork, rows: Iterable[str], columns: Iterable[st
     Returns:
         The bound, at most the smaller side of the matrix. It is that side if a term has more than `MOST_NODES` nodes.
 
-    Example:
+    Examples:
         >>> from factorized_moe.decompositions import get_decomposition
         >>> ring = get_decomposition("tr").network((64,), 16, 32, rank=(4, 5, 3, 4))
         >>> rank_bound(ring, ["in"], ["out"]), rank_bound(ring, ["expert_0"], ["in", "out"])

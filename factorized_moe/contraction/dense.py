@@ -31,7 +31,7 @@ def dense_tensor(
     Returns:
         The dense tensor, ``(*expert_dims, I, O)`` without the modes that are fixed.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from factorized_moe.decompositions import get_decomposition
         >>> network = get_decomposition("cp").network((8,), 16, 32, rank=4)

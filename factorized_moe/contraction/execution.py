@@ -22,7 +22,7 @@ def execute(plan: ContractionPlan, operands: Sequence[Tensor]) -> Tensor:
     Returns:
         The answer, its axes ``(B, *output)`` or, without vectors, ``output``.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from factorized_moe.contraction import forward_request, make_plan
         >>> from factorized_moe.decompositions import get_decomposition

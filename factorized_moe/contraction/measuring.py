@@ -98,7 +98,7 @@ def fastest_plan(
     Returns:
         One of the plans.
 
-    Example:
+    Examples:
         >>> from factorized_moe import FactorizedExpertTensor
         >>> from factorized_moe.contraction import candidate_plans, forward_request
         >>> w = FactorizedExpertTensor((8, 8), 16, 32, decomposition="tucker", rank=4)

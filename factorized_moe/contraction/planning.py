@@ -118,7 +118,7 @@ def make_plan(
         ValueError: If the batch size is not a positive int.
         LimitError: If no order keeps to the memory limit.
 
-    Example:
+    Examples:
         >>> from factorized_moe.decompositions import get_decomposition
         >>> network = get_decomposition("cp").network((8,), 16, 32, rank=4)
         >>> make_plan(network, forward_request(network, bias=False), batch_size=1)

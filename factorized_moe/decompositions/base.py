@@ -44,7 +44,7 @@ class ParameterBudget:
     Args:
         parameters: The most parameters.
 
-    Example:
+    Examples:
         >>> from factorized_moe import FactorizedExpertTensor
         >>> w = FactorizedExpertTensor((8,), 16, 32, decomposition="cp", rank=ParameterBudget(1000))
         >>> w.rank, w.num_parameters
@@ -92,7 +92,7 @@ class Decomposition(ABC):
         tensorly_starts: Keyword arguments for that function; each is tried, and the best result is kept.
         tltorch_name: The name of the same factorisation in TensorLy-Torch, if there is one.
 
-    Example:
+    Examples:
         >>> from factorized_moe import FactorizedExpertTensor, register
         >>> class SharedInput(Decomposition):
         ...     def network(self, expert_dims, in_features, out_features, rank):
@@ -226,7 +226,7 @@ def largest_within(cost: Callable[[int], int], limit: int) -> int:
         cost: From a size, 1 or more, to its cost, which grows with it or at some size stops growing.
         limit: The most that it may cost. A size above the limit is not looked for.
 
-    Example:
+    Examples:
         >>> largest_within(lambda size: 7 * size, 50)
         7
     """
@@ -252,7 +252,7 @@ class GivenNetwork(Decomposition):
     Args:
         given: The network, for instance from `TensorNetwork.parse`.
 
-    Example:
+    Examples:
         >>> from factorized_moe import FactorizedExpertTensor
         >>> given = TensorNetwork.parse("expert_0 a in, a b, b out; expert_0=2 in=2 out=2 a=2 b=2")
         >>> w = FactorizedExpertTensor((8,), 16, 32, decomposition=GivenNetwork(given), rank=(4, 6))

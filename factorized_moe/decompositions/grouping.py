@@ -19,7 +19,7 @@ def factors(size: int, count: int) -> tuple[int, ...]:
         size: The product.
         count: The number of factors.
 
-    Example:
+    Examples:
         >>> factors(768, 2), factors(768, 3), factors(13, 2)
         ((24, 32), (8, 8, 12), (1, 13))
     """
@@ -40,7 +40,7 @@ def input_factors(size: int, count: int) -> tuple[int, ...]:
         size: The size of the input mode, the bias row included.
         count: The number of factors.
 
-    Example:
+    Examples:
         >>> input_factors(768, 2), input_factors(769, 2), 22 * 35
         ((24, 32), (22, 35), 770)
     """

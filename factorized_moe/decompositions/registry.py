@@ -51,7 +51,7 @@ def register(name: str, decomposition: Decomposition, *, aliases: tuple[str, ...
         TypeError: If the decomposition is not an instance of `Decomposition`, or a name is not a string.
         ValueError: If a name is empty or taken.
 
-    Example:
+    Examples:
         >>> from factorized_moe.decompositions import CP
         >>> register("cp", CP())
         Traceback (most recent call last):
@@ -79,7 +79,7 @@ def registered_decompositions() -> tuple[str, ...]:
 def available_decompositions() -> tuple[str, ...]:
     """All names, sorted, those that installed packages offer included; aliases are not listed.
 
-    Example:
+    Examples:
         >>> set(available_decompositions()) >= {"cp", "tr", "tt", "tucker"}
         True
     """
@@ -136,7 +136,7 @@ def registration_of(name: str) -> Registration:
         TypeError: If it is not a string.
         ValueError: If no decomposition has that name; the message gives the nearest.
 
-    Example:
+    Examples:
         >>> registration_of("lora").name, registration_of("low_rank").aliases
         ('low_rank', ('lora',))
     """

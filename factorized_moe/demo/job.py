@@ -67,7 +67,7 @@ class DemoOptions:
         out: The folder of results.
         force: Whether to replace earlier results in that folder.
 
-    Example:
+    Examples:
         >>> options = DemoOptions(expert_dims=(8, 4), decomposition="tr", parameters=3000)
         >>> options.out.as_posix()
         'results/demo'

@@ -41,7 +41,7 @@ def draw(network: TensorNetwork, *, ax: Axes | None = None, color: str = "#7f7f7
         ModuleNotFoundError: If matplotlib is not installed.
         TypeError: If it is not a network.
 
-    Example:
+    Examples:
         >>> from factorized_moe import FactorizedExpertTensor
         >>> w = FactorizedExpertTensor((8,), 16, 32, decomposition="cp", rank=4)
         >>> sorted(text.get_text() for text in draw(w.network).texts)[:3]

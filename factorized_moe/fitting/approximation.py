@@ -71,7 +71,7 @@ def fit(
         ValueError: If the tensor is empty, on the meta device, has an entry that is not finite or is beyond 1e150 or
             below 1e-150 as a whole; if the parameters overflow their type; or if no rank reaches the error.
 
-    Example:
+    Examples:
         >>> experts = torch.randn(8, 16, 12, generator=torch.Generator().manual_seed(0))
         >>> fitted = fit(experts, "tucker", rank=(6, 10, 8))
         >>> fitted.error_bound <= fitted.relative_error < 0.7

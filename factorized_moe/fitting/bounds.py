@@ -42,7 +42,7 @@ def error_bound(target: Tensor, network: TensorNetwork, *, split_input: bool = T
         TypeError: If the target is not a tensor of a real floating type.
         ValueError: If it is not of the network's shape, or has an entry that is not finite.
 
-    Example:
+    Examples:
         >>> from factorized_moe.decompositions import get_decomposition
         >>> matrix = torch.diag(torch.tensor([3.0, 4.0]))
         >>> bound = error_bound(matrix, get_decomposition("low_rank").network((), 2, 2, rank=1))

@@ -40,7 +40,7 @@ class Fit:
         seconds: How long the fit took.
         method: What found the result, in words.
 
-    Example:
+    Examples:
         >>> from factorized_moe import FactorizedExpertTensor
         >>> from factorized_moe.fitting import fit
         >>> fitted = fit(torch.ones(3, 4, 5), "cp", rank=1)

@@ -79,7 +79,7 @@ def measure_load(recording: Recording, threshold: float = 0.5, *, layer: str | N
         TypeError: If the threshold is not a number.
         ValueError: If it is out of range, a coefficient is not finite, or there is no such layer or mode.
 
-    Example:
+    Examples:
         >>> from factorized_moe import CPMuMoE
         >>> from factorized_moe.interpret import record
         >>> layer = CPMuMoE(8, 3, [4], rank=2)
@@ -153,7 +153,7 @@ def measure_histogram(
     Raises:
         ValueError: If there is no bin, a coefficient is not finite, or there is no such layer or mode.
 
-    Example:
+    Examples:
         >>> from factorized_moe import CPMuMoE
         >>> from factorized_moe.interpret import record
         >>> layer = CPMuMoE(8, 3, [4], rank=2)
@@ -226,7 +226,7 @@ def measure_coactivation(
         ValueError: If it is out of range, a coefficient is not finite, there is no such layer or mode, or there are
             more than 16,384 experts.
 
-    Example:
+    Examples:
         >>> from factorized_moe import CPMuMoE
         >>> from factorized_moe.interpret import record
         >>> layer = CPMuMoE(8, 3, [3], rank=2)

@@ -80,7 +80,7 @@ def compare_recordings(first: Recording, second: Recording, *, layer: str | None
         ValueError: If the recordings do not fit each other, a coefficient is not finite, or there is no such layer or
             mode.
 
-    Example:
+    Examples:
         >>> from factorized_moe import CPMuMoE
         >>> from factorized_moe.interpret import record
         >>> layer, x = CPMuMoE(8, 3, [4], rank=2).eval(), torch.randn(6, 8)
@@ -131,7 +131,7 @@ def compare_duplicates(recording: Recording, *, layer: str | None = None, mode: 
     Raises:
         ValueError: If no id occurs twice, a coefficient is not finite, or there is no such layer or mode.
 
-    Example:
+    Examples:
         >>> from factorized_moe import CPMuMoE
         >>> from factorized_moe.interpret import record
         >>> layer = CPMuMoE(8, 3, [4], rank=2)

@@ -58,7 +58,7 @@ def expert_contributions(
         TypeError: If dtypes or devices differ.
         ValueError: If there is no such mode, or a shape does not fit.
 
-    Example:
+    Examples:
         >>> w = FactorizedExpertTensor((3,), 8, 2, decomposition="cp", rank=4)
         >>> x, a = torch.randn(2, 8), torch.tensor([[0.5, 0.0, 0.5], [0.0, 0.0, 1.0]])
         >>> [(found.expert, found.inputs.tolist()) for found in expert_contributions(w, x, [a])]
@@ -100,7 +100,7 @@ class Pairs(NamedTuple):
     def of(cls, coefficients: Tensor) -> Pairs:
         """The pairs of a matrix of coefficients, ``(B, N)``.
 
-        Example:
+        Examples:
             >>> Pairs.of(torch.tensor([[0.5, 0.0, 0.5], [0.0, 0.0, 1.0]])).inputs
             tensor([0, 0, 1])
         """

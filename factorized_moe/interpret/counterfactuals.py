@@ -66,7 +66,7 @@ def counterfactuals(
             label does not fit; the layer or its gate does not run exactly once in a call; or ``after`` of the
             layer's output is not the model's output.
 
-    Example:
+    Examples:
         >>> from factorized_moe import CPMuMoE
         >>> model = nn.Sequential(nn.Linear(6, 8), CPMuMoE(8, 3, expert_dims=[16], rank=4)).eval()
         >>> found = counterfactuals(model, [(torch.randn(50, 6), torch.randint(3, (50,)))])

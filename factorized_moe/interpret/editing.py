@@ -32,7 +32,7 @@ class ExpertThreshold:
         mean_coefficients: ``abar``, ``(N,)``.
         output: The output that is shifted, ``o``.
 
-    Example:
+    Examples:
         >>> import torch
         >>> rule = ExpertThreshold.of(torch.tensor([[0.5, 0.5, 0.0], [1.0, 0.0, 0.0]]), output=1)
         >>> rule.mean_coefficients
@@ -101,7 +101,7 @@ def choose_strength(
     Raises:
         ValueError: If the accuracy that may be lost is negative or no number.
 
-    Example:
+    Examples:
         >>> found = {0.0: GroupMeasures(0.8, 0.3, 0, 0, {}, {}), 1.0: GroupMeasures(0.795, 0.1, 0, 0, {}, {})}
         >>> choose_strength([1.0], found.__getitem__, most_accuracy_lost=0.01)
         1.0

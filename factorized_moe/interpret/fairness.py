@@ -49,7 +49,7 @@ def measure_groups(labels: Tensor, predictions: Tensor, groups: Tensor) -> Group
         ValueError: If the shapes differ, a value is neither 0 nor 1, there are fewer than two groups, or a group has
             nobody with label 1.
 
-    Example:
+    Examples:
         >>> import torch
         >>> labels, predictions = torch.tensor([1, 1, 0, 1, 1, 0]), torch.tensor([1, 1, 0, 1, 0, 0])
         >>> found = measure_groups(labels, predictions, torch.tensor([0, 0, 0, 1, 1, 1]))

@@ -37,7 +37,7 @@ def find_layers(model: nn.Module, layers: str | Sequence[str] | None = None) -> 
         TypeError: If ``model`` is not a module.
         ValueError: If there is no such layer, or a name or pattern matches none.
 
-    Example:
+    Examples:
         >>> from factorized_moe import CPMuMoE
         >>> model = nn.Sequential(CPMuMoE(8, 8, [4], rank=2), nn.GELU(), CPMuMoE(8, 3, [6, 5], rank=2))
         >>> list(find_layers(model)), list(find_layers(model, "2"))

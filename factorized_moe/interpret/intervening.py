@@ -55,7 +55,7 @@ def intervene(model: nn.Module, *interventions: Intervention) -> InterventionHan
         ValueError: If none is given, the model has no layer or is compiled, a layer's name is unknown or needed, or a
             mode, an expert or an output is out of range.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from factorized_moe import CPMuMoE
         >>> from factorized_moe.interpret import Ablate, Scale

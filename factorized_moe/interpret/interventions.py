@@ -138,7 +138,7 @@ class Ablate(CoefficientIntervention):
 
     The same as weights of 0 for these experts: the counterfactual of Oldfield et al. 2024 (arXiv 2402.12550).
 
-    Example:
+    Examples:
         >>> Ablate([0, 2]).change(torch.tensor([0.25, 0.25, 0.5]))
         tensor([0.0000, 0.2500, 0.0000])
     """
@@ -159,7 +159,7 @@ class Scale(CoefficientIntervention):
     Raises:
         ValueError: If the factor is not finite.
 
-    Example:
+    Examples:
         >>> Scale(1, 2.0).change(torch.tensor([0.25, 0.25, 0.5]))
         tensor([0.2500, 0.5000, 0.5000])
     """
@@ -187,7 +187,7 @@ class Force(CoefficientIntervention):
     Raises:
         ValueError: If the value is not finite.
 
-    Example:
+    Examples:
         >>> Force(0, 1.0).change(torch.tensor([0.25, 0.25, 0.5]))
         tensor([1.0000, 0.2500, 0.5000])
     """
@@ -214,7 +214,7 @@ class Add(CoefficientIntervention):
     Raises:
         ValueError: If the amount is not finite.
 
-    Example:
+    Examples:
         >>> Add(2, 1.5).change(torch.tensor([0.25, 0.25, 0.5]))
         tensor([0.2500, 0.2500, 2.0000])
     """
@@ -238,7 +238,7 @@ class Swap(CoefficientIntervention):
     Raises:
         ValueError: If they are not two experts.
 
-    Example:
+    Examples:
         >>> Swap((0, 2)).change(torch.tensor([0.2, 0.3, 0.5]))
         tensor([0.5000, 0.3000, 0.2000])
     """
@@ -272,7 +272,7 @@ class Bias(Intervention):
         TypeError: If an output is not an int.
         ValueError: If an amount is not finite or its shape does not fit; an output is given twice.
 
-    Example:
+    Examples:
         Expert 3 pulls the first of three logits up.
 
         >>> from factorized_moe import CPMuMoE

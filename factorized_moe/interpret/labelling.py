@@ -67,7 +67,7 @@ def count_labels(
         ValueError: If it is out of range, a sample has no label or one beyond the class names, a coefficient is not
             finite, or there is no such layer or mode.
 
-    Example:
+    Examples:
         >>> from factorized_moe import CPMuMoE
         >>> from factorized_moe.interpret import record
         >>> layer = CPMuMoE(8, 3, [2], rank=2)
@@ -157,7 +157,7 @@ def measure_label_specialisation(counts: LabelCounts, fewest: int = 1) -> LabelS
     Raises:
         ValueError: If ``fewest`` is not positive.
 
-    Example:
+    Examples:
         >>> from factorized_moe import CPMuMoE
         >>> from factorized_moe.interpret import record
         >>> layer = CPMuMoE(8, 3, [2], rank=2)

@@ -53,7 +53,7 @@ def plot_load(load: Load, axes: Axes | None = None) -> Axes:
     Returns:
         The axes.
 
-    Example:
+    Examples:
         >>> load = Load(torch.tensor([3, 0, 5]), torch.rand(3), torch.rand(3), num_samples=8, threshold=0.5, grid=(3,))
         >>> axes = plot_load(load)
         >>> [int(bar.get_height()) for bar in axes.patches]
@@ -244,7 +244,7 @@ def shade_tokens(tokens: Sequence[str], coefficients: Tensor, largest: float = 1
     Raises:
         ValueError: If there is not one coefficient for each token, or ``largest`` is not positive.
 
-    Example:
+    Examples:
         >>> print(shade_tokens(["a", "<b>"], torch.tensor([0.0, 0.5])))
         <p dir="auto" style="white-space: pre-wrap"><span title="0.000" style="background: \
 rgb(28 93 140 / 0.000)">a</span><span title="0.500" style="background: rgb(28 93 140 / 0.300)">&lt;b&gt;</span></p>

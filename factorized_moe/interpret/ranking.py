@@ -62,7 +62,7 @@ def find_top_samples(recording: Recording, k: int = 10, *, layer: str | None = N
         TypeError: If ``k`` is not an int.
         ValueError: If it is not positive, a coefficient is not finite, or there is no such layer or mode.
 
-    Example:
+    Examples:
         >>> from factorized_moe import CPMuMoE
         >>> from factorized_moe.interpret import record
         >>> layer = CPMuMoE(8, 3, [2], rank=2)
@@ -131,7 +131,7 @@ def find_top_experts(recording: Recording, k: int = 5, *, layer: str | None = No
         TypeError: If ``k`` is not an int.
         ValueError: If it is not positive, a coefficient is not finite, or there is no such layer or mode.
 
-    Example:
+    Examples:
         >>> from factorized_moe import CPMuMoE
         >>> from factorized_moe.interpret import record
         >>> layer = CPMuMoE(8, 3, [4], rank=2)

@@ -71,7 +71,7 @@ def record(
         ValueError: If there is no layer to record, one never ran, layers ran on different numbers of samples, samples
             at the end have no annotations while earlier ones have, or the folder holds another recording.
 
-    Example:
+    Examples:
         >>> from factorized_moe import CPMuMoE
         >>> model = nn.Sequential(nn.Linear(5, 8), CPMuMoE(8, 3, [6], rank=2))
         >>> with record(model) as log:

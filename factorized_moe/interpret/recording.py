@@ -103,7 +103,7 @@ class Recording:
         complete: Whether the recording came to its end, or was cut off.
         num_samples: ``n``.
 
-    Example:
+    Examples:
         >>> from factorized_moe import CPMuMoE
         >>> from factorized_moe.interpret import record
         >>> layer = CPMuMoE(8, 3, [6, 5], rank=2)
@@ -283,7 +283,7 @@ def open_recording(folder: str | Path) -> Recording:
         ValueError: If the folder holds no recording, or a chunk is missing or damaged; where the recording was cut off,
             one before the last.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from factorized_moe import CPMuMoE
         >>> from factorized_moe.interpret import record

@@ -35,7 +35,7 @@ class Rows:
     def of(cls, coefficients: Tensor) -> Rows:
         """Copy a matrix of coefficients ``(n, N)``, in the smaller of the two forms.
 
-        Example:
+        Examples:
             >>> rows = Rows.of(torch.tensor([[0.0, 0.0, 0.0, 1.0, 0.0], [0.5, 0.0, 0.0, 0.0, 0.5]]))
             >>> rows.values, rows.columns
             (tensor([1.0000, 0.5000, 0.5000]), tensor([3, 0, 4], dtype=torch.int16))
@@ -108,7 +108,7 @@ class Rows:
     def outer(self, other: Rows) -> Rows:
         """The products of each sample's coefficients of two modes, those of the second mode fastest.
 
-        Example:
+        Examples:
             >>> first, second = Rows.of(torch.tensor([[0.5, 0.5]])), Rows.of(torch.tensor([[0.0, 0.2, 0.8]]))
             >>> first.outer(second).dense()
             tensor([[0.0000, 0.1000, 0.4000, 0.0000, 0.1000, 0.4000]])

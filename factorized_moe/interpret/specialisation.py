@@ -55,7 +55,7 @@ def expert_load(coefficients: Tensor, threshold: float = 0.5) -> ExpertLoad:
     Raises:
         ValueError: If the coefficients have no expert axis.
 
-    Example:
+    Examples:
         >>> load = expert_load(torch.tensor([[0.9, 0.1, 0.0], [0.5, 0.3, 0.2], [0.4, 0.3, 0.3]]))
         >>> load.counts.tolist(), load.num_active
         ([2, 0, 0], 1)
@@ -81,7 +81,7 @@ def class_accuracy(correct: Tensor, labels: Tensor, num_classes: int) -> Tensor:
         TypeError: If ``correct`` is not bool.
         ValueError: If the shapes do not fit, or a label is out of range.
 
-    Example:
+    Examples:
         >>> class_accuracy(torch.tensor([True, True, False]), torch.tensor([0, 1, 1]), num_classes=2).tolist()
         [1.0, 0.5]
     """
@@ -122,7 +122,7 @@ class Polysemanticity:
             before: With all experts, ``(C,)``.
             after: Without each expert of the mode in turn, ``(N, C)``.
 
-        Example:
+        Examples:
             >>> Polysemanticity.of_accuracies(torch.tensor([0.5, 1.0]), torch.tensor([[0.0, 1.0], [0.5, 0.5]])).scores
             tensor([0.0000, 0.5000])
         """
@@ -178,7 +178,7 @@ def class_level_polysemanticity(
         TypeError: If a tensor of correct predictions is not bool.
         ValueError: If the shapes do not fit, or a label is out of range.
 
-    Example:
+    Examples:
         Without expert 0 all of class 1 is lost, without expert 1 half of each class,
         without expert 2 nothing.
 

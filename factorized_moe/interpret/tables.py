@@ -55,7 +55,7 @@ def expert_columns(grid: Sequence[int], repeat: int = 1) -> dict[str, list[int]]
         grid: The sizes of the expert modes that the experts are counted over, the last one fastest.
         repeat: The number of rows for each expert.
 
-    Example:
+    Examples:
         >>> expert_columns((2, 2))
         {'expert': [0, 1, 2, 3], 'expert_0': [0, 0, 1, 1], 'expert_1': [0, 1, 0, 1]}
     """

@@ -85,7 +85,7 @@ def measure_spectra(experts: FactorizedExpertTensor) -> ExpertSpectra:
     Raises:
         ValueError: If a parameter is not finite.
 
-    Example:
+    Examples:
         >>> w = FactorizedExpertTensor((64,), 32, 16, decomposition="cp", rank=4)
         >>> spectra = measure_spectra(w)
         >>> spectra.singular_values.shape
@@ -146,7 +146,7 @@ def measure_similarity(experts: FactorizedExpertTensor) -> ExpertSimilarity:
     Raises:
         ValueError: If a parameter is not finite, or there are more than 16,384 experts.
 
-    Example:
+    Examples:
         >>> w = FactorizedExpertTensor((64,), 32, 16, decomposition="tr", rank=3)
         >>> similarity = measure_similarity(w)
         >>> a, b = w.expert(5).flatten(), w.expert(9).flatten()

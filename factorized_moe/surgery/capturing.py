@@ -63,7 +63,7 @@ def capture(model: nn.Module, name: str, batches: Iterable[Any]) -> Iterator[Cal
         TypeError: If the module does not give a tensor.
         ValueError: If the model has no module of the name, or never calls it.
 
-    Example:
+    Examples:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
         >>> calls = list(capture(model, "2", [torch.randn(5, 4), torch.randn(3, 4)]))
         >>> [(tuple(call.arguments[0].shape), tuple(call.output.shape)) for call in calls]
@@ -89,7 +89,7 @@ def output_error(module: nn.Module, calls: Iterable[Call]) -> float:
         TypeError: If the module does not give a tensor.
         ValueError: If there is no call, or a shape differs.
 
-    Example:
+    Examples:
         >>> original, other = nn.Linear(4, 2), nn.Linear(4, 2)
         >>> calls = list(capture(original, "", [torch.randn(5, 4)]))
         >>> output_error(original, calls), output_error(other, calls) > 0.1

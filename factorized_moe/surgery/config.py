@@ -41,7 +41,7 @@ class MuMoEConfig:
         TypeError: If a value is of the wrong type.
         ValueError: If one is out of range or unknown, or not exactly one of the three sizes is given.
 
-    Example:
+    Examples:
         >>> config = MuMoEConfig(expert_dims=(32,), decomposition="cp", fraction=1.0)
         >>> MuMoEConfig.from_json(config.to_json()) == config
         True
@@ -97,7 +97,7 @@ class MuMoEConfig:
         Raises:
             ValueError: If the budget is too small.
 
-        Example:
+        Examples:
             >>> MuMoEConfig((8,), budget=2000).ranks([(16, 64), (64, 16)], bias=True, replaced=2128)
             (10, 10)
         """

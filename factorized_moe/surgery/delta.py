@@ -28,7 +28,7 @@ class MuMoEDelta(nn.Module):
     Raises:
         TypeError: If either is of the wrong type.
 
-    Example:
+    Examples:
         >>> linear, experts = nn.Linear(16, 10), MuMoE(16, 10, expert_dims=[4], rank=3)
         >>> set_to_zero(experts.experts)
         >>> x = torch.randn(5, 16)

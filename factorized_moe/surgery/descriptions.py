@@ -35,7 +35,7 @@ KINDS: dict[str, type[Layer]] = {
 def described_modules(model: nn.Module) -> dict[str, nn.Module]:
     """What surgery put into a model, by path; a layer within another is not listed.
 
-    Example:
+    Examples:
         >>> list(described_modules(nn.Sequential(nn.Linear(4, 4), MuMoE(4, 4, [2], rank=1))))
         ['1']
     """
@@ -55,7 +55,7 @@ def describe(module: nn.Module) -> dict[str, Any]:
         TypeError: If it is none of these.
         ValueError: If a part of it has no name, such as a gate of your own.
 
-    Example:
+    Examples:
         >>> description = describe(MuMoE(4, 3, [2], rank=1))
         >>> description["kind"], description["decomposition"], description["rank"], description["gate"]
         ('MuMoE', 'cp', 1, 'entmax15')

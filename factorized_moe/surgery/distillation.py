@@ -39,7 +39,7 @@ class DistillationSettings:
     Raises:
         ValueError: If a value is out of range.
 
-    Example:
+    Examples:
         >>> settings = DistillationSettings(steps=100, learning_rate=1e-3)
         >>> [round(settings.rate(step), 6) for step in (0, 9, 50, 99)]
         [0.0001, 0.00098, 0.0005, 0.0]
@@ -131,7 +131,7 @@ def distill(
         ValueError: If an argument is out of range, the original gives a value that is not finite, the batches run
             out before the last step, or the checkpoint is of another run.
 
-    Example:
+    Examples:
         >>> from factorized_moe import CPMuMoE
         >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
         >>> layer = CPMuMoE(16, 4, expert_dims=[4], rank=8, gate_norm=None)

@@ -48,7 +48,7 @@ def equal_experts(
     Raises:
         ValueError: If two nodes share a parameter, or the network cannot use a covariance.
 
-    Example:
+    Examples:
         >>> from factorized_moe.decompositions import get_decomposition
         >>> network = get_decomposition("tr").network((5,), 6, 7, rank=(2, 2, 3, 2))
         >>> matrix = torch.randn(6, 7)

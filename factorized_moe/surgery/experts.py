@@ -86,7 +86,7 @@ class FactorizedExperts(nn.Module):
         TypeError: If an argument is of the wrong type.
         ValueError: If the tensors do not fit together.
 
-    Example:
+    Examples:
         >>> gate_up = FactorizedExpertTensor((8,), 16, 2 * 32, decomposition="tucker", rank=(8, 12, 24))
         >>> down = FactorizedExpertTensor((8,), 32, 16, decomposition="tucker", rank=(8, 24, 12))
         >>> experts = FactorizedExperts(gate_up, down, torch.nn.functional.silu)
@@ -233,7 +233,7 @@ def factorize_experts(
         ValueError: If the model has no such experts, none of a name that is given, or ones that compute something
             else.
 
-    Example:
+    Examples:
         >>> from transformers import MixtralConfig, MixtralModel
         >>> sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "vocab_size": 50}
         >>> heads = {"num_attention_heads": 2, "num_key_value_heads": 1}

@@ -38,7 +38,7 @@ class MLPLayout:
             let their input pass, and what is not named, such as a dropout at the end, stays as it is.
         kept: The paths of the children that stay and come after the linear layers, if ``block`` is not the module.
 
-    Example:
+    Examples:
         >>> layout = MLPLayout("plain", up="up", activation=("act",), down="down")
         >>> mlp = nn.ModuleDict({"up": nn.Linear(4, 8), "act": nn.ReLU(), "down": nn.Linear(8, 4)})
         >>> layout.fits(mlp)
@@ -127,7 +127,7 @@ def register_layout(layout: MLPLayout) -> None:
         TypeError: If it is not an `MLPLayout`.
         ValueError: If its name is empty or taken.
 
-    Example:
+    Examples:
         >>> register_layout(MLPLayout("two_layers", up="widen", activation=("nonlinearity",), down="narrow"))
     """
     if not isinstance(layout, MLPLayout):

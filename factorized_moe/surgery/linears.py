@@ -40,7 +40,7 @@ class LinearWeights:
 def read_linear(module: Any) -> LinearWeights | None:
     """The weights of an `nn.Linear`, or of the transposed ``Conv1D`` of GPT-2 in transformers; `None` for any other.
 
-    Example:
+    Examples:
         >>> read_linear(nn.Linear(3, 5)).weight.shape
         torch.Size([3, 5])
         >>> read_linear(nn.ReLU()) is None
@@ -97,7 +97,7 @@ def computes_weights(module: nn.Module, tolerance: float = 0.02) -> bool:
         module: The linear layer.
         tolerance: The largest relative difference; half precision rounds to 1/128.
 
-    Example:
+    Examples:
         >>> computes_weights(nn.Linear(3, 5))
         True
     """

@@ -44,7 +44,7 @@ def describe_nonlinearity(activation: Any) -> dict[str, Any]:
     Raises:
         ValueError: If it is anything else.
 
-    Example:
+    Examples:
         >>> describe_nonlinearity(nn.GELU(approximate="tanh"))
         {'module': 'GELU', 'arguments': {'approximate': 'tanh'}}
     """
@@ -74,7 +74,7 @@ def build_nonlinearity(description: Any) -> Callable[[Tensor], Tensor]:
         ImportError: If it needs transformers, which is not installed.
         ValueError: If the description names nothing that is known.
 
-    Example:
+    Examples:
         >>> build_nonlinearity({"module": "GELU", "arguments": {"approximate": "tanh"}})
         GELU(approximate='tanh')
     """

@@ -102,7 +102,7 @@ def replace(
         TypeError: If an argument is of the wrong type.
         ValueError: If a target is not found, or only in part, or a layer cannot be made; the model is as it was.
 
-    Example:
+    Examples:
         >>> mlp = nn.Sequential(nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 16))
         >>> model = nn.Sequential(nn.Linear(8, 16), mlp, nn.Linear(16, 4))
         >>> report = replace(model, "1", MuMoEConfig(expert_dims=(4,), rank=16))

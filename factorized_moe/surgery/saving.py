@@ -37,7 +37,7 @@ def save(model: nn.Module, folder: str | Path, *, only_experts: bool = False) ->
         TypeError: If the model is no module, or ``only_experts`` not True or False.
         ValueError: If the model has no layer of experts, or one that cannot be described.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from factorized_moe.surgery import MuMoEConfig, replace
         >>> model, fresh = (nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4)) for _ in range(2))
@@ -124,7 +124,7 @@ def save_pretrained(layer: Layer, folder: str | Path) -> None:
         TypeError: If the layer is none of these.
         ValueError: If it cannot be described.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from factorized_moe import CPMuMoE
         >>> layer = CPMuMoE(8, 4, expert_dims=[3], rank=2).eval()

@@ -47,7 +47,7 @@ class Part:
 def without_experts(network: TensorNetwork) -> TensorNetwork:
     """The network of one matrix that is left when the expert labels are taken away.
 
-    Example:
+    Examples:
         >>> from factorized_moe.decompositions import get_decomposition
         >>> tucker = get_decomposition("tucker").network((8,), 16, 32, rank=(3, 4, 5))
         >>> print(without_experts(tucker).shape, without_experts(tucker).parameter_shapes["expert_0"])
@@ -109,7 +109,7 @@ def read_parts(network: TensorNetwork) -> tuple[Part, ...]:
     just one other node. It closes that bond by choosing its first entry, and is 1 along its other bonds. A node that
     holds all labels of input and output is the only carrier.
 
-    Example:
+    Examples:
         >>> from factorized_moe.decompositions import get_decomposition
         >>> tucker = get_decomposition("tucker").network((8,), 16, 32, rank=(3, 4, 5))
         >>> [(part.node.name, part.role) for part in read_parts(tucker)]

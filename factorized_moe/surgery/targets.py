@@ -52,7 +52,7 @@ class Found:
 def is_mlp(path: str, module: nn.Module) -> bool:
     """A target: every MLP of a registered layout.
 
-    Example:
+    Examples:
         >>> mlp = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 4))
         >>> is_mlp("mlp", mlp), is_mlp("mlp.0", mlp[0])
         (True, False)
@@ -75,7 +75,7 @@ def find_targets(model: nn.Module, target: Target | Sequence[Target], last: int 
         TypeError: If a target is of no known kind.
         ValueError: If a target is not found, or only in part; the message gives what is near.
 
-    Example:
+    Examples:
         >>> model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
         >>> [found.path for found in find_targets(model, nn.Linear, last=1)]
         ['2']

@@ -30,7 +30,7 @@ def timm_mlp_layer(config: MuMoEConfig) -> Callable[..., nn.Module]:
     Returns:
         A function of the arguments that timm's `Mlp` takes.
 
-    Example:
+    Examples:
         >>> make = timm_mlp_layer(MuMoEConfig(expert_dims=(4,), fraction=1.0))
         >>> mlp = make(in_features=32, hidden_features=64, act_layer=nn.GELU, drop=0.0)
         >>> mlp(torch.randn(2, 5, 32)).shape

@@ -93,7 +93,7 @@ def upcycle(
         TypeError: If an argument is of the wrong type.
         ValueError: If the module cannot be read, an argument is out of range, or the gate does not start uniform.
 
-    Example:
+    Examples:
         >>> linear = nn.Linear(16, 10)
         >>> started = upcycle(linear, expert_dims=[8], decomposition="cp", rank=10)
         >>> x = torch.randn(5, 16)

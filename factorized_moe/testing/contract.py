@@ -121,7 +121,7 @@ class DecompositionContract:
         TypeError: If a subclass names no decomposition.
         ValueError: If `opt_out` names a law that does not exist, or gives no reason.
 
-    Example:
+    Examples:
         >>> from factorized_moe.decompositions import CP
         >>> class TestCP(DecompositionContract):
         ...     decomposition = CP()

@@ -27,7 +27,7 @@ def dense_from_nodes(network: TensorNetwork, tensors: Mapping[str, Tensor]) -> T
     Returns:
         The dense tensor, `(*expert_dims, I (+1), O)`.
 
-    Example:
+    Examples:
         >>> from factorized_moe import FactorizedExpertTensor
         >>> w = FactorizedExpertTensor((8,), 16, 32, decomposition="tt", rank=3)
         >>> torch.allclose(dense_from_nodes(w.network, w.weight.tensors), w.to_dense(), atol=1e-6)

@@ -92,7 +92,7 @@ def check_network(
     Raises:
         ValueError: If a name is not that of a law.
 
-    Example:
+    Examples:
         >>> sizes = {"expert_0": 8, "in": 16, "out": 32, "a": 4, "b": 5}
         >>> network = TensorNetwork.parse("expert_0 a, in b, a b out", sizes)
         >>> print(check_network(network, laws=["forward_equals_dense", "parameter_count", "dense_equals_tensorly"]))

@@ -55,7 +55,7 @@ class Structure:
         batch_shape: The leading shape of the input.
         seed: Where values come from.
 
-    Example:
+    Examples:
         >>> structure = Structure((3, 2), 4, 5, rank=2, bias=True, batch_shape=(7,))
         >>> w, (x, coefficients) = structure.tensor("cp"), structure.arguments()
         >>> w(x, coefficients).shape
@@ -154,7 +154,7 @@ def structures(
         expert_modes: The number of expert modes, if it is not to be drawn.
         largest: The largest size of a mode.
 
-    Example:
+    Examples:
         >>> from hypothesis import given, settings
         >>> @settings(max_examples=3, database=None)
         ... @given(structures("tucker"))

@@ -92,7 +92,7 @@ class ReportData:
             ValueError: If something is given for a layer that was not recorded, the parts do not fit each other, or a
                 coefficient is not finite.
 
-        Example:
+        Examples:
             >>> import torch
             >>> from factorized_moe import CPMuMoE
             >>> from factorized_moe.interpret import record
@@ -154,7 +154,7 @@ class ReportData:
     def slugs(self) -> list[str]:
         """The layers' names as they stand in links: letters, digits, dots and hyphens, each once.
 
-        Example:
+        Examples:
             >>> import torch
             >>> from factorized_moe import CPMuMoE
             >>> from factorized_moe.interpret import record

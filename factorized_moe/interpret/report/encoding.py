@@ -31,7 +31,7 @@ def script_json(value: Any) -> str:
     Raises:
         ValueError: If a number is not finite; JSON has no such numbers, `pack` has.
 
-    Example:
+    Examples:
         >>> print(script_json({"label": "</script>"}))
         {"label":"\u003c/script\u003e"}
     """
@@ -44,7 +44,7 @@ def pack(array: NDArray[Any]) -> dict[str, Any]:
     Args:
         array: Integers or floating-point numbers.
 
-    Example:
+    Examples:
         >>> pack(np.array([[1, 2]]))
         {'type': 'i4', 'shape': [1, 2], 'data': 'AQAAAAIAAAA='}
     """
@@ -59,7 +59,7 @@ def png(pixels: NDArray[np.uint8]) -> bytes:
     Args:
         pixels: Grey ``(H, W)`` or colour ``(H, W, 3)``, uint8.
 
-    Example:
+    Examples:
         >>> png(np.zeros((28, 28), dtype=np.uint8))[1:4]
         b'PNG'
     """

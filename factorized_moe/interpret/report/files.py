@@ -33,7 +33,7 @@ def save_run(data: ReportData, path: Path | str) -> None:
     Raises:
         OSError: If the file cannot be written.
 
-    Example:
+    Examples:
         >>> from tempfile import TemporaryDirectory
         >>> with TemporaryDirectory() as folder:
         ...     save_run(ReportData(title="A run", layers=[]), Path(folder) / "report.safetensors")

@@ -25,7 +25,7 @@ class Images:
     Raises:
         ValueError: If the pixels have another shape or type.
 
-    Example:
+    Examples:
         >>> len(Images(np.zeros((5, 28, 28), dtype=np.uint8)))
         5
     """
@@ -50,7 +50,7 @@ class Texts:
     Attributes:
         texts: For each text its tokens, as they are to be shown: spaces belong to the tokens.
 
-    Example:
+    Examples:
         >>> len(Texts([["A", " text"], ["Another", " one", "."]]))
         5
     """

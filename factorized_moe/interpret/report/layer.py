@@ -149,7 +149,7 @@ class LayerSummary:
             ValueError: If there is no such layer or mode, a coefficient is not finite, or the texts have another
                 number of tokens than the recording has samples.
 
-        Example:
+        Examples:
             >>> import torch
             >>> from factorized_moe import CPMuMoE
             >>> from factorized_moe.interpret import record
@@ -222,7 +222,7 @@ def mode_name(layer: str, mode: Mode, modes: int) -> str:
         mode: The mode.
         modes: How many modes the layer has.
 
-    Example:
+    Examples:
         >>> mode_name("head", 0, 1), mode_name("head", 1, 2)
         ('head', 'head, mode 1')
     """

@@ -50,7 +50,7 @@ def write_report(path: Path | str, data: ReportData, compare: ReportData | None 
     Raises:
         OSError: If the file cannot be written.
 
-    Example:
+    Examples:
         >>> from tempfile import TemporaryDirectory
         >>> data = ReportData(title="A run", layers=[])
         >>> with TemporaryDirectory() as folder:
