@@ -153,8 +153,12 @@ class Entmax:
 class TopKSoftmax:
     """Softmax over the ``k`` largest logits of the last dimension, and exact zeros elsewhere.
 
+    Logits equal to the k-th largest are kept with it, so that no expert is preferred by its number: at logits that are
+    all zero, where a gate starts, all experts are mixed uniformly, and every one of them learns.
+
     Args:
-        k: How many coefficients may differ from zero, a positive integer of at most N.
+        k: How many coefficients may differ from zero (more, where logits are equal to the k-th largest), a positive
+            integer of at most N.
 
     Raises:
         TypeError: ``k`` is not an integer.
@@ -166,6 +170,8 @@ class TopKSoftmax:
     Examples:
         >>> TopKSoftmax(k=2)(torch.tensor([1.0, 3.0, 3.0, 0.0]))
         tensor([0.0000, 0.5000, 0.5000, 0.0000])
+        >>> TopKSoftmax(k=2)(torch.zeros(4))
+        tensor([0.2500, 0.2500, 0.2500, 0.2500])
     """
 
     k: int = 2
@@ -192,10 +198,9 @@ class TopKSoftmax:
 
 
 def _topk_softmax(logits: Tensor, k: int) -> Tensor:
-    largest, index = logits.topk(k, dim=-1)  # (*batch, k) each
-    # The softmax of the masked logits, not of `largest` alone: a nan then reaches the whole row.
-    masked = torch.full_like(logits, -math.inf).scatter(-1, index, largest)  # (*batch, N)
-    return masked.softmax(-1)
+    least = logits.detach().topk(k, dim=-1).values[..., -1:]  # (*batch, 1)
+    # No nan is less than another number, so one stays, and the softmax of the masked logits makes the whole row nan.
+    return logits.masked_fill(logits < least, -math.inf).softmax(-1)  # (*batch, N)
 
 
 ACTIVATIONS: Mapping[str, Activation] = MappingProxyType(

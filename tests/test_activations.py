@@ -178,7 +178,13 @@ def test_top_k_keeps_the_largest_and_renormalises() -> None:
     torch.testing.assert_close(p.gather(-1, index), values.softmax(-1))
     assert (p > 0).sum(-1).eq(4).all()
     torch.testing.assert_close(TopKSoftmax(20)(x), softmax(x))
-    assert (TopKSoftmax(2)(torch.zeros(5)) > 0).sum() == 2
+
+
+def test_top_k_keeps_ties_together() -> None:
+    assert TopKSoftmax(2)(torch.zeros(5)).tolist() == pytest.approx([0.2] * 5)
+    assert TopKSoftmax(2)(torch.tensor([3.0, 1.0, 1.0, 0.0])).count_nonzero() == 3
+    assert TopKSoftmax(2)(torch.tensor([3.0, 1.0, float("nan"), 0.0])).isnan().all()
+    assert TopKSoftmax(2)(torch.tensor([3.0, -math.inf, -math.inf])).tolist() == [1.0, 0.0, 0.0]
 
 
 # --- special rows

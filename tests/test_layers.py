@@ -323,7 +323,8 @@ def test_bad_arguments_are_refused(make: Make) -> None:
         make(gate_norm="bach")
     with pytest.raises(ValueError, match="sofmax"):
         make(gate="sofmax")
-    with pytest.raises(ValueError, match=r"CP has no initialisation 'papr'; it has \['paper', 'variance_preserving'\]"):
+    known = r"\['balanced', 'paper', 'variance_preserving'\]"
+    with pytest.raises(ValueError, match=rf"CP has no initialisation 'papr'; it has {known}"):
         make(init="papr")
 
 

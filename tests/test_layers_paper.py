@@ -61,7 +61,7 @@ def test_parameters_of_the_paper_s_blocks() -> None:
 
 def test_paper_s_initial_values_of_cp() -> None:
     torch.manual_seed(0)
-    weight = CPMuMoE(8, 300, expert_dims=[200, 30], rank=250).experts.weight
+    weight = CPMuMoE(8, 300, expert_dims=[200, 30], rank=250, init="paper").experts.weight
     assert_normal(weight.expert_0, 1.0, 1.0)
     assert torch.equal(weight.expert_1, torch.ones(30, 250))
     assert_uniform(weight.input, 9**-0.5)
@@ -71,7 +71,7 @@ def test_paper_s_initial_values_of_cp() -> None:
 @pytest.mark.parametrize(("kind", "ring"), [(TTMuMoE, 1), (TRMuMoE, 5)])
 def test_paper_s_initial_values_of_chains(kind: type[MuMoE], ring: int) -> None:
     torch.manual_seed(0)
-    weight = kind(8, 300, expert_dims=[2000, 30], rank=(ring, 5, 5, 40, ring)).experts.weight
+    weight = kind(8, 300, expert_dims=[2000, 30], rank=(ring, 5, 5, 40, ring), init="paper").experts.weight
     first = weight.expert_0.reshape(2000, ring, 5)
     diagonal = first.diagonal(dim1=1, dim2=2)  # (N_0, smaller bond)
     assert_normal(diagonal, 1.0, 1.0)

@@ -157,7 +157,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "unknown initialisation": (
         lambda: tensor(init="xavier"),
         ValueError,
-        "CP has no initialisation 'xavier'; it has ['paper', 'variance_preserving']",
+        "CP has no initialisation 'xavier'; it has ['balanced', 'paper', 'variance_preserving']",
     ),
     "initialisation of another type": (
         lambda: tensor(init=5),

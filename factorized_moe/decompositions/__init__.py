@@ -3,12 +3,13 @@
 from importlib import import_module
 from pkgutil import iter_modules
 
-from factorized_moe.decompositions.base import Decomposition, GivenNetwork, ParameterBudget, variance_preserving
+from factorized_moe.decompositions.base import Decomposition, GivenNetwork, ParameterBudget
 from factorized_moe.decompositions.block_tensor_train import BlockTensorTrain
 from factorized_moe.decompositions.block_term import BlockTerm
 from factorized_moe.decompositions.cp import CP
 from factorized_moe.decompositions.dense import Dense
 from factorized_moe.decompositions.hierarchical_tucker import HierarchicalTucker
+from factorized_moe.decompositions.initialisation import balanced, variance_preserving
 from factorized_moe.decompositions.kronecker import Kronecker
 from factorized_moe.decompositions.low_rank import LowRank
 from factorized_moe.decompositions.mixture_of_decoders import MixtureOfDecoders
@@ -45,6 +46,7 @@ __all__ = [
     "TensorTrain",
     "Tucker",
     "available_decompositions",
+    "balanced",
     "get_decomposition",
     "name_of",
     "register",

@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from factorized_moe.contraction.costs import num_parameters
+from factorized_moe.decompositions.initialisation import Initialisation, balanced, variance_preserving
 from factorized_moe.network import TensorNetwork
 
 __all__ = [
@@ -32,9 +33,6 @@ __all__ = [
 
 Rank = int | tuple[int, ...]
 """A rank in its canonical form: an int, or one int for each mode or bond."""
-
-Initialisation = Callable[[TensorNetwork, Mapping[str, Tensor]], None]
-"""Fills the parameters of a network, given by name, in place."""
 
 
 @dataclass(frozen=True)
@@ -62,32 +60,12 @@ RankLike = int | float | str | Sequence[int] | ParameterBudget
 """What a rank may be given as: an int, a tuple, ``"same"``, a fraction of the dense size, or a budget."""
 
 
-def variance_preserving(network: TensorNetwork, tensors: Mapping[str, Tensor]) -> None:
-    """Gaussian parameters such that every entry of the dense tensor has mean 0 and variance ``1 / in_features``.
-
-    Then one expert alone (a one-hot coefficient vector) keeps the variance of its input. The variance of an entry of
-    the dense tensor is the product of the nodes' variances and the bonds' sizes, summed over the terms of a sum, so
-    all nodes of a term get one variance. (``tltorch``'s ``normal_`` divides by the ranks twice on tensor trains.)
-
-    Args:
-        network: The network.
-        tensors: Its parameters by name, filled in place.
-    """
-    target = 1.0 / network.shape[-2] / len(network.terms)
-    bonds = set(network.bonds)
-    for term in network.terms:
-        paths = network.size_of({label for node in term for label in node.labels} & bonds)
-        std = (target / paths) ** (0.5 / len(term))
-        for node in term:
-            tensors[node.parameter].normal_(0.0, std)
-
-
 class Decomposition(ABC):
     """A family of factorisations. Subclass it, write `network`, and register an instance.
 
     Attributes:
         initialisations: Ways to fill the parameters, by name; the first is the default. Every decomposition has
-            ``"variance_preserving"``.
+            ``"balanced"`` and ``"variance_preserving"``.
         tensorly_algorithm: The name of the function in ``tensorly.decomposition`` that fits it, if there is one.
         tensorly_starts: Keyword arguments for that function; each is tried, and the best result is kept.
         tltorch_name: The name of the same factorisation in TensorLy-Torch, if there is one.
@@ -106,7 +84,9 @@ class Decomposition(ABC):
         torch.Size([4, 8, 6])
     """
 
-    initialisations: Mapping[str, Initialisation] = MappingProxyType({"variance_preserving": variance_preserving})
+    initialisations: Mapping[str, Initialisation] = MappingProxyType(
+        {"balanced": balanced, "variance_preserving": variance_preserving}
+    )
     tensorly_algorithm: str | None = None
     tensorly_starts: Sequence[Mapping[str, Any]] = (MappingProxyType({}),)
     tltorch_name: str | None = None

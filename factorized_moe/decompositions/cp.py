@@ -10,7 +10,8 @@ import torch
 from tensorly.cp_tensor import CPTensor
 from torch import Tensor
 
-from factorized_moe.decompositions.base import Decomposition, variance_preserving
+from factorized_moe.decompositions.base import Decomposition
+from factorized_moe.decompositions.initialisation import balanced, variance_preserving
 from factorized_moe.decompositions.registry import register
 from factorized_moe.network import TensorNetwork
 
@@ -23,6 +24,9 @@ def replicate_with_noise(network: TensorNetwork, tensors: Mapping[str, Tensor]) 
     The first expert factor is N(1, 1), further ones are all ones; the input factor is uniform within
     ``1/sqrt(I)``, the output factor within ``1/sqrt(R)`` (Oldfield et al. 2024, released code, where ``I`` does not
     count the bias row; here it does).
+
+    Experts of further modes are equal, so their rows get equal gradients and their gate none: only the first mode
+    learns. `balanced`, the default, has noise in every mode.
     """
     rank = network.sizes["rank"]
     inputs = tensors["input"].shape[0]
@@ -39,7 +43,9 @@ class CP(Decomposition):
     The rank is one int R; parameters ``R (sum N_k + I + O)``. TensorLy's weights are folded into a factor.
     """
 
-    initialisations = MappingProxyType({"paper": replicate_with_noise, "variance_preserving": variance_preserving})
+    initialisations = MappingProxyType(
+        {"balanced": balanced, "paper": replicate_with_noise, "variance_preserving": variance_preserving}
+    )
     tensorly_algorithm = "parafac"
     tensorly_starts = (MappingProxyType({"init": "svd", "random_state": 0}),)
     tltorch_name = "cp"

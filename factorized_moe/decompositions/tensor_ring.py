@@ -10,7 +10,8 @@ import torch
 from tensorly.tr_tensor import TRTensor
 from torch import Tensor
 
-from factorized_moe.decompositions.base import Decomposition, Rank, variance_preserving
+from factorized_moe.decompositions.base import Decomposition, Rank
+from factorized_moe.decompositions.initialisation import balanced, variance_preserving
 from factorized_moe.decompositions.registry import register
 from factorized_moe.network import TensorNetwork
 
@@ -23,6 +24,9 @@ def replicate_with_noise(network: TensorNetwork, tensors: Mapping[str, Tensor]) 
     Each expert's slice of an expert core is the identity, its diagonal N(1, 1) in the first expert mode and 1 in
     further ones; the input core is uniform within ``1/sqrt(I)``, the output core within ``1/sqrt`` of the product of
     its bonds (Oldfield et al. 2024, released code).
+
+    Experts of further modes are equal, so their rows get equal gradients and their gate none: only the first mode
+    learns. `balanced`, the default, has noise in every mode.
     """
     for mode in range(len(network.expert_dims)):
         core = tensors[f"expert_{mode}"]  # (N_k, left, right)
@@ -42,7 +46,9 @@ class TensorRing(Decomposition):
     with the ring's closing bond before its other one, so that no product copies a parameter.
     """
 
-    initialisations = MappingProxyType({"paper": replicate_with_noise, "variance_preserving": variance_preserving})
+    initialisations = MappingProxyType(
+        {"balanced": balanced, "paper": replicate_with_noise, "variance_preserving": variance_preserving}
+    )
     tensorly_algorithm = "tensor_ring_als"
     tensorly_starts = (MappingProxyType({"random_state": 0}),)
 

@@ -11,7 +11,8 @@ import torch
 from tensorly.tt_tensor import TTTensor
 from torch import Tensor
 
-from factorized_moe.decompositions.base import Decomposition, Rank, variance_preserving
+from factorized_moe.decompositions.base import Decomposition, Rank
+from factorized_moe.decompositions.initialisation import balanced, variance_preserving
 from factorized_moe.decompositions.registry import register
 from factorized_moe.network import TensorNetwork
 
@@ -23,6 +24,9 @@ def replicate_with_noise(network: TensorNetwork, tensors: Mapping[str, Tensor]) 
 
     Each expert's slice of an expert core is the identity, its diagonal N(1, 1) in the first expert mode and 1 in
     further ones; the input core is uniform within ``1/sqrt(I)``, the output core within ``1/sqrt`` of its bond.
+
+    Experts of further modes are equal, so their rows get equal gradients and their gate none: only the first mode
+    learns. `balanced`, the default, has noise in every mode.
     """
     for mode in range(len(network.expert_dims)):
         core = tensors[f"expert_{mode}"]  # (N_0, r) for the first mode, (N_k, left, right) for further ones
@@ -43,7 +47,9 @@ class TensorTrain(Decomposition):
     memory, the output core last, so that no product copies a parameter.
     """
 
-    initialisations = MappingProxyType({"paper": replicate_with_noise, "variance_preserving": variance_preserving})
+    initialisations = MappingProxyType(
+        {"balanced": balanced, "paper": replicate_with_noise, "variance_preserving": variance_preserving}
+    )
     tensorly_algorithm = "tensor_train"
     tltorch_name = "tt"
 

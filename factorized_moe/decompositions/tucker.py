@@ -9,7 +9,8 @@ from typing import Any
 from tensorly.tucker_tensor import TuckerTensor
 from torch import Tensor
 
-from factorized_moe.decompositions.base import Decomposition, Rank, variance_preserving
+from factorized_moe.decompositions.base import Decomposition, Rank
+from factorized_moe.decompositions.initialisation import balanced, variance_preserving
 from factorized_moe.decompositions.registry import register
 from factorized_moe.network import TensorNetwork
 
@@ -21,6 +22,9 @@ def replicate_with_noise(network: TensorNetwork, tensors: Mapping[str, Tensor]) 
 
     The first expert factor is N(1, 1), further ones are all ones; the rows of the input and output factors and the
     whole core are Gaussian of unit length.
+
+    Experts of further modes are equal, so their rows get equal gradients and their gate none: only the first mode
+    learns. `balanced`, the default, has noise in every mode.
     """
     for mode in range(len(network.expert_dims)):
         factor = tensors[f"expert_{mode}"]  # (N_k, R_k)
@@ -39,7 +43,9 @@ class Tucker(Decomposition):
     ``sum N_k R_k + I R_in + O R_out + prod R``.
     """
 
-    initialisations = MappingProxyType({"paper": replicate_with_noise, "variance_preserving": variance_preserving})
+    initialisations = MappingProxyType(
+        {"balanced": balanced, "paper": replicate_with_noise, "variance_preserving": variance_preserving}
+    )
     tensorly_algorithm = "tucker"
     tensorly_starts = ({"n_iter_max": 200, "tol": 1e-12, "init": "svd", "random_state": 0},)
     tltorch_name = "tucker"

@@ -120,10 +120,6 @@ class HeadConfig:
         Raises:
             ValueError: If the decomposition is unknown or the rank does not suit it.
         """
-        # The paper's initial values (the default) make the experts of every further mode equal, and a gate that starts
-        # at zero then never tells them apart: no expert of the second mode of `factorized-moe demo --experts 8x4` had
-        # an effect, against all 4 with these, at the same accuracy.
-        init = "variance_preserving" if len(self.expert_dims) > 1 else None
         return MuMoE(
             FEATURES,
             self.num_classes,
@@ -132,7 +128,6 @@ class HeadConfig:
             rank=self.rank,
             gate=self.gate,
             gate_norm=self.gate_norm,
-            init=init,
             device=device,
         )
 

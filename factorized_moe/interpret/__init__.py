@@ -45,6 +45,7 @@ from factorized_moe.interpret.specialisation import (
 )
 from factorized_moe.interpret.tables import Measurement
 from factorized_moe.interpret.tally import Counterfactuals
+from factorized_moe.interpret.usage import ModeUsage, Usage, experts_in_use, measure_usage, watch_usage
 from factorized_moe.interpret.weights import ExpertSimilarity, ExpertSpectra, measure_similarity, measure_spectra
 
 __all__ = [
@@ -71,6 +72,7 @@ __all__ = [
     "LabelSpecialisation",
     "Load",
     "Measurement",
+    "ModeUsage",
     "Polysemanticity",
     "Recorder",
     "Recording",
@@ -80,6 +82,7 @@ __all__ = [
     "Swap",
     "TopExperts",
     "TopSamples",
+    "Usage",
     "choose_strength",
     "class_accuracy",
     "class_level_polysemanticity",
@@ -89,6 +92,7 @@ __all__ = [
     "counterfactuals",
     "expert_contributions",
     "expert_load",
+    "experts_in_use",
     "find_layers",
     "find_top_experts",
     "find_top_samples",
@@ -100,6 +104,8 @@ __all__ = [
     "measure_load",
     "measure_similarity",
     "measure_spectra",
+    "measure_usage",
     "open_recording",
     "record",
+    "watch_usage",
 ]

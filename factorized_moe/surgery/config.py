@@ -14,10 +14,13 @@ from typing import Any
 from factorized_moe.activations import ACTIVATIONS
 from factorized_moe.budgets import rank_for_budget
 from factorized_moe.decompositions import ParameterBudget, get_decomposition
-from factorized_moe.decompositions.base import RankLike
+from factorized_moe.decompositions.base import RankLike, find_initialisation
 from factorized_moe.validation import check_expert_dims, check_seed
 
 __all__ = ["MuMoEConfig"]
+
+VERSION = 2
+"""Of the config as JSON. Version 1 had no ``init``: layers started from the paper's where there was one."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,7 @@ class MuMoEConfig:
         fraction: The same, as a fraction of the parameters of what is replaced: 1.0 for as many.
         gate: The name of the gate's activation.
         gate_norm: ``"layer"``, ``"batch"`` or `None`, as for `MuMoE`.
+        init: The name of the initialisation of layers that start from random weights, as for `MuMoE`.
         noise: How far experts start from the dense weight, as for `upcycle`.
         pretrained: Whether the layers start from the weights they replace, or from random ones.
         seed: Of everything random.
@@ -54,6 +58,7 @@ class MuMoEConfig:
     fraction: float | None = None
     gate: str = "entmax15"
     gate_norm: str | None = "layer"
+    init: str | None = None
     noise: float = 0.1
     pretrained: bool = True
     seed: int = 0
@@ -64,7 +69,9 @@ class MuMoEConfig:
             raise TypeError(
                 f"decomposition of a config is a registered name, got {self.decomposition!r}; register the instance"
             )
-        get_decomposition(self.decomposition)
+        if self.init is not None and not isinstance(self.init, str):
+            raise TypeError(f"init of a config is the name of an initialisation, got {self.init!r}")
+        find_initialisation(get_decomposition(self.decomposition), self.init)
         if isinstance(self.rank, list):
             object.__setattr__(self, "rank", tuple(self.rank))
         given = [name for name in ("rank", "budget", "fraction") if getattr(self, name) is not None]
@@ -122,15 +129,18 @@ class MuMoEConfig:
         )
 
     def to_json(self) -> str:
-        """The config as a JSON object."""
-        return json.dumps(dataclasses.asdict(self), indent=2)
+        """The config as a JSON object, with the version of its format."""
+        return json.dumps({"version": VERSION, **dataclasses.asdict(self)}, indent=2)
 
     @classmethod
     def from_json(cls, text: str) -> MuMoEConfig:
         """The config that `to_json` wrote.
 
+        A text without a version is of version 1, whose layers started from the paper's initialisation.
+
         Raises:
-            ValueError: If the text is no JSON object of a config; an unknown key is named with the nearest one.
+            ValueError: If the text is no JSON object of a config, or one of a later version; an unknown key is named
+                with the nearest one.
         """
         try:
             values: Any = json.loads(text)
@@ -138,6 +148,11 @@ class MuMoEConfig:
             raise ValueError(f"a config is a JSON object, but the text is no JSON: {error}") from error
         if not isinstance(values, dict):
             raise ValueError(f"a config is a JSON object, got {type(values).__name__}")
+        version = values.pop("version", 1)
+        if version not in (1, VERSION):
+            raise ValueError(
+                f"a config of version {version!r} was written by a later release; this one reads {VERSION}"
+            )
         names = [field.name for field in dataclasses.fields(cls)]
         for key in values:
             if key not in names:
@@ -145,7 +160,14 @@ class MuMoEConfig:
                 raise ValueError(f"unknown key {key!r} in a config; did you mean {near!r}?")
         if "expert_dims" not in values:
             raise ValueError("a config needs 'expert_dims'")
-        return cls(**values)
+        return cls(**(_first_version_defaults(values) if version == 1 else values))
+
+
+def _first_version_defaults(values: dict[str, Any]) -> dict[str, Any]:
+    """What a config of version 1 meant by what it left out."""
+    known = get_decomposition(values.get("decomposition", "cp")).initialisations
+    init = "paper" if "paper" in known else next((name for name in known if name != "balanced"), None)
+    return {"gate_norm": "layer", "init": init, **values}
 
 
 def _plain(value: Any) -> Any:

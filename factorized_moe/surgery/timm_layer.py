@@ -63,7 +63,12 @@ def timm_mlp_layer(config: MuMoEConfig) -> Callable[..., nn.Module]:
             between.append(norm_layer(hidden).to(device=device, dtype=dtype))
         shapes = [(in_features, hidden), (hidden, outputs)]
         first, second = config.ranks(shapes, biased, sum((inputs + biased) * size for inputs, size in shapes))
-        options: dict[str, Any] = {"bias": biased, "gate": config.gate, "gate_norm": config.gate_norm}
+        options: dict[str, Any] = {
+            "bias": biased,
+            "gate": config.gate,
+            "gate_norm": config.gate_norm,
+            "init": config.init,
+        }
         block = MuMoEBlock(
             in_features,
             hidden,

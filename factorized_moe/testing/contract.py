@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from factorized_moe.decompositions import Decomposition, get_decomposition
 from factorized_moe.decompositions.base import RankLike
-from factorized_moe.testing import cost_laws, torch_laws, value_laws
+from factorized_moe.testing import cost_laws, torch_laws, training_laws, value_laws
 from factorized_moe.testing.strategies import DrawInt, Structure, draw_rank, structures
 
 __all__ = ["LAWS", "DecompositionContract", "Law"]
@@ -32,6 +32,9 @@ SMALL: tuple[Case, ...] = (((), True), ((4,), False), ((4, 3), True))
 
 TINY: tuple[Case, ...] = (((), True), ((2,), False), ((2, 1, 2), True))
 """For finite differences, which take a call for every number that goes in."""
+
+SEVERAL_MODES: tuple[Case, ...] = (((3, 3), False), ((2, 3, 2), True))
+"""For laws about training: two expert modes and three."""
 
 SEED = 0 if settings().derandomize else secrets.randbits(32)
 """All laws of a run draw the same structures, so that each is planned once."""
@@ -88,6 +91,8 @@ def _laws() -> dict[str, Law]:
     laws = [
         *(Law(check) for check in drawn),
         Law(cost_laws.initial_variance, SMALL[1:], in_features=20, out_features=15, rank=4),
+        Law(training_laws.balanced_variance, SMALL[1:], in_features=20, out_features=15, rank=4),
+        Law(training_laws.every_mode_learns, SEVERAL_MODES, in_features=12, out_features=6, rank=3),
         Law(cost_laws.fit_recovers, SMALL),
         Law(torch_laws.first_derivatives, TINY, in_features=2, out_features=2),
         Law(torch_laws.second_derivatives, TINY, in_features=2, out_features=2),

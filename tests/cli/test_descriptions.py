@@ -50,7 +50,7 @@ def test_registration_names_where_a_class_is() -> None:
     known = registration_of(" LoRA ")
     assert known.name == "low_rank"
     assert known.source == "factorized_moe.decompositions.low_rank:LowRank"
-    assert known.initialisations == ("variance_preserving",)
+    assert known.initialisations == ("balanced", "variance_preserving")
     with pytest.raises(TypeError, match="registration_of takes a name, got 3"):
         registration_of(3)
 

@@ -105,7 +105,7 @@ class SumOfTwo(Decomposition):
 
 def test_initial_variance_of_a_sum() -> None:
     torch.manual_seed(0)
-    w = FactorizedExpertTensor((30,), 40, 50, SumOfTwo(), 60)
+    w = FactorizedExpertTensor((30,), 40, 50, SumOfTwo(), 60, init="variance_preserving")
     first = torch.einsum("ir,nr,ro->nio", *(w.weight.tensors[name] for name in ("input", "expert", "output")))
     assert first.var().item() == pytest.approx(0.5 / 40, rel=0.1)
     assert w.weight.tensors["all"].var().item() == pytest.approx(0.5 / 40, rel=0.1)

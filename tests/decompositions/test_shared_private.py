@@ -37,6 +37,6 @@ def test_coefficients_that_sum_to_one_leave_a_linear_layer() -> None:
 
 def test_both_terms_start_with_half_of_the_variance() -> None:
     torch.manual_seed(0)
-    w = FactorizedExpertTensor((50,), 200, 300, "shared_private", 20)
+    w = FactorizedExpertTensor((50,), 200, 300, "shared_private", 20, init="variance_preserving")
     assert w.weight.shared.var().item() == pytest.approx(0.5 / 200, rel=0.05)
     assert w.to_dense().var().item() == pytest.approx(1.0 / 200, rel=0.1)

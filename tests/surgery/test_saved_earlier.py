@@ -28,11 +28,19 @@ def test_models_saved_earlier_give_what_they_gave(name: str) -> None:
 
 
 CONFIGS = {
-    "cp": MuMoEConfig((3,), rank=2, gate_norm="layer"),
+    "cp": MuMoEConfig((3,), rank=2, gate_norm="layer", init="paper"),
     "tr": MuMoEConfig(
-        (3, 2), "tr", budget=300, gate="softmax", gate_norm="batch", noise=0.2, pretrained=False, seed=3
+        (3, 2),
+        "tr",
+        budget=300,
+        gate="softmax",
+        gate_norm="batch",
+        init="paper",
+        noise=0.2,
+        pretrained=False,
+        seed=3,
     ),
-    "fraction": MuMoEConfig((4,), "tucker", fraction=2.0, gate_norm="layer"),
+    "fraction": MuMoEConfig((4,), "tucker", fraction=2.0, gate_norm="layer", init="paper"),
 }
 
 

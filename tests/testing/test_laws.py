@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import factorized_moe.tensor
-from factorized_moe import Decomposition, FactorizedExpertTensor
-from factorized_moe.decompositions import CP
+from factorized_moe import Decomposition, ExpertGate, FactorizedExpertTensor
+from factorized_moe.decompositions import CP, balanced
 from factorized_moe.network import Node
 from factorized_moe.testing import LAWS, Structure, value_laws
 
@@ -283,6 +283,31 @@ breaks("initial_variance", "too small")(lambda _: normal(0.0, 0.1)())
 breaks("initial_variance", "shifted")(lambda _: normal(0.5, 0.1)())
 
 
+def filled(fill: Any) -> type[CP]:
+    """CP whose every initialisation also does this."""
+
+    def after(network: Any, tensors: Any) -> None:
+        balanced(network, tensors)
+        fill(network, tensors)
+
+    return type("Filled", (CP,), {"initialisations": MappingProxyType({"balanced": after})})
+
+
+def equal_rows(_: Any, tensors: Any) -> None:
+    tensors["expert_0"].copy_(tensors["expert_0"][:1].expand_as(tensors["expert_0"]).clone())
+
+
+breaks("balanced_variance", "too small")(lambda _: filled(lambda _, tensors: tensors["input"].mul_(0.5))())
+breaks("balanced_variance", "no noise")(lambda _: filled(equal_rows)())
+breaks("every_mode_learns", "equal experts")(lambda _: filled(equal_rows)())
+
+
+@breaks("every_mode_learns", "a gate that does not learn")
+def gate_without_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = ExpertGate.forward
+    monkeypatch.setattr(ExpertGate, "forward", lambda gate, x: tuple(a.detach() for a in original(gate, x)))
+
+
 @breaks("fit_recovers", "wrong")
 def random_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     original = factorized_moe.tensor.fit
@@ -357,6 +382,10 @@ def test_every_law_is_broken_by_something() -> None:
 @pytest.mark.parametrize(("law", "case"), BREAKS, ids=lambda value: value.replace(" ", "_"))
 def test_law_bites(law: str, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     structure = EVEN if law == "node_order_is_free" else STRUCTURE
+    if law == "every_mode_learns":
+        structure = replace(structure, expert_dims=(3, 3), in_features=12, out_features=6, rank=3)
+    if law == "balanced_variance":
+        structure = replace(structure, expert_dims=(8,), in_features=20, out_features=15, rank=4)
     if law in ("first_derivatives", "second_derivatives"):
         structure = replace(structure, batch_shape=(2,))
     LAWS[law].check(CP(), structure)

@@ -1,0 +1,113 @@
+"""How the parameters of any network are filled before training: `balanced`, the default, and `variance_preserving`.
+
+Legend: ``N_k`` experts of mode k, ``I`` in_features (one more with a bias), ``O`` out_features.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from itertools import product
+
+from torch import Tensor
+
+from factorized_moe.network import Node, TensorNetwork
+
+__all__ = ["Initialisation", "balanced", "variance_preserving"]
+
+Initialisation = Callable[[TensorNetwork, Mapping[str, Tensor]], None]
+"""Fills the parameters of a network, given by name, in place."""
+
+
+def balanced(network: TensorNetwork, tensors: Mapping[str, Tensor]) -> None:
+    """Parameters of one scale, experts that differ in every mode, and the variance of ``nn.Linear`` under a fresh gate.
+
+    A node without an expert mode is uniform with variance ``q**2``. In a node with expert modes every expert starts as
+    the same random signs plus noise of the same size, ``q * (sign + N(0, 1))``: experts have a common part, which a
+    uniform mixture keeps, and each is different from the start, so every mode learns. ``q`` is such that at uniform
+    coefficients, where a gate starts, an entry of the mixed matrix has mean 0 and variance ``1 / (3 I)``, as a weight
+    of a fresh ``nn.Linear``. At one-hot coefficients it is larger by ``2 / (1 + 1/N)`` for each node with expert modes,
+    ``N`` its number of experts (nearly so where several nodes have an expert mode in common).
+
+    Both variances hold for networks whose terms use each parameter once.
+
+    Args:
+        network: The network.
+        tensors: Its parameters by name, filled in place.
+
+    Examples:
+        >>> import torch
+        >>> from factorized_moe import FactorizedExpertTensor
+        >>> w = FactorizedExpertTensor((8, 8), 300, 300, "cp", rank=64, init="balanced")
+        >>> mixed = w.to_dense().mean(dim=(0, 1))
+        >>> bool(0.5 < 3 * 300 * mixed.var() < 2.0)
+        True
+    """
+    target = 1.0 / (3.0 * network.shape[-2]) / len(network.terms)
+    experts, bonds = set(network.expert_labels), set(network.bonds)
+    for term in network.terms:
+        second_moment = float(network.size_of({label for node in term for label in node.labels} & bonds))
+        second_moment *= _mixed_moment([experts & set(node.labels) for node in term], network.sizes)
+        scale = (target / second_moment) ** (0.5 / len(term))
+        for node in term:
+            _fill(tensors[node.parameter], node, experts, scale)
+
+
+def _mixed_moment(modes: Sequence[set[str]], sizes: Mapping[str, int]) -> float:
+    """``E[prod (sign + noise)(sign + noise')]`` over two experts drawn uniformly, with a factor for each node's modes.
+
+    A node's factor is 2 where the two experts agree in all modes of the node, and 1 elsewhere.
+    """
+    moment, left = 1.0, [node for node in modes if node]
+    while left:
+        joined = left[0]
+        while wider := [node for node in left if node & joined and not node <= joined]:
+            joined = joined.union(*wider)
+        together = [node for node in left if node <= joined]
+        left = [node for node in left if not node <= joined]
+        moment *= _moment_of_joined(together, joined, sizes)
+    return moment
+
+
+def _moment_of_joined(nodes: Sequence[set[str]], joined: set[str], sizes: Mapping[str, int]) -> float:
+    """The same for nodes that have expert modes in common, over all ways to agree in some of the modes."""
+    chances: dict[tuple[bool, ...], float] = {}  # modes that are on the same nodes are one: whether all of them agree
+    for label in joined:
+        on = tuple(label in node for node in nodes)
+        chances[on] = chances.get(on, 1.0) / sizes[label]
+    expected = 0.0
+    for agree in product((True, False), repeat=len(chances)):
+        chance = math.prod(p if same else 1.0 - p for p, same in zip(chances.values(), agree, strict=True))
+        apart = [on for on, same in zip(chances, agree, strict=True) if not same]
+        expected += chance * 2.0 ** sum(not any(on[k] for on in apart) for k in range(len(nodes)))
+    return expected
+
+
+def _fill(tensor: Tensor, node: Node, experts: set[str], scale: float) -> None:
+    common = [1 if label in experts else size for label, size in zip(node.labels, tensor.shape, strict=True)]
+    if not experts & set(node.labels):
+        tensor.uniform_(-(3.0**0.5) * scale, 3.0**0.5 * scale)
+    else:
+        signs = tensor.new_empty(common).bernoulli_().mul_(2.0).sub_(1.0)
+        tensor.normal_().add_(signs).mul_(scale)
+
+
+def variance_preserving(network: TensorNetwork, tensors: Mapping[str, Tensor]) -> None:
+    """Gaussian parameters such that every entry of the dense tensor has mean 0 and variance ``1 / in_features``.
+
+    Then one expert alone (a one-hot coefficient vector) keeps the variance of its input; a uniform mixture, where a
+    gate starts, has much less of it. The variance of an entry of the dense tensor is the product of the nodes'
+    variances and the bonds' sizes, summed over the terms of a sum, so all nodes of a term get one variance.
+    (``tltorch``'s ``normal_`` divides by the ranks twice on tensor trains.)
+
+    Args:
+        network: The network.
+        tensors: Its parameters by name, filled in place.
+    """
+    target = 1.0 / network.shape[-2] / len(network.terms)
+    bonds = set(network.bonds)
+    for term in network.terms:
+        paths = network.size_of({label for node in term for label in node.labels} & bonds)
+        std = (target / paths) ** (0.5 / len(term))
+        for node in term:
+            tensors[node.parameter].normal_(0.0, std)
