@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from factorized_moe.gating import ExpertGate
     from factorized_moe.layers import CPMuMoE, MuMoE, MuMoEBlock, TRMuMoE, TTMuMoE, TuckerMuMoE
     from factorized_moe.network import Node, TensorNetwork
+    from factorized_moe.optimisation import parameter_groups
     from factorized_moe.tensor import FactorizedExpertTensor
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "TensorNetwork",
     "TuckerMuMoE",
     "available_decompositions",
+    "parameter_groups",
     "register",
 ]
 
@@ -53,6 +55,7 @@ _HOMES = {
     "TuckerMuMoE": "layers",
     "Node": "network",
     "TensorNetwork": "network",
+    "parameter_groups": "optimisation",
     "FactorizedExpertTensor": "tensor",
 }
 

@@ -70,7 +70,7 @@ class GatedMuMoEBlock(nn.Module):
         bias: bool = False,
         activation: Callable[[Tensor], Tensor] | None = None,
         gate: str | Callable[[Tensor], Tensor] | nn.Module = "entmax15",
-        gate_norm: str | None = "layer",
+        gate_norm: str | None = "batch",
         init: str | Initialisation | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,

@@ -34,8 +34,8 @@ class MuMoE(nn.Module):
         bias: Whether every expert has a bias.
         gate: The activation of the gate (a name such as ``"entmax15"``, or a function of logits), or a module that
             maps ``(*batch, I)`` to one coefficient tensor ``(*batch, N_k)`` for each expert mode.
-        gate_norm: ``"batch"`` (the paper's choice for vision), ``"layer"`` (for language) or ``None``: how the
-            logits are normalised before the activation. Ignored where ``gate`` is a module.
+        gate_norm: ``"batch"``, ``"layer"`` or ``None``: how the logits are normalised before the activation, as for
+            `ExpertGate`. Ignored where ``gate`` is a module.
         input_norm: Whether a ``LayerNorm`` is applied to the experts' input; the gate sees the input as it is.
         init: As for `FactorizedExpertTensor`.
         checkpoint: As for `FactorizedExpertTensor`: less memory in training, more time.

@@ -26,7 +26,7 @@ ORDER = (
     ("storage", "fitting", "drawing"),
     ("tensor",),
     ("entmax", "activations", "gating", "layers", "gated_block"),
-    ("budgets",),
+    ("budgets", "optimisation"),
     ("compat", "surgery", "interpret", "testing"),
     ("demo",),
     ("cli",),

@@ -20,7 +20,7 @@ from factorized_moe.validation import check_expert_dims, check_seed
 __all__ = ["MuMoEConfig"]
 
 VERSION = 2
-"""Of the config as JSON. Version 1 had no ``init``: layers started from the paper's where there was one."""
+"""Of the config as JSON. Version 1 had no ``init``: layers started from the paper's, gates were normalised by layer."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class MuMoEConfig:
     budget: int | None = None
     fraction: float | None = None
     gate: str = "entmax15"
-    gate_norm: str | None = "layer"
+    gate_norm: str | None = "batch"
     init: str | None = None
     noise: float = 0.1
     pretrained: bool = True

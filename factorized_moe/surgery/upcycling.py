@@ -60,7 +60,7 @@ def upcycle(
     noise: float = 0.1,
     input_covariance: Tensor | None = None,
     gate: str | Callable[[Tensor], Tensor] | nn.Module = "entmax15",
-    gate_norm: str | None = "layer",
+    gate_norm: str | None = "batch",
     seed: int = 0,
 ) -> Upcycled:
     """A layer of experts that computes what a linear layer or an MLP computes, as nearly as its rank allows.
@@ -83,7 +83,7 @@ def upcycle(
             rank is too low then loses least in the outputs. With a bias also ``(I + 1, I + 1)``, of ``x`` with a 1
             appended; otherwise the inputs' mean is taken as zero. Of an MLP, for the layers that read its input.
         gate: As for `MuMoE`; it must start uniform.
-        gate_norm: As for `MuMoE`; ``"layer"`` by default, as it works for a single position too.
+        gate_norm: As for `MuMoE`; ``"layer"`` trains on a single position too.
         seed: Of the noise.
 
     Returns:

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from factorized_moe import MuMoE, MuMoEBlock, available_decompositions
 from factorized_moe.contraction import dense_tensor, expert_rank_bound
 from factorized_moe.decompositions import GivenNetwork, get_decomposition
+from factorized_moe.interpret import measure_usage
 from factorized_moe.network import TensorNetwork
 from factorized_moe.surgery import upcycle
 from factorized_moe.surgery.equal_experts import equal_experts
@@ -163,7 +164,7 @@ def test_input_covariance_of_rank_one() -> None:
     linear = nn.Linear(5, 4, bias=False)
     x = torch.randn(1, 5)
     started = upcycle(linear, (3,), "tt", 1, input_covariance=x.T @ x)
-    torch.testing.assert_close(started.layer(x), linear(x), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(started.layer.eval()(x), linear(x), rtol=1e-3, atol=1e-3)
 
 
 def test_zero_weights() -> None:
@@ -197,6 +198,23 @@ def shared_parameters() -> GivenNetwork:
     )
 
 
+@pytest.mark.parametrize("name", available_decompositions())
+def test_experts_of_every_mode_differ(name: str) -> None:
+    layer = upcycle(nn.Linear(8, 6), (4, 3), name, rank=6, noise=0.2).layer
+    for usage in measure_usage(layer, torch.randn(5, 8)):
+        assert usage.nearest > 1e-3, usage
+
+
+def first_two(logits: Tensor) -> Tensor:
+    return torch.tensor([0.5, 0.5, 0.0]).expand_as(logits)
+
+
+def test_a_top_k_gate_starts_uniform() -> None:
+    linear, x = nn.Linear(4, 4), torch.randn(6, 4)
+    started = upcycle(linear, (3,), "cp", 12, gate="topk_softmax")
+    torch.testing.assert_close(started.layer(x), linear(x), rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize(
     ("module", "options", "error", "message"),
     [
@@ -208,7 +226,7 @@ def shared_parameters() -> GivenNetwork:
         (nn.Linear(4, 4), {"gate": torch.sigmoid}, ValueError, "coefficients of expert mode 0 do not start uniform"),
         (
             nn.Linear(4, 4),
-            {"gate": "topk_softmax"},
+            {"gate": first_two},
             ValueError,
             r"do not start uniform \(from 0 to 0.5 for 3 experts\)",
         ),
@@ -241,7 +259,7 @@ def shared_parameters() -> GivenNetwork:
         "meta",
         "rank",
         "sums",
-        "top-k",
+        "uneven",
         "shared",
         "shape",
         "nan moments",

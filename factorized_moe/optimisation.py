@@ -1,0 +1,100 @@
+"""The parameters of a model in groups for an optimiser: factors, cores, gates, and everything else.
+
+Legend: an *axis* of a parameter is a label of its node.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from factorized_moe.gating import ExpertGate
+from factorized_moe.tensor import FactorizedExpertTensor
+from factorized_moe.validation import check_flag
+
+__all__ = ["parameter_groups"]
+
+GROUPS = ("factors", "cores", "gates", "matrices", "rest")
+
+
+def parameter_groups(
+    model: nn.Module,
+    *,
+    weight_decay: float = 0.01,
+    decay_gates: bool = True,
+    learning_rate: float | None = None,
+    gate_learning_rate: float | None = None,
+) -> list[dict[str, Any]]:
+    """The trainable parameters of a model in groups, as optimisers take them, each with a ``"name"``.
+
+    - ``"factors"``: parameters of expert tensors with at most two axes, such as all of CP's.
+    - ``"cores"``: those with more axes, such as Tucker's core and tensor trains'. An optimiser of matrices, such as
+      ``torch.optim.Muon``, refuses them: give it the other groups.
+    - ``"gates"``: the gates of experts.
+    - ``"matrices"``: everything else with two axes or more; embeddings are among them.
+    - ``"rest"``: vectors and numbers, such as biases and the scales of norms. They have no weight decay.
+
+    Decay falls on factors, cores and gates alike by default: without it small models were worse in three seeds of three
+    (GPT and Mixer of 100,000 parameters).
+
+    Args:
+        model: The model.
+        weight_decay: The decay of all groups but ``"rest"``.
+        decay_gates: Whether it falls on the gates too.
+        learning_rate: The learning rate of all groups; the optimiser's own by default.
+        gate_learning_rate: That of the gates, where it differs.
+
+    Returns:
+        The groups that have a parameter, each a dictionary with ``"name"``, ``"params"``, ``"weight_decay"`` and, where
+        given, ``"lr"``. A parameter that is shared is in one group, once.
+
+    Raises:
+        TypeError: If ``model`` is no module, or ``decay_gates`` not True or False.
+        ValueError: If a number is negative, or the model has no trainable parameter.
+
+    Examples:
+        >>> import torch
+        >>> from factorized_moe import TuckerMuMoE
+        >>> model = nn.Sequential(nn.Linear(8, 8), TuckerMuMoE(8, 4, [3], rank=2))
+        >>> groups = parameter_groups(model, weight_decay=0.1)
+        >>> [(group["name"], len(group["params"]), group["weight_decay"]) for group in groups]
+        [('factors', 3, 0.1), ('cores', 1, 0.1), ('gates', 1, 0.1), ('matrices', 1, 0.1), ('rest', 1, 0.0)]
+        >>> optimizer = torch.optim.AdamW(groups, lr=1e-3)
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a torch.nn.Module, got {type(model).__name__}")
+    check_flag("decay_gates", decay_gates)
+    for name, value in (
+        ("weight_decay", weight_decay),
+        ("learning_rate", learning_rate),
+        ("gate_learning_rate", gate_learning_rate),
+    ):
+        if value is not None and not value >= 0.0:
+            raise ValueError(f"{name} is 0 or more, got {value!r}")
+    found: dict[str, list[nn.Parameter]] = {name: [] for name in GROUPS}
+    seen: set[int] = set()
+    for module in model.modules():  # an expert tensor or a gate comes before its parts
+        whole = isinstance(module, FactorizedExpertTensor | ExpertGate)
+        for parameter in module.parameters(recurse=whole):
+            if parameter.requires_grad and id(parameter) not in seen:
+                seen.add(id(parameter))
+                found[_group(module, parameter)].append(parameter)
+    if not seen:
+        raise ValueError("the model has no trainable parameter")
+    groups = []
+    for name, parameters in found.items():
+        decays = name != "rest" and (decay_gates or name != "gates")
+        rate = gate_learning_rate if name == "gates" and gate_learning_rate is not None else learning_rate
+        group = {"name": name, "params": parameters, "weight_decay": weight_decay if decays else 0.0}
+        if parameters:
+            groups.append(group if rate is None else {**group, "lr": rate})
+    return groups
+
+
+def _group(module: nn.Module, parameter: nn.Parameter) -> str:
+    if isinstance(module, FactorizedExpertTensor):
+        return "factors" if parameter.ndim <= 2 else "cores"
+    if isinstance(module, ExpertGate):
+        return "gates"
+    return "matrices" if parameter.ndim >= 2 else "rest"

@@ -1,0 +1,136 @@
+"""What is compared: data, not code. A contender is an initialisation and a gate; a stage is a table of runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+from studies.training_defaults.gates import CANDIDATES
+from studies.training_defaults.problems import PROBLEMS, Form, Size
+
+__all__ = ["CONFIRM", "DEFAULT", "DENSE", "QUICK", "SCREEN", "Contender", "Stage", "form_of"]
+
+LIBRARY_GATES = ("batch", "layer", "none")
+BALANCING = "layer, balancing loss"
+"""The library's layer norm, and a term in the loss: the square of each expert's mean coefficient times their number."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """An initialisation with a gate.
+
+    Attributes:
+        init: A name of the library's.
+        gate: A name of the library's (``gate_norm``) or of `CANDIDATES`.
+    """
+
+    init: str
+    gate: str
+
+    def __str__(self) -> str:
+        return f"{self.init}, {self.gate}" if self.init else "dense"
+
+
+DENSE = Contender("", "")
+DEFAULT = Contender("balanced", "batch")
+"""What the library does unless told otherwise."""
+OLD_LANGUAGE = Contender("paper", "layer")
+"""The default of `MuMoEConfig` before, and the paper's choice for language."""
+OLD_VISION = Contender("paper", "batch")
+"""The default of the layers before, and the paper's choice for images."""
+
+EVERY_GATE = tuple(Contender("balanced", gate) for gate in (*LIBRARY_GATES, BALANCING, *CANDIDATES))
+EVERY_INIT = tuple(
+    Contender(init, gate) for init, gate in product(("paper", "variance_preserving"), ("batch", "layer"))
+)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A table of runs.
+
+    Attributes:
+        name: The stage.
+        contenders: Beside the dense model, which always takes part.
+        expert_dims: The expert modes that each contender is given.
+        seeds: The seeds; all contenders of one seed see the same batches.
+        rates: The learning rates of which each contender has its best, chosen with `RATE_SEED`, which is no other's.
+        sizes: How large each problem's model is.
+        decompositions: The decompositions.
+    """
+
+    name: str
+    contenders: tuple[Contender, ...]
+    expert_dims: tuple[tuple[int, ...], ...]
+    seeds: tuple[int, ...]
+    rates: tuple[float, ...]
+    sizes: dict[str, Size]
+    decompositions: tuple[str, ...] = ("cp",)
+
+    def cells(self, problem: str) -> Iterator[tuple[Contender, tuple[int, ...], str]]:
+        """Every contender with its expert modes and decomposition, the dense model first."""
+        yield DENSE, (), ""
+        for dims, decomposition, contender in product(self.expert_dims, self.decompositions, self.contenders):
+            yield contender, dims, decomposition
+
+    def settings(
+        self, problem: str, cell: tuple[Contender, tuple[int, ...], str], seed: int, rate: float
+    ) -> dict[str, Any]:
+        """One run as what JSON can hold."""
+        contender, dims, decomposition = cell
+        return {
+            "stage": self.name,
+            "problem": problem,
+            "init": contender.init,
+            "gate": contender.gate,
+            "decomposition": decomposition,
+            "expert_dims": list(dims),
+            "seed": seed,
+            "learning_rate": rate,
+        }
+
+
+RATE_SEED = 100
+
+SCREEN = Stage(
+    "screen",
+    (*EVERY_GATE, *EVERY_INIT),
+    ((64,), (8, 8)),
+    (0, 1),
+    (3e-3,),
+    {"gpt": Size(64, 2, 400, 16), "mixer": Size(64, 2, 400, 64), "head": Size(0, 0, 600, 256)},
+)
+"""Small models, one learning rate: which gates are worth a closer look."""
+
+CONFIRM = Stage(
+    "confirm",
+    (OLD_LANGUAGE, OLD_VISION, DEFAULT),
+    ((64,), (8, 8), (4, 4, 4)),
+    (0, 1, 2),
+    (1e-3, 3e-3),
+    {"gpt": Size(128, 4, 300, 16), "mixer": Size(128, 4, 300, 64), "head": Size(0, 0, 600, 256)},
+)
+"""Larger models, the old defaults beside the new one, the learning rate chosen for each."""
+
+QUICK = Stage(
+    "quick",
+    (OLD_LANGUAGE, DEFAULT),
+    ((2, 2),),
+    (0,),
+    (3e-3,),
+    {name: Size(16, 1, 3, 4, 8) for name in PROBLEMS if name != "head"},
+)
+"""Seconds, for tests: its figures say nothing."""
+
+
+def form_of(contender: Contender, dims: tuple[int, ...], decomposition: str) -> Form:
+    """The form that stands in a model."""
+
+    def gate(features: int, modes: tuple[int, ...]) -> dict[str, Any]:
+        if contender.gate in CANDIDATES:
+            return {"gate": CANDIDATES[contender.gate](features, modes)}
+        return {"gate_norm": {"none": None, BALANCING: "layer"}.get(contender.gate, contender.gate)}
+
+    return Form(dims, decomposition, contender.init, gate)

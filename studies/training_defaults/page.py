@@ -1,0 +1,231 @@
+"""The page of the study: every sentence of result is made from the runs.
+
+Legend: a *cell* is a problem with its expert modes; within one, contenders are compared seed by seed.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from studies.common.paired import Difference, paired
+from studies.training_defaults.contenders import CONFIRM, DEFAULT, DENSE, RATE_SEED, SCREEN, Contender, Stage
+
+__all__ = ["page"]
+
+Losses = dict[tuple[str, tuple[int, ...]], dict[Contender, dict[int, Mapping[str, Any]]]]
+TITLES = {"gpt": "GPT, held-out loss", "mixer": "Mixer, test loss", "head": "head of many classes, test loss"}
+
+
+def page(runs: Sequence[Mapping[str, Any]]) -> str:
+    """The page in Markdown.
+
+    Args:
+        runs: What `studies.common.runs.read` gives.
+    """
+    confirmed, screened = _cells(runs, CONFIRM.name), _cells(runs, SCREEN.name)
+    seconds = sum(entry.get("seconds", 0.0) for entry in runs)
+    lines = [
+        "# Which defaults train",
+        "",
+        "Small models are trained at equal parameters, the gate counted, with experts in every MLP (GPT, Mixer) or in",
+        "the head; contenders of one seed see the same batches. Lower loss is better; `±` is the standard error of",
+        "paired differences. Within two of them is a tie.",
+        "",
+        *_results(confirmed, screened),
+        "",
+        *_confirm_tables(confirmed),
+        *_screen_tables(screened),
+        "## Rules",
+        "",
+        "- AdamW, weight decay 0.01, 5% warm-up, then half a cosine to zero, gradients clipped at 1; float32.",
+        f"- Learning rate of the first tables: the best of {_list(CONFIRM.rates)} for each contender, by seed",
+        f"  {RATE_SEED} on the half of the held-out samples that is not reported; of the screening",
+        f"  {_list(SCREEN.rates)} for all.",
+        *(f"- {_size(CONFIRM, name)}; in the screening {_size(SCREEN, name)}." for name in TITLES),
+        "- The GPT reads the bytes of Python's standard library, the Mixer Fashion-MNIST, the head sentence embeddings",
+        "  of WordNet's noun glosses, to be sorted by the concept above them.",
+        "- An expert is *in use* if the standard deviation of its coefficient over inputs is above 0.01 and its mean",
+        "  above a tenth of the uniform one.",
+        "- The old defaults are the paper's initialisation with the layer gate (configs for pretrained models) or the",
+        "  batch gate (layers).",
+        "",
+        "## What this cannot show",
+        "",
+        "Sizes above these, longer training, several processes, GPUs. The models are undertrained, and the differences",
+        "from the dense model hold for short runs only.",
+        "",
+        f"Command: `python -m studies training_defaults`; the {len(runs)} runs of this page took {seconds / 60:.0f}",
+        "minutes, one thread each. A stopped command goes on where it was.",
+        "Runs: [training-defaults.jsonl](training-defaults.jsonl).",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _cells(runs: Sequence[Mapping[str, Any]], stage: str) -> Losses:
+    found: Losses = defaultdict(lambda: defaultdict(dict))
+    for entry in runs:
+        settings = entry["settings"]
+        if settings["stage"] == stage and settings["seed"] != RATE_SEED:
+            key = settings["problem"], tuple(settings["expert_dims"])
+            found[key][Contender(settings["init"], settings["gate"])][settings["seed"]] = entry["result"]
+    return found
+
+
+def _difference(cells: Losses, key: Any, one: Contender, other: Contender, measure: str = "loss") -> Difference | None:
+    """Over the seeds that both have; the dense model is in a cell of its own."""
+    first, second = (cells[(key[0], ()) if who == DENSE else key].get(who, {}) for who in (one, other))
+    seeds = sorted(first.keys() & second.keys())
+    return paired([first[s][measure] for s in seeds], [second[s][measure] for s in seeds]) if seeds else None
+
+
+def _worst_regret(cells: Losses, contender: Contender) -> tuple[float, str] | None:
+    """The largest mean difference from the best contender of a cell, and the cell; none if a cell lacks it."""
+    regrets = []
+    for key in cells:
+        if not key[1]:
+            continue
+        means = {who: statistics.fmean(r["loss"] for r in found.values()) for who, found in cells[key].items() if found}
+        best = min(means, key=lambda who: means[who])
+        difference = _difference(cells, key, contender, best)
+        if difference is None:
+            return None
+        regrets.append((difference.mean, f"{key[0]} {_dims(key[1])}"))
+    return max(regrets) if regrets else None
+
+
+def _results(confirmed: Losses, screened: Losses) -> list[str]:
+    lines = []
+    for other in CONFIRM.contenders:
+        if other == DEFAULT:
+            continue
+        found = [d for key in confirmed if key[1] and (d := _difference(confirmed, key, DEFAULT, other)) is not None]
+        lines.append(
+            f"- {DEFAULT} (the default) against {other} (an old one): lower loss in "
+            f"{sum(d.mean < 0 and not d.is_tie for d in found)} of {len(found)} cells, higher in "
+            f"{sum(d.mean > 0 and not d.is_tie for d in found)}, ties in {sum(d.is_tie for d in found)}."
+        )
+    for problem in TITLES:
+        found = [
+            (key, d)
+            for key in confirmed
+            if key[0] == problem and key[1] and (d := _difference(confirmed, key, DEFAULT, DENSE)) is not None
+        ]
+        if found:
+            parts = ", ".join(f"{_dims(key[1])} {d}" for key, d in found)
+            lines.append(f"- {problem}: the default less the dense model of equal parameters: {parts}.")
+    for who in CONFIRM.contenders:
+        dead = [_in_use(confirmed, key, who) for key in confirmed if key[1]]
+        if any(dead):
+            lines.append(f"- Experts in use at the end under {who}: {'; '.join(filter(None, dead))}.")
+    ranked = _ranking(screened)
+    if ranked:
+        (regret, where), best = ranked[0]
+        lines.append(f"- Screening: the smallest worst regret has {best} ({regret:.3f}, at {where}).")
+    return lines or ["No runs yet."]
+
+
+def _in_use(cells: Losses, key: Any, who: Contender) -> str:
+    """``gpt 8 x 8: 8.0 and 7.7 of 8`` means over layers and seeds, for each mode."""
+    totals: dict[int, list[int]] = defaultdict(list)
+    for result in cells[key].get(who, {}).values():
+        for mode in result["usage"][max(result["usage"], key=int)] if result["usage"] else []:
+            totals[mode["mode"]].append(mode["in_use"])
+    if not totals:
+        return ""
+    numbers = " and ".join(f"{statistics.fmean(values):.1f}" for _, values in sorted(totals.items()))
+    return f"{key[0]} {_dims(key[1])}: {numbers} of {key[1][0]}"
+
+
+def _confirm_tables(cells: Losses) -> list[str]:
+    lines = []
+    for problem, title in TITLES.items():
+        keys = [key for key in cells if key[0] == problem and key[1]]
+        if not keys:
+            continue
+        lines += [
+            f"## {title[0].upper()}{title[1:]}",
+            "",
+            "| experts | contender | parameters | loss, mean ± sd | accuracy | less dense | default less this "
+            "| in use at step 1, 5, 50, end (each mode) |",
+            "|---|---|---:|---|---:|---|---|---|",
+        ]
+        rows = [((problem, ()), DENSE)] if (problem, ()) in cells else []
+        rows += [(key, who) for key in keys for who in CONFIRM.contenders if who in cells[key]]
+        lines += [_confirm_row(cells, key, who) for key, who in rows]
+        lines.append("")
+    return lines
+
+
+def _confirm_row(cells: Losses, key: Any, who: Contender) -> str:
+    results = list(cells[key][who].values())
+    accuracy = statistics.fmean(r["accuracy"] for r in results)
+    less_dense = "" if who == DENSE else _difference(cells, key, who, DENSE) or ""
+    default = "" if who in (DENSE, DEFAULT) else _difference(cells, key, DEFAULT, who) or ""
+    cell = f"| {_dims(key[1]) or '-'} | {who} | {results[0]['parameters']:,} | {_spread(results)} | {accuracy:.3f} "
+    return cell + f"| {less_dense} | {default} | {_use_over_time(results)} |"
+
+
+def _use_over_time(results: Sequence[Mapping[str, Any]]) -> str:
+    if not results[0]["usage"]:
+        return "-"
+    parts = []
+    for step in sorted(results[0]["usage"], key=int):
+        by_mode: dict[int, list[int]] = defaultdict(list)
+        for result in results:
+            for mode in result["usage"].get(step, []):
+                by_mode[mode["mode"]].append(mode["in_use"])
+        parts.append("/".join(f"{statistics.fmean(values):.0f}" for _, values in sorted(by_mode.items())))
+    return ", ".join(parts)
+
+
+def _ranking(cells: Losses) -> list[tuple[tuple[float, str], Contender]]:
+    contenders = list(dict.fromkeys(who for key in cells if key[1] for who in cells[key]))
+    found = [(regret, who) for who in contenders if (regret := _worst_regret(cells, who)) is not None]
+    return sorted(found, key=lambda pair: pair[0][0])
+
+
+def _screen_tables(cells: Losses) -> list[str]:
+    ranked = _ranking(cells)
+    if not ranked:
+        return []
+    keys = [key for key in cells if key[1]]
+    lines = [
+        "## Screening: what was tried",
+        "",
+        "Each number is the mean difference in loss from the best contender of its cell, paired by seed. What is not a",
+        "name of the library is a small module of the study, `studies/training_defaults/gates.py`.",
+        "",
+        "| initialisation, gate | worst regret | " + " | ".join(f"{k[0]} {_dims(k[1])}" for k in keys) + " |",
+        "|---|---:|" + "---:|" * len(keys),
+    ]
+    for (regret, _), who in ranked:
+        values = []
+        for key in keys:
+            best = min(cells[key], key=lambda one: statistics.fmean(r["loss"] for r in cells[key][one].values()))
+            values.append(f"{difference.mean:.3f}" if (difference := _difference(cells, key, who, best)) else "")
+        lines.append(f"| {who} | {regret:.3f} | " + " | ".join(values) + " |")
+    return [*lines, ""]
+
+
+def _spread(results: Sequence[Mapping[str, Any]]) -> str:
+    losses = [r["loss"] for r in results]
+    return f"{statistics.fmean(losses):.3f} ± {statistics.stdev(losses):.3f}" if len(losses) > 1 else f"{losses[0]:.3f}"
+
+
+def _dims(dims: Sequence[int]) -> str:
+    return " x ".join(map(str, dims))
+
+
+def _list(values: Sequence[float]) -> str:
+    return " and ".join(f"{value:g}" for value in values)
+
+
+def _size(stage: Stage, problem: str) -> str:
+    size = stage.sizes[problem]
+    shape = f"{size.layers} blocks of {size.features} features, " if size.layers else ""
+    samples = f"{size.batch} sequences of {size.tokens} tokens" if problem == "gpt" else f"{size.batch} samples"
+    return f"{problem}: {shape}{size.steps} steps of {samples}"

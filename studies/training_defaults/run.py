@@ -1,0 +1,154 @@
+"""The study's command: ``python -m studies training_defaults [--quick] [--stage NAME] [--only PROBLEM ..]``.
+
+Every finished run is a line of a file, so a stopped command goes on where it was. The page is written anew at the end
+from what the file holds; ``--page`` writes it without any run.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from factorized_moe.gating import ExpertGate
+from factorized_moe.interpret import watch_usage
+from studies.common.runs import finish, read
+from studies.common.training import train
+from studies.training_defaults.contenders import (
+    BALANCING,
+    CONFIRM,
+    QUICK,
+    RATE_SEED,
+    SCREEN,
+    Contender,
+    Stage,
+    form_of,
+)
+from studies.training_defaults.page import page
+from studies.training_defaults.problems import PROBLEMS
+
+__all__ = ["main", "run"]
+
+DOCS = Path(__file__).parents[2] / "docs" / "studies"
+NAME = "training-defaults"
+WATCHED = (1, 5, 50)
+"""Steps at which the use of experts is measured, beside the last."""
+WATCHED_SAMPLES = 64
+
+
+def run(settings: Mapping[str, Any], stage: Stage) -> dict[str, Any]:
+    """Train one contender on one problem, and measure it.
+
+    Args:
+        settings: As `Stage.settings` gives them.
+        stage: The stage, for its sizes.
+    """
+    size = stage.sizes[settings["problem"]]
+    contender = Contender(settings["init"], settings["gate"])
+    torch.manual_seed(settings["seed"])
+    generator = torch.Generator().manual_seed(1000 + settings["seed"])
+    form = form_of(contender, tuple(settings["expert_dims"]), settings["decomposition"])
+    problem = PROBLEMS[settings["problem"]](size, form, generator)
+    model = problem.model
+    half = slice(None, None, 2) if settings["seed"] == RATE_SEED else slice(1, None, 2)  # rates are chosen on the other
+    x, labels = (part[half] for part in problem.held_out)
+    usage: dict[str, list[dict[str, Any]]] = {}
+
+    def watch(step: int) -> None:
+        if form.expert_dims and (step in WATCHED or step == size.steps):
+            usage[str(step)] = _usage(model, x[:WATCHED_SAMPLES])
+
+    with _balancing(model, contender.gate == BALANCING) as extra_loss:
+        train(model, problem.batch, size.steps, settings["learning_rate"], extra_loss=extra_loss, after_step=watch)
+    loss, accuracy = _evaluate(model.eval(), x, labels)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return {"loss": loss, "accuracy": accuracy, "parameters": parameters, "usage": usage}
+
+
+def _usage(model: nn.Module, x: Tensor) -> list[dict[str, Any]]:
+    """How the experts take part on held-out samples, normalised as in training where the gate reads the batch."""
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with watch_usage(model) as watcher, torch.no_grad():
+        model(x)
+    model.load_state_dict(state)  # running averages as they were
+    return [{key: _rounded(value) for key, value in mode.to_record().items()} for mode in watcher.usage]
+
+
+def _rounded(value: Any) -> Any:
+    return round(value, 4) if isinstance(value, float) else value
+
+
+@torch.no_grad()
+def _evaluate(model: nn.Module, x: Tensor, labels: Tensor) -> tuple[float, float]:
+    losses, correct = 0.0, 0
+    for part, wanted in zip(x.split(256), labels.split(256), strict=True):
+        logits = model(part).flatten(0, -2)
+        losses += float(nn.functional.cross_entropy(logits, wanted.flatten(), reduction="sum"))
+        correct += int((logits.argmax(dim=-1) == wanted.flatten()).sum())
+    return losses / labels.numel(), correct / labels.numel()
+
+
+@contextmanager
+def _balancing(model: nn.Module, wanted: bool) -> Iterator[Callable[[], Tensor] | None]:
+    """A term that is least where all experts have equal means, 0.01 times; nothing if it is not wanted."""
+    if not wanted:
+        yield None
+        return
+    terms: list[Tensor] = []
+
+    def add(_module: nn.Module, _arguments: Any, coefficients: tuple[Tensor, ...]) -> None:
+        terms.extend(a.flatten(0, -2).mean(dim=0).square().sum() * a.shape[-1] for a in coefficients)
+
+    def total() -> Tensor:
+        found = 0.01 * torch.stack(terms).sum()
+        terms.clear()
+        return found
+
+    handles = [gate.register_forward_hook(add) for gate in model.modules() if isinstance(gate, ExpertGate)]
+    yield total
+    for handle in handles:
+        handle.remove()
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Do what is missing, and write the page.
+
+    Args:
+        arguments: Those of the command line.
+    """
+    parser = argparse.ArgumentParser(prog="python -m studies training_defaults", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="seconds: figures without meaning, for tests")
+    parser.add_argument("--stage", choices=["screen", "confirm"], help="one stage only")
+    parser.add_argument("--only", choices=sorted(PROBLEMS), nargs="+", help="some problems only")
+    parser.add_argument("--seeds", type=int, nargs="+", help="some seeds only")
+    parser.add_argument("--page", action="store_true", help="write the page from the runs that are there, and run none")
+    parser.add_argument("--out", type=Path, help="the folder to write to; docs/studies, with --quick results/studies")
+    options = parser.parse_args(arguments)
+    out = options.out or (Path("results/studies") if options.quick else DOCS)
+    stages = [QUICK] if options.quick else [s for s in (CONFIRM, SCREEN) if options.stage in (None, s.name)]
+    file = out / f"{NAME}.jsonl"
+    torch.set_num_threads(1)
+    for stage in [] if options.page else stages:
+        for problem in options.only or stage.sizes:
+            _finish(file, stage, problem, options.seeds)
+    (out / f"{NAME}.md").write_text(page(read(file)), encoding="utf-8")
+
+
+def _finish(file: Path, stage: Stage, problem: str, seeds: list[int] | None) -> None:
+    """The runs of one problem: the learning rates of each contender first, then its seeds with the best of them."""
+    cells = list(stage.cells(problem))
+    best = dict.fromkeys(range(len(cells)), stage.rates[0])
+    if len(stage.rates) > 1:
+        wanted = [stage.settings(problem, cell, RATE_SEED, rate) for cell in cells for rate in stage.rates]
+        found = finish(file, wanted, lambda settings: run(settings, stage))
+        for number in best:
+            tried = found[number * len(stage.rates) : (number + 1) * len(stage.rates)]
+            best[number] = min(tried, key=lambda entry: entry["result"]["loss"])["settings"]["learning_rate"]
+    for seed in seeds or stage.seeds:
+        wanted = [stage.settings(problem, cell, seed, best[number]) for number, cell in enumerate(cells)]
+        finish(file, wanted, lambda settings: run(settings, stage))
