@@ -98,6 +98,7 @@ def _mode_lines(mode: ModeReport, name: str) -> list[str]:
         else f"{mean:.3f}, the mean over the {effective} experts with an effect"
     )
     return [
+        f"  {mode.num_in_use} of {mode.num_experts} experts{name} are in use",
         f"  {mode.num_active} of {mode.num_experts} experts{name} reach a coefficient of {mode.threshold}",
         f"  class-level polysemanticity{name}: {score}",
     ]

@@ -32,10 +32,10 @@ from factorized_moe.demo.picture import draw_experts, expert_rows
 from factorized_moe.demo.results import check_results_folder, write_results
 from factorized_moe.demo.training import Schedule, predict, reproducible, train
 from factorized_moe.interpret import (
-    ExpertLoad,
     Polysemanticity,
     counterfactuals,
     expert_load,
+    experts_in_use,
 )
 from factorized_moe.layers import MuMoE
 
@@ -108,7 +108,8 @@ class ModeReport:
     Attributes:
         num_experts: ``N_k``.
         threshold: The coefficient from which an expert takes an image.
-        num_active: How many experts reach it at least once.
+        num_in_use: How many experts are in use, as `experts_in_use` defines it.
+        num_active: How many experts reach the threshold at least once.
         mean_polysemanticity: Over the experts that have an effect; ``None`` if none has.
         num_without_effect: Experts without which no class loses accuracy.
         loads: For each expert the number of images that reach the threshold.
@@ -118,6 +119,7 @@ class ModeReport:
 
     num_experts: int
     threshold: float
+    num_in_use: int
     num_active: int
     mean_polysemanticity: float | None
     num_without_effect: int
@@ -253,15 +255,18 @@ def _measure_experts(
     for mode, mode_coefficients in enumerate(coefficients):
         found = counterfactuals(model, zip(images, labels, strict=True), mode=mode).polysemanticity()
         effects.append(found)
-        modes.append(_report_mode(expert_load(mode_coefficients, THRESHOLD), found, data.classes))
+        modes.append(_report_mode(mode_coefficients, found, data.classes))
     return coefficients, tuple(effects), tuple(modes)
 
 
-def _report_mode(load: ExpertLoad, found: Polysemanticity, classes: tuple[str, ...]) -> ModeReport:
+def _report_mode(coefficients: Tensor, found: Polysemanticity, classes: tuple[str, ...]) -> ModeReport:
+    load = expert_load(coefficients, THRESHOLD)
+    in_use = experts_in_use(coefficients.mean(dim=0), coefficients.std(dim=0, correction=0))
     affected = found.most_affected_class.tolist()
     return ModeReport(
         num_experts=len(load.counts),
         threshold=load.threshold,
+        num_in_use=int(in_use.sum()),
         num_active=load.num_active,
         mean_polysemanticity=_or_none(found.mean),
         num_without_effect=found.num_without_effect,

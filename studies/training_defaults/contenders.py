@@ -56,7 +56,8 @@ class Stage:
         contenders: Beside the dense model, which always takes part.
         expert_dims: The expert modes that each contender is given.
         seeds: The seeds; all contenders of one seed see the same batches.
-        rates: The learning rates of which each contender has its best, chosen with `RATE_SEED`, which is no other's.
+        rates: The learning rates of which each contender has its best, chosen with the first expert modes and with
+            `RATE_SEED`, which is no other's.
         sizes: How large each problem's model is.
         decompositions: The decompositions.
     """
@@ -110,7 +111,7 @@ CONFIRM = Stage(
     ((64,), (8, 8), (4, 4, 4)),
     (0, 1, 2),
     (1e-3, 3e-3),
-    {"gpt": Size(128, 4, 300, 16), "mixer": Size(128, 4, 300, 64), "head": Size(0, 0, 600, 256)},
+    {"gpt": Size(128, 4, 400, 8), "mixer": Size(128, 4, 400, 32), "head": Size(0, 0, 600, 256)},
 )
 """Larger models, the old defaults beside the new one, the learning rate chosen for each."""
 

@@ -142,13 +142,15 @@ def main(arguments: list[str] | None = None) -> None:
 def _finish(file: Path, stage: Stage, problem: str, seeds: list[int] | None) -> None:
     """The runs of one problem: the learning rates of each contender first, then its seeds with the best of them."""
     cells = list(stage.cells(problem))
-    best = dict.fromkeys(range(len(cells)), stage.rates[0])
-    if len(stage.rates) > 1:
-        wanted = [stage.settings(problem, cell, RATE_SEED, rate) for cell in cells for rate in stage.rates]
-        found = finish(file, wanted, lambda settings: run(settings, stage))
-        for number in best:
-            tried = found[number * len(stage.rates) : (number + 1) * len(stage.rates)]
-            best[number] = min(tried, key=lambda entry: entry["result"]["loss"])["settings"]["learning_rate"]
+    best = dict.fromkeys((contender for contender, _, _ in cells), stage.rates[0])
+    for contender in best if len(stage.rates) > 1 else ():
+        first = next(cell for cell in cells if cell[0] == contender)
+        tried = finish(
+            file,
+            [stage.settings(problem, first, RATE_SEED, rate) for rate in stage.rates],
+            lambda settings: run(settings, stage),
+        )
+        best[contender] = min(tried, key=lambda entry: entry["result"]["loss"])["settings"]["learning_rate"]
     for seed in seeds or stage.seeds:
-        wanted = [stage.settings(problem, cell, seed, best[number]) for number, cell in enumerate(cells)]
+        wanted = [stage.settings(problem, cell, seed, best[cell[0]]) for cell in cells]
         finish(file, wanted, lambda settings: run(settings, stage))

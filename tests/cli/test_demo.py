@@ -22,8 +22,8 @@ REPORT = DemoReport(
     seed=0,
     heads=(HeadReport("linear", 0.9612, 130, 38146), HeadReport("MuMoE", 1.0, 1234, 39250)),
     modes=(
-        ModeReport(3, 0.5, 2, 0.8412, 1, (4, 3, 0), (0.7, 0.98, None), ("a", "b", None)),
-        ModeReport(2, 0.5, 0, None, 2, (0, 0), (None, None), (None, None)),
+        ModeReport(3, 0.5, 3, 2, 0.8412, 1, (4, 3, 0), (0.7, 0.98, None), ("a", "b", None)),
+        ModeReport(2, 0.5, 1, 0, None, 2, (0, 0), (None, None), (None, None)),
     ),
 )
 
@@ -82,8 +82,10 @@ linear       96.1%               130           38,146
 MuMoE       100.0%             1,234           39,250
 
 MuMoE: 3 x 2 experts, tucker of rank 2,2,3,2. On held-out images:
+  3 of 3 experts of mode 0 are in use
   2 of 3 experts of mode 0 reach a coefficient of 0.5
   class-level polysemanticity of mode 0: 0.841, the mean over the 2 experts with an effect
+  1 of 2 experts of mode 1 are in use
   0 of 2 experts of mode 1 reach a coefficient of 0.5
   class-level polysemanticity of mode 1: none, no expert alone has an effect
 

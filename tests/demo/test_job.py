@@ -68,6 +68,7 @@ def test_learns_and_measures_every_expert(options: DemoOptions) -> None:
     report = run_demo(replace(options, epochs=40))
     assert all(head.accuracy > 0.9 for head in report.heads)  # stripes are easy
     (mode,) = report.modes
+    assert 0 < mode.num_in_use <= mode.num_experts
     assert mode.num_active == sum(load > 0 for load in mode.loads) > 0
     assert len(mode.loads) == len(mode.polysemanticity) == len(mode.most_affected_class) == mode.num_experts == 6
     without = [score is None for score in mode.polysemanticity]
@@ -95,6 +96,7 @@ def test_measures_of_a_head_made_by_hand() -> None:
     assert mode == ModeReport(
         num_experts=4,
         threshold=0.5,
+        num_in_use=3,
         num_active=2,
         mean_polysemanticity=0.0,
         num_without_effect=1,
