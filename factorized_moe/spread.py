@@ -33,7 +33,9 @@ def like(full: Tensor, target: Tensor) -> Tensor:
     spread: Any = target
     module = sys.modules["torch.distributed.tensor"]
     everywhere = [module.Replicate()] * spread.device_mesh.ndim
-    given = module.DTensor.from_local(full.to(target.device, target.dtype), spread.device_mesh, everywhere, run_check=False)
+    given = module.DTensor.from_local(
+        full.to(target.device, target.dtype), spread.device_mesh, everywhere, run_check=False
+    )
     return given.redistribute(placements=spread.placements)  # type: ignore[no-any-return]
 
 

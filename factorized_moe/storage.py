@@ -18,8 +18,10 @@ from torch import Tensor, nn
 
 from factorized_moe.contraction import dense_tensor
 from factorized_moe.decompositions import Decomposition, get_decomposition
+from factorized_moe.decompositions.base import Initialisation
 from factorized_moe.decompositions.registry import registered_decompositions
 from factorized_moe.network import TensorNetwork
+from factorized_moe.spread import agree_on_random_numbers, is_spread, like
 from factorized_moe.validation import check_countable
 
 __all__ = ["NetworkTensor", "Operands"]
@@ -139,9 +141,30 @@ class NetworkTensor(FactorizedTensor, name="network"):  # type: ignore[misc, cal
         with torch.no_grad():
             for name, parameter in self.tensors.items():
                 if name in self._parameters:
-                    parameter.copy_(tensors[name])
+                    parameter.copy_(like(tensors[name], parameter))
                 else:  # parametrized: torch finds the parameters behind the value
                     setattr(self, name, tensors[name].detach())
+
+    @torch.no_grad()
+    def fill(self, init: Initialisation) -> None:
+        """Fill the parameters by an initialisation.
+
+        Parameters that are spread over ranks get the values that one process would have: every rank fills whole tensors
+        by the random numbers of the first rank, one expert tensor at a time, and keeps its pieces.
+
+        Args:
+            init: The initialisation.
+        """
+        tensors = self.tensors
+        spread = [tensor for tensor in tensors.values() if is_spread(tensor) and not tensor.is_meta]
+        if spread:
+            agree_on_random_numbers(spread[0])
+            tensors = {
+                name: torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+                for name, tensor in tensors.items()
+            }
+        init(self.network, tensors)
+        self.assign(tensors)  # of a parametrized one, ``tensors`` holds a computed value
 
     def to_tensorly(self) -> Any:
         """TensorLy's own tuple type (``CPTensor``, ``TuckerTensor``, ``TTTensor``, ``TRTensor``), sharing memory.

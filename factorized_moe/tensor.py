@@ -135,10 +135,7 @@ class FactorizedExpertTensor(nn.Module):
         Raises:
             ValueError: If the initialisation leaves a value that is not finite.
         """
-        with torch.no_grad():
-            tensors = self.weight.tensors
-            self._init(self.network, tensors)
-        self.weight.assign(tensors)  # of a parametrized one, ``tensors`` holds a computed value
+        self.weight.fill(self._init)
         for name, parameter in self.weight.named_parameters():
             if not parameter.is_meta and not torch.isfinite(parameter).all():
                 raise ValueError(f"the initialisation left a NaN or an infinite value in parameter {name!r}")

@@ -20,14 +20,14 @@ LONGEST_FILE = 400
 # Top-level modules, lowest first: a module imports from its own line and the lines above it.
 ORDER = (
     ("parsing",),
-    ("network", "validation"),
+    ("network", "validation", "spread"),
     ("contraction",),
     ("decompositions",),
     ("storage", "fitting", "drawing"),
     ("tensor",),
     ("entmax", "activations", "gating", "layers", "gated_block"),
     ("budgets", "optimisation"),
-    ("compat", "surgery", "interpret", "testing"),
+    ("compat", "surgery", "interpret", "parallel", "testing"),
     ("demo",),
     ("cli",),
 )

@@ -13,6 +13,7 @@ from torch import Tensor
 from factorized_moe.contraction.execution import execute
 from factorized_moe.contraction.planning import dense_request, make_plan
 from factorized_moe.network import TensorNetwork
+from factorized_moe.spread import whole
 from factorized_moe.validation import check_countable
 
 __all__ = ["dense_tensor"]
@@ -39,6 +40,7 @@ def dense_tensor(
         >>> dense_tensor(network, factors).shape, dense_tensor(network, factors, {"expert_0": 5}).shape
         (torch.Size([8, 16, 32]), torch.Size([16, 32]))
     """
+    operands = [whole(operand) for operand in operands]  # of a sharded tensor, the ranks' pieces put together
     if fixed:
         operands = [
             operand[tuple(fixed.get(label, slice(None)) for label in node.labels)]

@@ -1,1 +1,29 @@
-"""Expert tensors over several devices: any label of any described network, by `torch.distributed`."""
+"""Expert tensors over several devices: any label of any described network, by `torch.distributed`.
+
+`shard` cuts the parameters, `shards_of` says beforehand what that costs, `ShardExperts` is the same as a style of torch's
+plans. `synchronise_gates` lets gates with batch statistics see the batches of all ranks.
+"""
+
+from factorized_moe.parallel.choosing import Choice
+from factorized_moe.parallel.layouts import Layout
+from factorized_moe.parallel.planning import Machine, SplitPlan, Use, split_plan
+from factorized_moe.parallel.report import ShardReport, describe_shards, shard_rows
+from factorized_moe.parallel.sharding import shard, shards_of
+from factorized_moe.parallel.style import ShardExperts
+from factorized_moe.parallel.tensor import ShardedExpertTensor
+
+__all__ = [
+    "Choice",
+    "Layout",
+    "Machine",
+    "ShardExperts",
+    "ShardReport",
+    "ShardedExpertTensor",
+    "SplitPlan",
+    "Use",
+    "describe_shards",
+    "shard",
+    "shard_rows",
+    "shards_of",
+    "split_plan",
+]

@@ -186,11 +186,17 @@ class _Run:
 
     def _aligned(self, row: Tensor, labels: Labels, result: Labels) -> Tensor:
         row = row.permute([labels.index(x) for x in result if x in labels])
-        return row.reshape([row.shape[[x for x in result if x in labels].index(x)] if x in labels else 1 for x in result])
+        return row.reshape(
+            [row.shape[[x for x in result if x in labels].index(x)] if x in labels else 1 for x in result]
+        )
 
 
 @lru_cache(maxsize=4096)
 def _equation(operands: tuple[Labels, ...], result: Labels) -> str:
     """A step in einsum's letters."""
     letters = dict(zip(dict.fromkeys(x for labels in operands for x in labels), string.ascii_letters, strict=False))
-    return ",".join("".join(letters[x] for x in labels) for labels in operands) + "->" + "".join(letters[x] for x in result)
+    return (
+        ",".join("".join(letters[x] for x in labels) for labels in operands)
+        + "->"
+        + "".join(letters[x] for x in result)
+    )

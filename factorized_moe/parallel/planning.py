@@ -278,7 +278,7 @@ class _Search:
         best = None
         for source, (cost, _, _) in self.tables[position].items():
             pair = collectives(source, target)
-            if pair is None or (realigned and source != target) or not self._allowed(position, target):
+            if pair is None or (realigned and source != target) or not self._allowed(position, source, target):
                 continue
             elements = _elements(self.plan, position)
             for kind in pair:
@@ -291,7 +291,9 @@ class _Search:
                 best = cost, Use(position, source, target, realigned)
         return best
 
-    def _allowed(self, position: int, target: Layout) -> bool:
+    def _allowed(self, position: int, source: Layout, target: Layout) -> bool:
+        if position < self.nodes:  # parameters stay where they are, so a rank's memory is what the report says
+            return source == target or source == WHOLE
         if position in self.flat and target.kind == "split":
             return False
         # As a summand, an input would meet the bias's row, which waits for a constant 1, on every rank.
@@ -336,9 +338,8 @@ class _Search:
             yield (SUMMAND, COPY), SUMMAND, None
             yield (COPY, SUMMAND), SUMMAND, None
         for label in every:
-            if self._size(label) > 1:
-                targets = tuple(split_along(label) if label in labels else COPY for labels in mine)
-                yield targets, split_along(label) if label in step.labels else SUMMAND, label
+            targets = tuple(split_along(label) if label in labels else COPY for labels in mine)
+            yield targets, split_along(label) if label in step.labels else SUMMAND, label
 
     def _realigned(self, step: Step, targets: tuple[Layout, ...]) -> tuple[bool, ...] | None:
         """Which operand's input rows are exchanged, if the input comes split; ``None`` where that cannot be done."""

@@ -86,14 +86,15 @@ class ShardedExpertTensor(FactorizedExpertTensor):
 def spread(tensor: FactorizedExpertTensor, split: SplitPlan, mesh: DeviceMesh) -> None:
     """Turn the parameters of an expert tensor into ``DTensor``s, in place, as a split plan says.
 
-    Every rank has the whole values, or all are on the meta device; nothing is sent.
+    The values are those of the mesh's first rank; on the meta device nothing is sent.
     """
     labels = {node.parameter: node.labels for node in tensor.network.nodes}
     for name, label in split.stored:
         parameter = tensor.weight._parameters[name]
         assert parameter is not None  # a network's parameters are all there
         place = [Shard(labels[name].index(label)) if label else Replicate()]
-        piece = distribute_tensor(parameter.detach(), mesh, place, src_data_rank=None)
+        source = None if parameter.is_meta else 0  # of the mesh: its first rank's values
+        piece = distribute_tensor(parameter.detach(), mesh, place, src_data_rank=source)
         tensor.weight._parameters[name] = nn.Parameter(piece, requires_grad=parameter.requires_grad)
     tensor.__class__ = ShardedExpertTensor
     assert isinstance(tensor, ShardedExpertTensor)
