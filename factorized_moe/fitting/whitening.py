@@ -17,7 +17,7 @@ from torch import Tensor
 from factorized_moe.fitting.problem import Tensors
 from factorized_moe.network import TensorNetwork
 
-__all__ = ["InputRoot", "absorbs_input", "divide_input", "input_root"]
+__all__ = ["InputRoot", "absorbs_input", "divide_input", "input_moment", "moment_roots"]
 
 FLOOR = 1e-8
 """Of the largest eigenvalue: the weight that a fit gives to directions in which no input was seen. It decides between
@@ -43,10 +43,12 @@ class InputRoot:
     inverse: Tensor
 
 
-def input_root(
+def input_moment(
     rows: int, bias: bool, activations: Tensor | None, covariance: Tensor | None, device: torch.device
-) -> InputRoot | None:
-    """The roots of the inputs' second moment, or ``None`` if neither inputs nor a moment are given.
+) -> Tensor | None:
+    """The inputs' second moment, checked, ``(I, I)``, float64; ``None`` if neither inputs nor a moment are given.
+
+    Everything that takes ``activations`` or an ``input_covariance`` reads them here.
 
     Args:
         rows: ``I``.
@@ -57,7 +59,8 @@ def input_root(
 
     Raises:
         TypeError: If both are given, or one is not a real floating tensor.
-        ValueError: If a shape does not fit, values are not finite or all zero, or the moment is none.
+        ValueError: If a shape does not fit, values are not finite or all zero, or the moment is not symmetric or has a
+            negative eigenvalue.
     """
     if activations is not None and covariance is not None:
         raise TypeError("give activations or input_covariance, not both")
@@ -81,10 +84,6 @@ def input_root(
             expected = f"({width}, {width})" + (f" or, with the constant 1, ({rows}, {rows})" if bias else "")
             raise ValueError(f"input_covariance has shape {tuple(given.shape)}, expected {expected}")
         moment = wide if len(wide) == rows else torch.block_diag(wide, wide.new_ones(1, 1))
-    return _roots(moment)
-
-
-def _roots(moment: Tensor) -> InputRoot:
     largest = moment.abs().max()
     if not largest > 0:
         raise ValueError("the inputs are all zero: every tensor has the same outputs on them")
@@ -92,9 +91,20 @@ def _roots(moment: Tensor) -> InputRoot:
         raise ValueError(f"the inputs' second moment has entries of up to {float(largest):.3g}; scale the inputs")
     if (moment - moment.mT).abs().max() > 1e-6 * largest:
         raise ValueError("input_covariance is not symmetric; give E[x x^T]")
-    values, vectors = torch.linalg.eigh((moment + moment.mT) / 2.0)
-    if values[0] < -1e-6 * values[-1]:
+    moment = (moment + moment.mT) / 2.0
+    values = torch.linalg.eigvalsh(moment)
+    if values[0] < -1e-6 * values[-1].abs():
         raise ValueError(f"input_covariance has a negative eigenvalue, {float(values[0]):.3g}; give E[x x^T]")
+    return moment
+
+
+def moment_roots(moment: Tensor) -> InputRoot:
+    """The square roots of a second moment.
+
+    Args:
+        moment: What `input_moment` gives, or a part of it, symmetric.
+    """
+    values, vectors = torch.linalg.eigh(moment)
     exact, regular = values.clamp_min(0.0).sqrt(), values.clamp_min(FLOOR * values[-1]).sqrt()
     roots = (vectors * scaled @ vectors.mT for scaled in (exact, regular, 1.0 / regular))
     return InputRoot(*roots)

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from factorized_moe.fitting.whitening import moment_roots
 from factorized_moe.network import TensorNetwork
 
 __all__ = ["Labelled", "contract", "solve_pair"]
@@ -77,9 +78,9 @@ def solve_pair(
 
     grouped = values.permute([external.index(label) for label in (*both, *left, *right)])
     grouped = grouped.reshape(size(both), size(left), size(right))  # (E, left, right)
-    root, inverse = (None, None) if covariance is None else _roots(covariance.to(grouped))
-    u, s, vh = _singular_vectors(grouped if root is None else root @ grouped)
-    u = u if inverse is None else inverse @ u
+    roots = None if covariance is None else moment_roots(covariance.to(grouped))
+    u, s, vh = _singular_vectors(grouped if roots is None else roots.regular @ grouped)
+    u = u if roots is None else roots.inverse @ u
 
     bridge = _bridge(bridges, shared, own, network, grouped)
     p, d, qh = torch.linalg.svd(bridge)  # (S or 1, P, P), (S or 1, smaller), (S or 1, Q, Q)
@@ -144,13 +145,6 @@ def _bridge(
     alike = all(values.shape[axis] == 1 for axis in range(len(shared)))
     values = values.expand([1 if alike and label in shared else network.sizes[label] for label in labels])
     return values.reshape(-1, network.size_of(own[0]), network.size_of(own[1]))
-
-
-def _roots(covariance: Tensor) -> tuple[Tensor, Tensor]:
-    """The square root of a matrix of second moments, and its inverse."""
-    values, vectors = torch.linalg.eigh(covariance)
-    roots = values.clamp(min=SMALLEST * float(values.max())).sqrt()
-    return vectors * roots @ vectors.T, vectors / roots @ vectors.T
 
 
 def _arranged(values: Tensor, labels: Sequence[str], wanted: Sequence[str], network: TensorNetwork) -> Tensor:

@@ -19,6 +19,7 @@ from factorized_moe.decompositions import Decomposition
 from factorized_moe.decompositions.base import RankLike
 from factorized_moe.fitting.closed_form.carriers import mean_matrix
 from factorized_moe.fitting.closed_form.equal_experts import equal_experts
+from factorized_moe.fitting.whitening import input_moment
 from factorized_moe.gated_block import GatedMuMoEBlock
 from factorized_moe.layers import MuMoE, MuMoEBlock
 from factorized_moe.surgery.replacing.layouts import MLPLayout, child, find_layout
@@ -177,9 +178,8 @@ def fill_layer(
                 f"linear layer {position} of what is upcycled, of class {type(linears[position]).__name__}, computes "
                 "something else than its weight and bias say; merge into them what hooks or its own code add"
             )
-        covariance = input_covariance if position < max(1, len(weights) - 1) else None
-        if covariance is not None:
-            covariance = _complete(covariance, matrix.shape[0], experts.bias)
+        given = input_covariance if position < max(1, len(weights) - 1) else None
+        covariance = input_moment(matrix.shape[0], experts.bias, None, given, matrix.device)
         tensors = equal_experts(matrix, experts.network, noise=noise, generator=generator, input_covariance=covariance)
         experts.weight.assign(tensors)
         rest = mean_matrix(experts.network, experts.weight.tensors) - matrix.double()
@@ -200,20 +200,6 @@ def _check_uniform(layer: Layer, like: Tensor) -> None:
                 f"to {float(values.max()):.3g} for {values.shape[-1]} experts); give a gate of zero weights, with an "
                 "activation that sums to 1, such as 'entmax15'"
             )
-
-
-def _complete(covariance: Tensor, rows: int, bias: bool) -> Tensor:
-    """The second moments of the input with a 1 appended, if there is a bias."""
-    if not isinstance(covariance, Tensor) or not covariance.is_floating_point():
-        raise TypeError(f"input_covariance is a floating-point tensor, got {type(covariance).__name__}")
-    if not torch.isfinite(covariance).all():
-        raise ValueError("input_covariance has a NaN or an infinite entry")
-    if bias and tuple(covariance.shape) == (rows - 1, rows - 1):
-        covariance = torch.block_diag(covariance, covariance.new_ones(1, 1))
-    if tuple(covariance.shape) != (rows, rows):
-        sizes = f"({rows - 1}, {rows - 1}) or ({rows}, {rows})" if bias else f"({rows}, {rows})"
-        raise ValueError(f"input_covariance has shape {tuple(covariance.shape)}, expected {sizes}")
-    return covariance.double()
 
 
 def _norm(matrix: Tensor, covariance: Tensor | None) -> float:
