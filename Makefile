@@ -54,7 +54,7 @@ types: $(STAMPS)/dev ## check the types
 	@$(BIN)/mypy
 
 docs: $(STAMPS)/docs ## build the documentation into site/
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "Documentation built: site/index.html"
 
 build: $(STAMPS)/dev ## build the wheel and the source archive into dist/

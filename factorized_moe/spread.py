@@ -9,9 +9,9 @@ import sys
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ["agree_on_random_numbers", "is_spread", "like", "whole"]
+__all__ = ["agree_on_random_numbers", "gathered_state", "is_first", "is_spread", "like", "whole"]
 
 
 def is_spread(tensor: Tensor) -> bool:
@@ -24,6 +24,21 @@ def whole(tensor: Tensor) -> Tensor:
     """A tensor with all of its entries on this rank; gradients flow back. All its ranks have to call it."""
     spread: Any = tensor
     return spread.full_tensor() if is_spread(tensor) else tensor  # type: ignore[no-any-return]
+
+
+def gathered_state(module: nn.Module) -> dict[str, Any]:
+    """A module's state dict with whole tensors, on all ranks. What has two names in the module has one tensor here."""
+    state: dict[str, Any] = module.state_dict()
+    if not any(isinstance(value, Tensor) and is_spread(value) for value in state.values()):
+        return state
+    held = module.state_dict(keep_vars=True)
+    put_together = {id(value): whole(value.detach()) for value in held.values() if isinstance(value, Tensor)}
+    return {name: put_together.get(id(held[name]), value) for name, value in state.items()}
+
+
+def is_first(module: nn.Module) -> bool:
+    """Whether this rank is to write what all ranks hold: the first one, if any of the module's parameters is spread."""
+    return torch.distributed.get_rank() == 0 if any(map(is_spread, module.parameters())) else True
 
 
 def like(full: Tensor, target: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from factorized_moe.budgets import rank_for_budget
 from factorized_moe.surgery import DistillationSettings, distill, upcycle
-from factorized_moe.surgery.linears import read_linear
+from factorized_moe.surgery.replacing.linears import read_linear
 
 __all__ = ["VARIANTS", "Ablated", "Place", "Row", "Variant", "make_block", "rows"]
 

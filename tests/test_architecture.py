@@ -5,6 +5,7 @@ made-up package, broken in one way at a time, must be caught each time, so the r
 """
 
 import ast
+import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ import pytest
 PACKAGE = "factorized_moe"
 ROOT = Path(__file__).parents[1] / PACKAGE
 LONGEST_FILE = 400
+ROOMY = ("interpret", "surgery")
+MOST_ROOMS = 6
 
 # Top-level modules, lowest first: a module imports from its own line and the lines above it.
 ORDER = (
@@ -233,6 +236,23 @@ def no_drawer_of_utilities(modules: list[Module]) -> Iterator[str]:
             yield f"{module.name}: name the module after what it does"
 
 
+def every_file_has_a_name_of_its_own(modules: list[Module]) -> Iterator[str]:
+    homes: dict[str, str] = {}
+    for module in modules:
+        name = module.path.name
+        if name != "__init__.py":
+            other = homes.setdefault(name, module.name)
+            if other != module.name:
+                yield f"{module.name}: {other} has a file of this name too; two things of one name are looked for twice"
+
+
+def large_packages_have_few_rooms(modules: list[Module]) -> Iterator[str]:
+    for package in ROOMY:
+        rooms = {module.name.split(".")[1] for module in modules if module.name.startswith(f"{package}.")}
+        if len(rooms) > MOST_ROOMS:
+            yield f"{package}: {len(rooms)} rooms, {', '.join(sorted(rooms))}; at most {MOST_ROOMS}"
+
+
 Rule = Callable[[list[Module]], Iterator[str]]
 RULES: tuple[Rule, ...] = (
     every_module_has_a_place,
@@ -243,6 +263,8 @@ RULES: tuple[Rule, ...] = (
     network_needs_the_standard_library_only,
     files_are_short,
     no_drawer_of_utilities,
+    every_file_has_a_name_of_its_own,
+    large_packages_have_few_rooms,
 )
 
 
@@ -327,8 +349,25 @@ BAD = {
         "network:1: imports torch, outside the standard library",
     ),
     "a long file": ("layers.py", "x = 1\n" * (LONGEST_FILE + 1), "layers: 401 lines"),
+    "two files of one name": ("contraction/layers.py", "", "layers: contraction.layers has a file of this name too"),
     "utilities": ("contraction/utils.py", "", "contraction.utils: name the module after"),
 }
+
+
+def test_a_package_of_many_rooms_is_told(tmp_path: Path) -> None:
+    rooms = {f"interpret/room_{number}.py": "" for number in range(MOST_ROOMS + 1)}
+    (violation,) = write_package(tmp_path, {**GOOD, **rooms})
+    assert violation.startswith("interpret: 7 rooms, room_0, room_1")
+
+
+def test_the_page_s_table_is_in_the_order_of_imports() -> None:
+    page = (ROOT.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
+    table = page[page.index("| module | what is in it |") :].split("\n\n")[0]
+    names = re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)
+    assert sorted(names) == sorted(LEVEL)
+    levels = [LEVEL[name] for name in names]
+    assert levels == sorted(levels)
+    assert "in the table\nbelow it, lowest first, from its own line's rank and the lines above it" in page
 
 
 def write_package(root: Path, files: dict[str, str]) -> list[str]:

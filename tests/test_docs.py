@@ -103,6 +103,15 @@ def test_docstrings_are_markdown() -> None:
         assert not roles, f"{path.name}: the site shows {roles[0]} as it is; write `name` or [`name`][its.full.path]"
 
 
+def test_examples_have_the_heading_that_the_parser_renders() -> None:
+    for folder in ("factorized_moe", "benchmarks", "models", "studies", "examples"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            wrong = re.search(r"^\s*Example:\s*$", path.read_text(encoding="utf-8"), re.MULTILINE)
+            assert not wrong, (
+                f"{path}: write Examples:, the parser takes Example: for a note and runs its lines together"
+            )
+
+
 def public_modules() -> Iterator[ModuleType]:
     """The package and the modules directly in it; the public names of a folder are those that it re-exports."""
     yield factorized_moe

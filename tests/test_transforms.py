@@ -8,7 +8,7 @@ from torch import nn
 
 from factorized_moe import FactorizedExpertTensor, available_decompositions
 from factorized_moe.testing import Structure
-from factorized_moe.testing.comparison import absolute_output, assert_near
+from factorized_moe.testing.closeness import absolute_output, assert_near
 
 STRUCTURE = Structure((4, 3), 5, 6, rank=2, bias=True, batch_shape=(8,))
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from factorized_moe.budgets.costs import LayerCosts
+from factorized_moe.budgets.pricing import LayerCosts
 from factorized_moe.budgets.ranks import BudgetError, rank_for_budget
 from factorized_moe.decompositions import available_decompositions, get_decomposition
 from factorized_moe.decompositions.base import Rank

@@ -1,7 +1,7 @@
 """From a request on a network to its result: plan once (`planning`), replay fast (`execution`)."""
 
 from factorized_moe.contraction.costs import expert_rank_bound, num_parameters
-from factorized_moe.contraction.dense import dense_tensor
+from factorized_moe.contraction.densify import dense_tensor
 from factorized_moe.contraction.execution import execute
 from factorized_moe.contraction.measuring import choose_plan, fastest_plan
 from factorized_moe.contraction.plan import ContractionPlan, Request, Step

@@ -26,9 +26,9 @@ from factorized_moe.demo.classifier import (
     dense_head,
     fit_head,
 )
+from factorized_moe.demo.expert_images import draw_experts, expert_rows
+from factorized_moe.demo.experts_page import describe_run
 from factorized_moe.demo.images import ImageData, load_images, need_demo_extra
-from factorized_moe.demo.page import describe_run
-from factorized_moe.demo.picture import draw_experts, expert_rows
 from factorized_moe.demo.results import check_results_folder, write_results
 from factorized_moe.demo.training import Schedule, predict, reproducible, train
 from factorized_moe.interpret import (

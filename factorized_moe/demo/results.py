@@ -19,7 +19,7 @@ from safetensors.torch import load, save
 
 from factorized_moe.demo.classifier import HeadConfig, ImageClassifier, Trunk
 from factorized_moe.interpret.report import ReportData, report_page
-from factorized_moe.interpret.report.files import REPORT_FILE, run_bytes
+from factorized_moe.interpret.report.run_files import REPORT_FILE, run_bytes
 
 __all__ = ["FILES", "LoadedModel", "check_results_folder", "load_model", "write_results"]
 

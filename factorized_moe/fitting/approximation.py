@@ -15,12 +15,12 @@ from torch import Tensor
 from factorized_moe.decompositions import Decomposition, get_decomposition
 from factorized_moe.decompositions.base import Rank, RankLike
 from factorized_moe.fitting.bounds import error_bound
-from factorized_moe.fitting.inputs import InputRoot, absorbs_input, divide_input, input_root
 from factorized_moe.fitting.problem import Problem, Report
 from factorized_moe.fitting.progress import progress_bar
 from factorized_moe.fitting.result import Fit, measure_errors
 from factorized_moe.fitting.smallest_rank import smallest_rank_fit
 from factorized_moe.fitting.starts import Found, best_of_starts, improve_start
+from factorized_moe.fitting.whitening import InputRoot, absorbs_input, divide_input, input_moment, moment_roots
 from factorized_moe.network import TensorNetwork
 from factorized_moe.validation import check_dense, check_dtype, check_flag, check_network, check_seed
 
@@ -89,7 +89,8 @@ def fit(
     _check_values(target)
     if (rank is None) == (error is None):
         raise TypeError("give a rank, or in its place the largest error; got " + ("none" if rank is None else "both"))
-    root = input_root(dense.shape[-2], bias, activations, input_covariance, dense.device)
+    moment = input_moment(dense.shape[-2], bias, activations, input_covariance, dense.device)
+    root = None if moment is None else moment_roots(moment)
     if root is not None and target.any() and not (root.exact @ target).any():
         raise ValueError("the dense tensor's outputs on these inputs are all zero: no error of the outputs to minimise")
     source = get_decomposition(decomposition)

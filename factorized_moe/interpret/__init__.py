@@ -1,22 +1,10 @@
 """What the experts of a trained layer do: measures of specialisation, from coefficients and predictions."""
 
-from factorized_moe.interpret.activity import (
-    Coactivation,
-    Histogram,
-    Load,
-    measure_coactivation,
-    measure_histogram,
-    measure_load,
-)
-from factorized_moe.interpret.chunks import Annotations, Chunk, StoredChunk
-from factorized_moe.interpret.consistency import Consistency, compare_duplicates, compare_recordings
-from factorized_moe.interpret.contributions import Contribution, expert_contributions
-from factorized_moe.interpret.counterfactuals import counterfactuals
-from factorized_moe.interpret.editing import ExpertThreshold, choose_strength
-from factorized_moe.interpret.fairness import GroupMeasures, measure_groups
 from factorized_moe.interpret.finding import find_layers
-from factorized_moe.interpret.intervening import InterventionHandle, intervene
-from factorized_moe.interpret.interventions import (
+from factorized_moe.interpret.interventions.counterfactuals import counterfactuals
+from factorized_moe.interpret.interventions.editing import ExpertThreshold, choose_strength
+from factorized_moe.interpret.interventions.intervening import InterventionHandle, intervene
+from factorized_moe.interpret.interventions.kinds import (
     Ablate,
     Add,
     Bias,
@@ -26,27 +14,44 @@ from factorized_moe.interpret.interventions import (
     Scale,
     Swap,
 )
-from factorized_moe.interpret.labelling import (
+from factorized_moe.interpret.interventions.tally import Counterfactuals
+from factorized_moe.interpret.measures.activity import (
+    Coactivation,
+    Histogram,
+    Load,
+    measure_coactivation,
+    measure_histogram,
+    measure_load,
+)
+from factorized_moe.interpret.measures.consistency import Consistency, compare_duplicates, compare_recordings
+from factorized_moe.interpret.measures.contributions import Contribution, expert_contributions
+from factorized_moe.interpret.measures.fairness import GroupMeasures, measure_groups
+from factorized_moe.interpret.measures.labelling import (
     LabelCounts,
     LabelSpecialisation,
     count_labels,
     measure_label_specialisation,
 )
-from factorized_moe.interpret.ranking import TopExperts, TopSamples, find_top_experts, find_top_samples
-from factorized_moe.interpret.recorder import Recorder, record
-from factorized_moe.interpret.recording import Recording, open_recording
-from factorized_moe.interpret.rows import Rows
-from factorized_moe.interpret.specialisation import (
+from factorized_moe.interpret.measures.measurement import Measurement
+from factorized_moe.interpret.measures.ranking import TopExperts, TopSamples, find_top_experts, find_top_samples
+from factorized_moe.interpret.measures.specialisation import (
     ExpertLoad,
     Polysemanticity,
     class_accuracy,
     class_level_polysemanticity,
     expert_load,
 )
-from factorized_moe.interpret.tables import Measurement
-from factorized_moe.interpret.tally import Counterfactuals
-from factorized_moe.interpret.usage import ModeUsage, Usage, experts_in_use, measure_usage, watch_usage
-from factorized_moe.interpret.weights import ExpertSimilarity, ExpertSpectra, measure_similarity, measure_spectra
+from factorized_moe.interpret.measures.spectra import (
+    ExpertSimilarity,
+    ExpertSpectra,
+    measure_similarity,
+    measure_spectra,
+)
+from factorized_moe.interpret.measures.usage import ModeUsage, Usage, experts_in_use, measure_usage, watch_usage
+from factorized_moe.interpret.recording.chunks import Annotations, Chunk, StoredChunk
+from factorized_moe.interpret.recording.recorder import Recorder, record
+from factorized_moe.interpret.recording.recording import Recording, open_recording
+from factorized_moe.interpret.recording.rows import Rows
 
 __all__ = [
     "Ablate",

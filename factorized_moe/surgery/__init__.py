@@ -1,16 +1,16 @@
 """Layers of experts in existing models: started from pretrained weights, put in place, distilled, saved and loaded."""
 
-from factorized_moe.surgery.capturing import Call, capture, output_error
 from factorized_moe.surgery.config import MuMoEConfig
-from factorized_moe.surgery.delta import MuMoEDelta
-from factorized_moe.surgery.distillation import DistillationSettings, DistillationStep, distill
-from factorized_moe.surgery.experts import ExpertsReport, FactorizedExperts, factorize_experts
-from factorized_moe.surgery.layouts import LAYOUTS, MLPLayout, register_layout
-from factorized_moe.surgery.replacement import Replacement, ReplacementReport, replace
-from factorized_moe.surgery.saving import from_pretrained, load, save, save_pretrained
-from factorized_moe.surgery.targets import is_mlp
-from factorized_moe.surgery.timm_layer import timm_mlp_layer
-from factorized_moe.surgery.upcycling import Upcycled, upcycle
+from factorized_moe.surgery.distillation.capturing import Call, capture, output_error
+from factorized_moe.surgery.distillation.distilling import DistillationSettings, DistillationStep, distill
+from factorized_moe.surgery.factorizing import ExpertsReport, FactorizedExperts, factorize_experts
+from factorized_moe.surgery.replacing.delta import MuMoEDelta
+from factorized_moe.surgery.replacing.layouts import LAYOUTS, MLPLayout, register_layout
+from factorized_moe.surgery.replacing.replacement import Replacement, ReplacementReport, replace
+from factorized_moe.surgery.replacing.targets import is_mlp
+from factorized_moe.surgery.replacing.timm_layer import timm_mlp_layer
+from factorized_moe.surgery.replacing.upcycling import Upcycled, upcycle
+from factorized_moe.surgery.saving.saving import from_pretrained, load, save, save_pretrained
 
 __all__ = [
     "LAYOUTS",

@@ -21,8 +21,8 @@ except ImportError as missing:
     ) from missing
 
 from factorized_moe.testing.contract import LAWS, DecompositionContract, Law
+from factorized_moe.testing.network_check import LawResult, NetworkReport, check_network
 from factorized_moe.testing.oracles import contract_dense, count_flops, dense_from_nodes
-from factorized_moe.testing.report import LawResult, NetworkReport, check_network
 from factorized_moe.testing.strategies import Structure, draw_rank, networks, structures
 
 __all__ = [

@@ -18,7 +18,7 @@ from factorized_moe.decompositions import Decomposition, ParameterBudget
 from factorized_moe.decompositions.base import Rank, RankLike
 from factorized_moe.network import BATCH
 from factorized_moe.tensor import FactorizedExpertTensor
-from factorized_moe.testing.comparison import oracle_dense
+from factorized_moe.testing.closeness import oracle_dense
 from factorized_moe.testing.oracles import count_flops
 from factorized_moe.testing.strategies import Structure
 

@@ -23,7 +23,7 @@ from torch.autograd.gradcheck import GradcheckError
 
 from factorized_moe.decompositions import Decomposition
 from factorized_moe.tensor import FactorizedExpertTensor
-from factorized_moe.testing.comparison import absolute_output, assert_near, gradients, oracle_dense
+from factorized_moe.testing.closeness import absolute_output, assert_near, gradients, oracle_dense
 from factorized_moe.testing.oracles import contract_dense
 from factorized_moe.testing.strategies import Structure
 

@@ -18,7 +18,7 @@ from factorized_moe.interpret import measure_usage
 from factorized_moe.layers import MuMoE
 from factorized_moe.network import Node, TensorNetwork
 from factorized_moe.tensor import FactorizedExpertTensor
-from factorized_moe.testing.comparison import oracle_dense
+from factorized_moe.testing.closeness import oracle_dense
 from factorized_moe.testing.strategies import Structure
 
 __all__ = ["balanced_variance", "every_mode_learns"]

@@ -22,7 +22,7 @@ from factorized_moe.contraction import dense_request, execute, forward_request, 
 from factorized_moe.decompositions import Decomposition
 from factorized_moe.network import Node
 from factorized_moe.tensor import FactorizedExpertTensor
-from factorized_moe.testing.comparison import TOLERANCES, absolute_output, assert_near, gradients, oracle_dense
+from factorized_moe.testing.closeness import TOLERANCES, absolute_output, assert_near, gradients, oracle_dense
 from factorized_moe.testing.oracles import contract_dense
 from factorized_moe.testing.strategies import Structure
 

@@ -96,7 +96,7 @@ def test_measures_of_a_head_made_by_hand() -> None:
     assert mode == ModeReport(
         num_experts=4,
         threshold=0.5,
-        num_in_use=3,
+        num_in_use=4,
         num_active=2,
         mean_polysemanticity=0.0,
         num_without_effect=1,

@@ -19,7 +19,7 @@ from factorized_moe.testing import (
     dense_from_nodes,
     draw_rank,
 )
-from factorized_moe.testing.comparison import assert_near
+from factorized_moe.testing.closeness import assert_near
 
 pytest_plugins = ["pytester"]
 

@@ -13,11 +13,11 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from factorized_moe.interpret.recording import Recording
-from factorized_moe.interpret.report.inputs import Images, Texts
+from factorized_moe.interpret.measures.specialisation import Polysemanticity
+from factorized_moe.interpret.measures.spectra import ExpertSpectra
+from factorized_moe.interpret.recording.recording import Recording
 from factorized_moe.interpret.report.layer import LayerSummary, mode_name
-from factorized_moe.interpret.specialisation import Polysemanticity
-from factorized_moe.interpret.weights import ExpertSpectra
+from factorized_moe.interpret.report.samples import Images, Texts
 
 __all__ = ["ReportData"]
 

@@ -11,14 +11,14 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from factorized_moe.interpret.activity import measure_load
-from factorized_moe.interpret.labelling import count_labels
-from factorized_moe.interpret.ranking import find_top_samples
-from factorized_moe.interpret.recording import Mode, Recording
-from factorized_moe.interpret.report.inputs import Texts
+from factorized_moe.interpret.measures.activity import measure_load
+from factorized_moe.interpret.measures.labelling import count_labels
+from factorized_moe.interpret.measures.ranking import find_top_samples
+from factorized_moe.interpret.measures.specialisation import Polysemanticity
+from factorized_moe.interpret.measures.spectra import ExpertSpectra
+from factorized_moe.interpret.recording.recording import Mode, Recording
+from factorized_moe.interpret.report.samples import Texts
 from factorized_moe.interpret.report.streams import expert_histograms, top_tokens, values_around
-from factorized_moe.interpret.specialisation import Polysemanticity
-from factorized_moe.interpret.weights import ExpertSpectra
 
 __all__ = ["LayerSummary", "mode_name"]
 

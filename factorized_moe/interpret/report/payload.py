@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from factorized_moe.interpret.report.data import ReportData
 from factorized_moe.interpret.report.encoding import data_uri, pack
-from factorized_moe.interpret.report.inputs import Images, Texts
 from factorized_moe.interpret.report.layer import PER_EXPERT, LayerSummary
+from factorized_moe.interpret.report.samples import Images, Texts
 
 __all__ = ["run_payload"]
 

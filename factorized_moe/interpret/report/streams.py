@@ -11,9 +11,9 @@ import math
 import torch
 from torch import Tensor
 
-from factorized_moe.interpret.recording import Mode, Recording
-from factorized_moe.interpret.report.inputs import Texts
-from factorized_moe.interpret.streaming import finite_rows
+from factorized_moe.interpret.recording.recording import Mode, Recording
+from factorized_moe.interpret.recording.streaming import finite_rows
+from factorized_moe.interpret.report.samples import Texts
 
 __all__ = ["expert_histograms", "top_tokens", "values_around"]
 

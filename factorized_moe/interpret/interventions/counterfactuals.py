@@ -1,0 +1,318 @@
+"""Every expert of a mode taken out in turn, in one pass over the data: which predictions change, and to what.
+
+Where a model's output is a layer's output, or a function of it, the outputs without an expert come from the factors
+(`factorized_moe.interpret.measures.contributions`). Elsewhere in a model the samples that use an expert
+go through the model again. Both ways give what one `Ablate` after the other would, and skip the samples that do not use
+an expert.
+
+Legend: ``B`` samples of a batch, ``*positions`` further axes of a prediction (tokens, for instance), ``r`` predictions,
+``p`` pairs of a prediction and an expert, ``N`` experts of the mode, ``C`` classes, ``O`` the layer's out_features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from factorized_moe.interpret.finding import Layer, expert_dims_of
+from factorized_moe.interpret.interventions.intervening import layers_of, refuse_compiled
+from factorized_moe.interpret.interventions.kinds import Ablate
+from factorized_moe.interpret.interventions.tally import Counterfactuals, Tally
+from factorized_moe.interpret.measures.contributions import ExpertsOfMode, Pairs
+from factorized_moe.layers import MuMoE
+
+__all__ = ["counterfactuals"]
+
+MOST_ELEMENTS = 2**24
+"""Elements of the outputs without an expert that are computed at a time: 64 MiB in float32."""
+
+
+@torch.no_grad()
+def counterfactuals(
+    model: nn.Module,
+    batches: Iterable[Tensor | Sequence[Tensor]],
+    layer: str | None = None,
+    mode: int = 0,
+    *,
+    after: Callable[[Tensor], Tensor] | None = None,
+    forward: Callable[[Tensor], Tensor] | None = None,
+) -> Counterfactuals:
+    """Take every expert of a mode out in turn, its coefficient 0 and the others kept, and see what changes.
+
+    The model runs once on every batch. If its output is a `MuMoE`'s, or ``after`` of it, that is all: the rest comes
+    from the factors. Otherwise each sample goes through the model once more for each expert that it uses.
+
+    Args:
+        model: The model, in evaluation mode. Its output is a tensor ``(B, *positions, C)`` whose largest entry is the
+            prediction.
+        batches: Batches of inputs ``(B, ...)``, or pairs of inputs and labels ``(B, *positions)`` as a data loader
+            gives them. What comes from the factors is gathered over batches, so small ones cost no more.
+        layer: The layer's name; not needed where the model has only one.
+        mode: The expert mode, counted from 0.
+        after: What follows the layer, where it is a function of each position's output ``(r, O)`` to ``(r, C)`` alone:
+            a softmax, or a linear map.
+        forward: From inputs to the output, where ``model(inputs)`` is not that tensor. It has to call the model:
+            ``lambda ids: language_model(ids).logits``.
+
+    Returns:
+        Counts and means for each expert; with labels also accuracies, and from them polysemanticity.
+
+    Raises:
+        TypeError: If batches, an output or labels are of the wrong type.
+        ValueError: If the model is in training mode or compiled; there is no batch; a name, the mode, a shape or a
+            label does not fit; the layer or its gate does not run exactly once in a call; or ``after`` of the
+            layer's output is not the model's output.
+
+    Examples:
+        >>> from factorized_moe import CPMuMoE
+        >>> model = nn.Sequential(nn.Linear(6, 8), CPMuMoE(8, 3, expert_dims=[16], rank=4)).eval()
+        >>> found = counterfactuals(model, [(torch.randn(50, 6), torch.randint(3, (50,)))])
+        >>> found.remade.tolist() == [50] * 16  # an untrained gate gives every expert the same
+        True
+        >>> found.mean_effect.shape, found.accuracy_without.shape
+        (torch.Size([16, 3]), torch.Size([16, 3]))
+    """
+    if isinstance(batches, Tensor):
+        raise TypeError(
+            "counterfactuals: batches is one tensor; give an iterable of batches, such as inputs.split(1024)"
+        )
+    found = layers_of(model, Ablate(0, layer=layer, mode=mode))
+    if len(found) > 1:
+        raise ValueError(f"counterfactuals: {layer!r} names {len(found)} layers, {', '.join(found)}; give one of them")
+    ((name, target),) = found.items()
+    refuse_compiled(model, "counterfactuals")
+    if any(module.training for module in model.modules()):
+        raise ValueError("counterfactuals: the model is in training mode; call eval() on it first")
+    tally: Tally | None = None
+    last: _LastLayer | None = None
+    with _Tap(name, target, mode, model if forward is None else forward) as tap:
+        for batch in batches:
+            inputs, labels = _parts(batch)
+            outputs = tap.run(inputs)
+            _check(inputs, outputs, labels)
+            if tally is None or last is None:
+                tally = Tally(expert_dims_of(target)[mode], outputs.shape[-1], labels is not None, outputs.device)
+                last = _LastLayer(target, mode, after, tally)
+            if tally.labelled != (labels is not None):
+                raise ValueError("counterfactuals: some batches have labels and some have none")
+            tally.add_predictions(outputs.flatten(0, -2), None if labels is None else labels.flatten())
+            if tap.is_linear and (after is not None or outputs is tap.layer_output):
+                last.add(tap, outputs, labels)
+            else:
+                _run_again(tap, mode, inputs, outputs, labels, tally)
+        if tally is None or last is None:
+            raise ValueError("counterfactuals: there is no batch")
+        last.finish()
+    return tally.result()
+
+
+def _parts(batch: Tensor | Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+    """The inputs and the labels of a batch."""
+    inputs, labels = batch if isinstance(batch, list | tuple) and len(batch) == 2 else (batch, None)
+    if not isinstance(inputs, Tensor) or not isinstance(labels, Tensor | None):
+        raise TypeError(
+            f"counterfactuals: a batch is a tensor of inputs or a pair (inputs, labels), got {_kind(batch)}"
+        )
+    if inputs.ndim == 0 or not len(inputs):
+        raise ValueError(f"counterfactuals: inputs of shape {tuple(inputs.shape)}, expected (B, ...) with a sample")
+    return inputs, labels
+
+
+def _check(inputs: Tensor, outputs: Tensor, labels: Tensor | None) -> None:
+    """Refuse outputs and labels that do not fit the inputs."""
+    if not isinstance(outputs, Tensor):
+        raise TypeError(
+            f"counterfactuals: the model's output is {_kind(outputs)}, expected a tensor; give "
+            "forward=lambda inputs: model(inputs).logits, or the like"
+        )
+    if outputs.ndim < 2 or len(outputs) != len(inputs):
+        raise ValueError(
+            f"counterfactuals: inputs of shape {tuple(inputs.shape)} and outputs of shape {tuple(outputs.shape)}, "
+            "expected (B, ...) and (B, *positions, C)"
+        )
+    if labels is None:
+        return
+    if labels.is_floating_point() or labels.dtype == torch.bool or labels.shape != outputs.shape[:-1]:
+        raise ValueError(
+            f"counterfactuals: labels of shape {tuple(labels.shape)} and type {labels.dtype}, expected integers of "
+            f"shape {tuple(outputs.shape[:-1])}, one for each prediction"
+        )
+    if int(labels.min()) < 0 or int(labels.max()) >= outputs.shape[-1]:
+        raise ValueError(
+            f"counterfactuals: labels are from {int(labels.min())} to {int(labels.max())}, expected 0 to "
+            f"{outputs.shape[-1] - 1} for {outputs.shape[-1]} classes"
+        )
+
+
+def _kind(value: object) -> str:
+    return f"{type(value).__name__} of {len(value)}" if isinstance(value, list | tuple) else type(value).__name__
+
+
+class _Tap:
+    """Sees what goes in and out of a layer while a model runs, and takes an expert out of each sample if asked to."""
+
+    def __init__(self, name: str, layer: Layer, mode: int, model: Callable[[Tensor], Tensor]) -> None:
+        self._name, self._layer, self._mode, self._model = name, layer, mode, model
+        self._experts = layer.experts if isinstance(layer, MuMoE) else layer.first
+        self._hooks = ExitStack()
+        self._without: Tensor | None = None
+        self._seen: dict[str, list[Any]] = {}
+
+    def __enter__(self) -> _Tap:
+        hooks = [
+            self._layer.gate.register_forward_hook(self._at_gate),
+            self._experts.register_forward_hook(lambda module, inputs, output: self._see("experts", (*inputs, output))),
+            self._layer.register_forward_hook(lambda module, inputs, output: self._see("layer", output)),
+        ]
+        for hook in hooks:
+            self._hooks.callback(hook.remove)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._hooks.close()
+
+    def run(self, inputs: Tensor, without: Tensor | None = None) -> Tensor:
+        """The model's output.
+
+        Args:
+            inputs: ``(B, ...)``.
+            without: For each sample the expert to take out, ``(B,)``.
+        """
+        self._without, self._seen = without, {"gate": [], "experts": [], "layer": []}
+        outputs = self._model(inputs)
+        calls = len(self._seen["layer"])
+        if calls != 1:
+            times = f"ran {calls} times" if calls else "did not run"
+            raise ValueError(
+                f"counterfactuals: layer {self._name!r} {times} in a call of the model; it has to run once"
+            )
+        if len(self._seen["gate"]) > 1:
+            raise ValueError(
+                f"counterfactuals: the gate of layer {self._name!r} ran {len(self._seen['gate'])} times in a call of "
+                "the model; where layers share a gate, an expert is no expert of one layer alone"
+            )
+        return outputs
+
+    @property
+    def x(self) -> Tensor:
+        """The experts' input, ``(B, *positions, I)``."""
+        x: Tensor = self._seen["experts"][0][0]
+        return x
+
+    @property
+    def coefficients(self) -> Sequence[Tensor]:
+        """The coefficients that the layer computes with, for each mode ``(B, *positions, N_k)``."""
+        coefficients: Sequence[Tensor] = self._seen["experts"][0][1]
+        return coefficients
+
+    @property
+    def layer_output(self) -> Tensor:
+        """``(B, *positions, O)``."""
+        output: Tensor = self._seen["layer"][0]
+        return output
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether the layer's output is what its experts return: no block, and changed by no hook."""
+        return self._seen["experts"][0][2] is self.layer_output
+
+    def _see(self, what: str, value: object) -> None:
+        self._seen[what].append(value)
+
+    def _at_gate(self, module: nn.Module, inputs: object, output: Sequence[Tensor]) -> tuple[Tensor, ...] | None:
+        self._see("gate", None)
+        if self._without is None:
+            return None
+        changed = list(output)
+        a = changed[self._mode]
+        index = self._without.reshape(-1, *(1 for _ in a.shape[1:])).expand(*a.shape[:-1], 1)
+        changed[self._mode] = a.scatter(-1, index, 0.0)
+        return tuple(changed)
+
+
+class _LastLayer:
+    """Gathers batches until there is enough to do, then subtracts each expert's contribution from the outputs."""
+
+    def __init__(self, layer: Layer, mode: int, after: Callable[[Tensor], Tensor] | None, tally: Tally) -> None:
+        self._layer, self._mode, self._after, self._tally = layer, mode, after, tally
+        self._single: ExpertsOfMode | None = None
+        self._gathered: list[tuple[Pairs, list[Tensor]]] = []
+        self._elements = 0
+
+    def add(self, tap: _Tap, outputs: Tensor, labels: Tensor | None) -> None:
+        """Gather one batch; its outputs are those of the model."""
+        y = tap.layer_output.flatten(0, -2)  # (r, O)
+        outputs = outputs.flatten(0, -2)  # (r, C)
+        if self._after is not None:
+            self._check_after(self._after(y), outputs)
+        if self._single is None:
+            assert isinstance(self._layer, MuMoE)  # a block is not linear in its coefficients
+            self._single = ExpertsOfMode(self._layer.experts, self._mode)
+        coefficients = [a.flatten(0, -2) for a in tap.coefficients]
+        pairs = Pairs.of(coefficients.pop(self._mode))
+        columns = [self._single.state(tap.x.flatten(0, -2)), *coefficients, y, outputs]
+        self._gathered.append((pairs, columns if labels is None else [*columns, labels.flatten()]))
+        self._elements += len(pairs.inputs) * outputs.shape[-1]
+        if self._elements >= MOST_ELEMENTS:
+            self.finish()
+
+    def finish(self) -> None:
+        """Do what has been gathered."""
+        if not self._gathered or self._single is None:
+            return
+        batches, self._gathered, self._elements = self._gathered, [], 0
+        columns = [torch.cat(column) for column in zip(*(columns for _, columns in batches), strict=True)]
+        pairs = Pairs.joined([pairs for pairs, _ in batches], [len(columns[0]) for _, columns in batches])
+        labels = columns.pop() if self._tally.labelled else None
+        state, *others, y, outputs = columns
+        # Where an expert is the only one, nothing remains: 0 to the bit, where a difference would leave its rounding.
+        alone = pairs.inputs.bincount(minlength=len(y))[pairs.inputs] == 1
+        for group in pairs.groups(MOST_ELEMENTS // outputs.shape[-1]):
+            rows = [pairs.inputs[mine] for _, mine in group]
+            values = [
+                self._single(expert, state[mine], [a[mine] for a in others])
+                for (expert, _), mine in zip(group, rows, strict=True)
+            ]
+            part, inputs = slice(group[0][1].start, group[-1][1].stop), torch.cat(rows)
+            without = y[inputs] - torch.cat(values) * pairs.coefficients[part, None]
+            without.masked_fill_(alone[part, None], 0.0)
+            if self._after is not None:
+                without = self._after(without)
+            mine = None if labels is None else labels[inputs]
+            self._tally.add_pairs(pairs.experts[part], outputs[inputs], without, mine)
+
+    def _check_after(self, expected: Tensor, outputs: Tensor) -> None:
+        if expected.shape != outputs.shape:
+            raise ValueError(
+                f"counterfactuals: after makes {tuple(expected.shape)} of the layer's output, the model's is "
+                f"{tuple(outputs.shape)}; it has to be what follows the layer, for each position alone"
+            )
+        if not torch.allclose(expected, outputs, rtol=1e-3, atol=1e-4, equal_nan=True):
+            raise ValueError(
+                "counterfactuals: after of the layer's output is not the model's output, they differ by up to "
+                f"{float((expected - outputs).abs().max()):.3g}; it has to be all that follows the layer"
+            )
+
+
+def _run_again(tap: _Tap, mode: int, inputs: Tensor, outputs: Tensor, labels: Tensor | None, tally: Tally) -> None:
+    """Each sample through the model once for each expert that it uses, as many at a time as the batch has."""
+    a = tap.coefficients[mode]
+    if len(a) != len(inputs):
+        raise ValueError(
+            f"counterfactuals: {len(inputs)} samples, but coefficients of shape {tuple(a.shape)}; to take experts out "
+            "of single samples, the coefficients' first axis has to be that of the inputs"
+        )
+    pairs = Pairs.of((a != 0).flatten(1, -2).any(dim=1) if a.ndim > 2 else a)
+    for samples, experts in zip(pairs.inputs.split(len(inputs)), pairs.experts.split(len(inputs)), strict=True):
+        without = tap.run(inputs[samples], without=experts)
+        each = without[0, ..., 0].numel()  # predictions of one sample
+        tally.add_pairs(
+            experts.repeat_interleave(each),
+            outputs[samples].flatten(0, -2),
+            without.flatten(0, -2),
+            None if labels is None else labels[samples].flatten(),
+        )

@@ -1,0 +1,189 @@
+"""Whether the gate treats the same input alike: in two recordings, or where it occurs several times in one.
+
+Legend: ``g`` inputs, ``N`` experts of one mode or of the whole grid.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from factorized_moe.interpret.measures.measurement import Measurement
+from factorized_moe.interpret.recording.recording import Mode, Recording
+from factorized_moe.interpret.recording.streaming import finite_rows
+
+__all__ = ["Consistency", "compare_duplicates", "compare_recordings"]
+
+GROUP_ELEMENTS = 2**23
+"""Elements of the sums that are kept in one pass over a recording: 64 MiB."""
+
+
+@dataclass(frozen=True, eq=False)
+class Consistency(Measurement):
+    """How similar the coefficients of each input are every time that it occurs.
+
+    Attributes:
+        ids: The inputs' ids, ``(g,)``, int64.
+        similarities: The mean cosine similarity of an input's coefficients over all pairs of its occurrences, ``(g,)``,
+            float64; NaN where some are all zero.
+        occurrences: How often each input occurs, ``(g,)``, int64.
+    """
+
+    ids: Tensor
+    similarities: Tensor
+    occurrences: Tensor
+
+    @property
+    def mean(self) -> float:
+        """The mean similarity of all inputs that have one."""
+        return float(self.similarities.nanmean())
+
+    def percentiles(self, shares: Sequence[float] = (0.05, 0.25, 0.5, 0.75, 0.95)) -> list[float]:
+        """The similarities below which such shares of the inputs lie, those without one left out."""
+        known = self.similarities[~self.similarities.isnan()]
+        return (
+            known.quantile(torch.tensor(shares, dtype=torch.float64)).tolist()
+            if len(known)
+            else [math.nan] * len(shares)
+        )
+
+    def columns(self) -> dict[str, list[Any]]:
+        """One row for each input."""
+        return {
+            "id": self.ids.tolist(),
+            "similarity": self.similarities.tolist(),
+            "occurrences": self.occurrences.tolist(),
+        }
+
+
+def compare_recordings(first: Recording, second: Recording, *, layer: str | None = None, mode: Mode = 0) -> Consistency:
+    """Compare the coefficients of the same samples in two recordings by their cosine similarity.
+
+    Two recordings of one model on changed inputs show how stable its gate is; those of two models, how much their
+    gates agree (expert by expert, so after fine-tuning rather than for models trained anew).
+
+    Args:
+        first: A recording.
+        second: A recording of as many samples, in the same order; ids, if both have some, must agree.
+        layer: The layer's name in both; may be left out if there is one layer only.
+        mode: The number of an expert mode, or ``"product"`` for the experts of the whole grid.
+
+    Returns:
+        The similarities, with two occurrences of each input.
+
+    Raises:
+        ValueError: If the recordings do not fit each other, a coefficient is not finite, or there is no such layer or
+            mode.
+
+    Examples:
+        >>> from factorized_moe import CPMuMoE
+        >>> from factorized_moe.interpret import record
+        >>> layer, x = CPMuMoE(8, 3, [4], rank=2).eval(), torch.randn(6, 8)
+        >>> recordings = []
+        >>> for noise in (0.0, 0.1):
+        ...     with record(layer) as log:
+        ...         y = layer(x + noise * torch.randn(6, 8))
+        ...     recordings.append(log.recording)
+        >>> compare_recordings(*recordings).mean
+        1.0
+    """
+    grids = first.grid(layer, mode), second.grid(layer, mode)
+    if first.num_samples != second.num_samples or grids[0] != grids[1]:
+        raise ValueError(
+            f"the recordings have {first.num_samples:,} and {second.num_samples:,} samples of experts {grids[0]} and "
+            f"{grids[1]}; record the same samples and a layer of the same size"
+        )
+    if not torch.equal(first.ids, second.ids) and first.has("ids") and second.has("ids"):
+        place = int((first.ids != second.ids).nonzero()[0])
+        raise ValueError(
+            f"sample {place} has id {int(first.ids[place])} in one recording and {int(second.ids[place])} in the "
+            "other; record the same samples in the same order"
+        )
+    modes: list[Mode] = list(range(len(grids[0]))) if mode == "product" else [mode]
+    similarities = torch.ones(first.num_samples, dtype=torch.float64)
+    for number in modes:  # the cosine of outer products is the product of the modes' cosines
+        for start, mine, theirs in _side_by_side(first, second, layer, number):
+            norms = torch.linalg.vector_norm(mine, dim=1) * torch.linalg.vector_norm(theirs, dim=1)
+            similarities[start : start + len(mine)] *= (mine * theirs).sum(dim=1) / norms
+    ids = first.ids if first.has("ids") else second.ids
+    return Consistency(ids, similarities.clamp(-1, 1), torch.full_like(ids, 2))
+
+
+def compare_duplicates(recording: Recording, *, layer: str | None = None, mode: Mode = 0) -> Consistency:
+    """Compare the coefficients of samples that have the same id by their cosine similarity.
+
+    Such are the tokens of overlapping windows over one text, or several noisy views of one picture; their consistency
+    was measured so for notes in overlapping windows with uMoE layers in RNBERT (ICASSP 2026).
+
+    Args:
+        recording: A recording with ids; those that occur once are left out.
+        layer: The layer's name; may be left out if there is one layer only.
+        mode: The number of an expert mode, or ``"product"`` for the experts of the whole grid.
+
+    Returns:
+        For each id that occurs several times, the mean over all pairs of its samples.
+
+    Raises:
+        ValueError: If no id occurs twice, a coefficient is not finite, or there is no such layer or mode.
+
+    Examples:
+        >>> from factorized_moe import CPMuMoE
+        >>> from factorized_moe.interpret import record
+        >>> layer = CPMuMoE(8, 3, [4], rank=2)
+        >>> with record(layer) as log:
+        ...     y = layer(torch.randn(4, 8))
+        ...     log.annotate(ids=[7, 8, 7, 7])
+        >>> found = compare_duplicates(log.recording)
+        >>> found.ids.tolist(), found.occurrences.tolist(), found.mean
+        ([7], [3], 1.0)
+    """
+    experts = math.prod(recording.grid(layer, mode))
+    known, group, sizes = recording.ids.unique(return_inverse=True, return_counts=True)
+    several = sizes > 1
+    if not several.any():
+        raise ValueError("no id occurs twice in the recording; give samples of one input the same id, by log.annotate")
+    group = torch.where(several, several.cumsum(0) - 1, -1)[group]  # (n,), -1 for an id that occurs once
+    ids, occurrences = known[several], sizes[several]
+    step = max(1, GROUP_ELEMENTS // experts)
+    squares = []
+    for first in range(0, len(ids), step):
+        count = min(step, len(ids) - first)
+        sums = torch.zeros(count * experts, dtype=torch.float64)
+        for start, rows in finite_rows(recording, layer, mode):
+            mine = group[start : start + len(rows)] - first
+            sample, expert, value = rows.entries()
+            norms = torch.zeros(len(rows), dtype=torch.float64).index_add_(0, sample, value.double().square()).sqrt()
+            taken = ((mine >= 0) & (mine < count))[sample]
+            sample, expert = sample[taken], expert[taken]
+            sums.index_add_(0, mine[sample] * experts + expert, value[taken].double() / norms[sample])
+            empty = mine[(mine >= 0) & (mine < count) & (norms == 0)]
+            sums[empty * experts] = math.nan
+        squares.append(sums.reshape(count, experts).square().sum(dim=1))
+    # Of unit vectors, || sum ||^2 is their number and twice the sum over all pairs.
+    similarities = (torch.cat(squares) - occurrences) / (occurrences * (occurrences - 1))
+    return Consistency(ids, similarities.clamp(-1, 1), occurrences)
+
+
+def _side_by_side(
+    first: Recording, second: Recording, layer: str | None, mode: Mode
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """The coefficients of the same samples in two recordings, whose chunks may differ, ``(some samples, N)``."""
+    others = finite_rows(second, layer, mode)
+    begin, theirs = 0, torch.zeros(0, 0)
+    for start, rows in finite_rows(first, layer, mode):
+        mine = rows.dense().double()
+        done = 0
+        while done < len(mine):
+            if start + done == begin + len(theirs):
+                begin, found = next(others)
+                theirs = found.dense().double()
+                continue
+            offset = start + done - begin
+            count = min(len(mine) - done, len(theirs) - offset)
+            yield start + done, mine[done : done + count], theirs[offset : offset + count]
+            done += count

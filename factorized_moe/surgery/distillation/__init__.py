@@ -1,0 +1,1 @@
+"""Replacements fitted to what the original computes, layer by layer."""

@@ -1,0 +1,320 @@
+"""Train modules to give the outputs of the ones whose place they take, layer by layer, on real activations.
+
+The original runs once for each batch; every replacement is trained on what its own original was given and gave, so
+layers do not wait for each other, and one run trains any number of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from factorized_moe.surgery.distillation.capturing import Call, calls_of, check_names
+from factorized_moe.surgery.distillation.training_state import read_state, write_state
+
+__all__ = ["DistillationSettings", "DistillationStep", "distill"]
+
+
+@dataclass(frozen=True)
+class DistillationSettings:
+    """How replacements are trained: AdamW, a linear warm-up, then a cosine to zero.
+
+    Attributes:
+        steps: Steps of the optimiser.
+        learning_rate: Its largest value.
+        warm_up: The share of the steps in which it rises.
+        weight_decay: AdamW's.
+        gradient_norm: The gradient of each replacement is clipped to this norm; ``math.inf`` for no clipping.
+        accumulate: Batches of one step.
+        seed: Seeds torch's generator for the run, for replacements and batches that draw random numbers.
+
+    Raises:
+        ValueError: If a value is out of range.
+
+    Examples:
+        >>> settings = DistillationSettings(steps=100, learning_rate=1e-3)
+        >>> [round(settings.rate(step), 6) for step in (0, 9, 50, 99)]
+        [0.0001, 0.00098, 0.0005, 0.0]
+    """
+
+    steps: int
+    learning_rate: float = 1e-3
+    warm_up: float = 0.1
+    weight_decay: float = 0.0
+    gradient_norm: float = 1.0
+    accumulate: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "accumulate"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be an int of at least 1, got {value!r}")
+        for name in ("learning_rate", "gradient_norm"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)!r}")
+        if not 0 <= self.warm_up <= 1:
+            raise ValueError(f"warm_up is a share of the steps, from 0 to 1, got {self.warm_up!r}")
+        if not self.weight_decay >= 0:
+            raise ValueError(f"weight_decay must not be negative, got {self.weight_decay!r}")
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step, counted from 0."""
+        warm_up = max(1, round(self.steps * self.warm_up))
+        return self.learning_rate * min((step + 1) / warm_up, 0.5 * (1.0 + math.cos(math.pi * step / self.steps)))
+
+
+@dataclass(frozen=True)
+class DistillationStep:
+    """What a step found.
+
+    Attributes:
+        step: Its number, counted from 1.
+        losses: For each replacement, by name, the normalised mean squared error before the step: 1 is what an output
+            of zeros has.
+        learning_rate: Its learning rate.
+    """
+
+    step: int
+    losses: Mapping[str, float]
+    learning_rate: float
+
+
+def distill(
+    model: nn.Module,
+    replacements: Mapping[str, nn.Module],
+    batches: Iterable[Any],
+    settings: DistillationSettings,
+    *,
+    checkpoint: Path | str | None = None,
+    checkpoint_every: int = 100,
+    progress: bool = False,
+    on_step: Callable[[DistillationStep], object] | None = None,
+) -> dict[str, tuple[float, ...]]:
+    """Train replacements, in place, to give what the modules of a model give for the same inputs.
+
+    The loss of a batch is ``mean((y' - y)^2) / mean(y^2)`` with the original's output ``y``, in float32. The model
+    itself stays as it is, in evaluation mode while it runs; put the replacements into it when they are trained.
+
+    A run with a ``checkpoint`` goes on from that file if there is one. Stopped at any time and called again with the
+    same arguments, it ends with the same parameters, bit for bit, as one that was never stopped, as long as the
+    batches come in the same order and the machine computes in the same way; batches already seen are passed over
+    without running the model.
+
+    Args:
+        model: The original.
+        replacements: For each module to be learned from, by its name in the model, the module that shall take its
+            place. The name of the model itself is the empty string.
+        batches: What the model is called with, as for `capture`; read one at a time, and never from the start again.
+        settings: How to train.
+        checkpoint: The file of the run's state, in safetensors with JSON in its header; written at the end too.
+        checkpoint_every: Steps between two writes.
+        progress: Whether to show a progress bar on the standard error stream.
+        on_step: Called after each step, and after the checkpoint if one is due, for logging.
+
+    Returns:
+        The losses of all steps for each replacement, by name, those before a restart included.
+
+    Raises:
+        FloatingPointError: If a loss, a gradient or a parameter is not finite; the replacements then hold the last
+            parameters that gave a finite loss, and the checkpoint stays as it was.
+        ModuleNotFoundError: If a progress bar is asked for and tqdm is not installed.
+        TypeError: If a module does not give a tensor.
+        ValueError: If an argument is out of range, the original gives a value that is not finite, the batches run
+            out before the last step, or the checkpoint is of another run.
+
+    Examples:
+        >>> from factorized_moe import CPMuMoE
+        >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+        >>> layer = CPMuMoE(16, 4, expert_dims=[4], rank=8, gate_norm=None)
+        >>> batches = (torch.randn(32, 8) for _ in range(60))
+        >>> losses = distill(model, {"2": layer}, batches, DistillationSettings(steps=60, learning_rate=1e-2))
+        >>> losses["2"][-1] < losses["2"][0]
+        True
+    """
+    _check(model, replacements, checkpoint_every)
+    run = _Run(replacements, settings)
+    path = None if checkpoint is None else Path(checkpoint)
+    trained = nn.ModuleList(replacements.values())
+    modes = [(module, module.training) for module in trained.modules()]
+    bar = _bar(settings.steps) if progress else None
+    with nullcontext() if bar is None else bar, torch.random.fork_rng(devices=()), torch.enable_grad():
+        torch.default_generator.manual_seed(settings.seed)
+        stream = iter(batches)
+        if path is not None and path.exists():
+            random_state = run.restore(path)
+            next(islice(stream, run.batches, run.batches), None)  # pass over
+            torch.set_rng_state(random_state)
+        trained.train()
+        try:
+            while run.step < settings.steps:
+                found = run.take_step(model, stream)
+                if path is not None and (run.step % checkpoint_every == 0 or run.step == settings.steps):
+                    run.save(path)
+                if bar is not None:
+                    bar.set_postfix({"loss": f"{sum(found.losses.values()) / len(found.losses):.4f}"}, refresh=False)
+                    bar.update(run.step - bar.n)
+                if on_step is not None:
+                    on_step(found)
+        finally:
+            for module, mode in modes:
+                module.training = mode
+    return {name: tuple(losses) for name, losses in run.losses.items()}
+
+
+class _Run:
+    """The state of a run, and its steps."""
+
+    def __init__(self, replacements: Mapping[str, nn.Module], settings: DistillationSettings) -> None:
+        self.replacements = dict(replacements)
+        self.settings = settings
+        self.modules = nn.ModuleList(self.replacements.values())
+        parameters = [parameter for parameter in self.modules.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.AdamW(parameters, settings.learning_rate, weight_decay=settings.weight_decay)
+        self.step = 0
+        self.batches = 0
+        self.good: dict[str, Tensor] = {}  # the last parameters and buffers that gave a finite loss
+        self.losses: dict[str, list[float]] = {name: [] for name in self.replacements}
+
+    def take_step(self, model: nn.Module, stream: Iterator[Any]) -> DistillationStep:
+        """One step of the optimiser. A stopped one leaves no trace, nor does a failed one and what led to it."""
+        settings = self.settings
+        before = {key: value.clone() for key, value in self.modules.state_dict().items()}
+        losses = dict.fromkeys(self.replacements, 0.0)
+        rate = settings.rate(self.step)
+        try:
+            for _ in range(settings.accumulate):
+                for name, loss in self._add_gradients(model, self._next_batch(stream)).items():
+                    losses[name] += loss
+            self.good = before
+            for name, replacement in self.replacements.items():
+                norm = nn.utils.clip_grad_norm_(replacement.parameters(), settings.gradient_norm)
+                self._check_finite(norm, f"the gradient of {name!r}")
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            self.optimizer.step()
+            for key, value in self.modules.state_dict().items():
+                self._check_finite(value, f"{key.partition('.')[2]!r} of a replacement")
+        except FloatingPointError:
+            self.modules.load_state_dict(self.good or before)
+            raise
+        except BaseException:
+            self.modules.load_state_dict(before)
+            raise
+        finally:
+            self.optimizer.zero_grad()
+        self.step += 1
+        self.batches += settings.accumulate
+        for name, loss in losses.items():
+            self.losses[name].append(loss)
+        return DistillationStep(self.step, losses, rate)
+
+    def _next_batch(self, stream: Iterator[Any]) -> Any:
+        for batch in stream:
+            return batch
+        steps, share = self.settings.steps, self.settings.accumulate
+        raise ValueError(
+            f"the batches ran out after {self.step} of {steps} steps; {steps} steps of {share} need {steps * share}"
+        )
+
+    def _add_gradients(self, model: nn.Module, batch: Any) -> dict[str, float]:
+        """The share that a batch has in the step's losses, by name, its gradients added up."""
+        losses = {}
+        for name, calls in calls_of(model, list(self.replacements), batch).items():
+            share = 1.0 / (len(calls) * self.settings.accumulate)
+            losses[name] = 0.0
+            for call in calls:
+                if not torch.isfinite(call.output).all():
+                    number = self.batches + 1
+                    raise ValueError(
+                        f"the original's {name!r} gives a value that is not finite, batch {number} or later"
+                    )
+                loss = _normalised_error(self.replacements[name], call)
+                self._check_finite(loss, f"the loss of {name!r}")
+                (share * loss).backward()
+                losses[name] += share * loss.item()
+        return losses
+
+    def _check_finite(self, value: Tensor, what: str) -> None:
+        if not torch.isfinite(value).all():
+            raise FloatingPointError(
+                f"{what} is not finite at step {self.step + 1} of {self.settings.steps}; the replacements hold the "
+                f"last parameters that gave a finite loss. Try a learning rate below {self.settings.learning_rate:g}"
+            )
+
+    def save(self, path: Path) -> None:
+        """Write all that the next step depends on."""
+        tensors = {f"replacements.{key}": value for key, value in self.modules.state_dict().items()}
+        for number, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{number}.{key}": value for key, value in state.items()}
+        tensors["random_state"] = torch.get_rng_state()
+        values = {"batches": self.batches, "losses": self.losses, "settings": asdict(self.settings), "step": self.step}
+        write_state(path, tensors, values)
+
+    def restore(self, path: Path) -> Tensor:
+        """Take over a file's state; returns that of torch's generator, to be set once the batches are passed over."""
+        tensors, values = read_state(path)
+        settings = asdict(self.settings)
+        others = {key: value for key, value in values["settings"].items() if settings[key] != value}
+        if others:
+            raise ValueError(f"{path}: of a run with {others}; go on with these settings, or give another checkpoint")
+        if list(values["losses"]) != list(self.replacements):
+            raise ValueError(
+                f"{path}: of a run that trains {list(values['losses'])}, not {list(self.replacements)}; give another "
+                "checkpoint"
+            )
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, value in tensors.items():
+            if key.startswith("optimizer."):
+                _, number, name = key.split(".")
+                state.setdefault(int(number), {})[name] = value
+        prefix = "replacements."
+        try:
+            self.modules.load_state_dict(
+                {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+            )
+            self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(f"{path}: of a run with other replacements: {' '.join(str(error).split())}") from error
+        self.step, self.batches, self.losses = values["step"], values["batches"], values["losses"]
+        return tensors["random_state"]
+
+
+def _normalised_error(replacement: nn.Module, call: Call) -> Tensor:
+    """``mean((y' - y)^2) / mean(y^2)``, or without the division where the original gives zeros."""
+    exact = call.output.float()
+    size = exact.square().mean()
+    error = (call.repeat(replacement).float() - exact).square().mean()
+    return error / torch.where(size > 0, size, 1.0)
+
+
+def _check(model: nn.Module, replacements: Mapping[str, nn.Module], checkpoint_every: int) -> None:
+    if not replacements:
+        raise ValueError("there are no replacements to train; give a module for each name")
+    if checkpoint_every < 1:
+        raise ValueError(f"checkpoint_every must be at least 1, got {checkpoint_every!r}")
+    check_names(model, replacements)
+    for name, replacement in replacements.items():
+        if any(parameter is other for parameter in replacement.parameters() for other in model.parameters()):
+            raise ValueError(
+                f"the replacement of {name!r} shares a parameter with the model, which would change in training; give "
+                "the original model, and copies of what it shares"
+            )
+        if not any(parameter.requires_grad for parameter in replacement.parameters()):
+            raise ValueError(f"the replacement of {name!r} has no parameter to train")
+
+
+def _bar(steps: int) -> Any:
+    try:
+        from tqdm import tqdm
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("a progress bar needs tqdm: pip install 'factorized-moe[models]'") from error
+    return tqdm(total=steps, unit="step")

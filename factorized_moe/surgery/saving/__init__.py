@@ -1,0 +1,1 @@
+"""Changed models and single layers written to a folder and read back, without pickle."""

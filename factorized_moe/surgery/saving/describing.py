@@ -1,0 +1,184 @@
+"""Layers of experts as JSON and back: what a constructor is given, not the parameters.
+
+Every layer says what it is, so that a changed model needs no record beside it: it is enough to find its layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from factorized_moe.activations import ACTIVATIONS, Entmax, TopKSoftmax
+from factorized_moe.decompositions import GivenNetwork, get_decomposition, name_of
+from factorized_moe.gated_block import GatedMuMoEBlock
+from factorized_moe.gating import ExpertGate
+from factorized_moe.layers import MuMoE, MuMoEBlock
+from factorized_moe.network import TensorNetwork
+from factorized_moe.surgery.replacing.delta import MuMoEDelta
+from factorized_moe.surgery.replacing.layouts import Merged
+from factorized_moe.surgery.replacing.nonlinearities import build_nonlinearity, describe_nonlinearity
+from factorized_moe.surgery.replacing.upcycling import Layer, expert_tensors
+from factorized_moe.tensor import FactorizedExpertTensor
+
+__all__ = ["build_layer_from", "describe", "described_modules", "rebuild"]
+
+KINDS: dict[str, type[Layer]] = {
+    "MuMoE": MuMoE,
+    "MuMoEBlock": MuMoEBlock,
+    "GatedMuMoEBlock": GatedMuMoEBlock,
+}
+
+
+def described_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """What surgery put into a model, by path; a layer within another is not listed.
+
+    Examples:
+        >>> list(described_modules(nn.Sequential(nn.Linear(4, 4), MuMoE(4, 4, [2], rank=1))))
+        ['1']
+    """
+    found: dict[str, nn.Module] = {}
+    modules: Iterable[tuple[str, nn.Module]] = model.named_modules(remove_duplicate=False)
+    for path, module in modules:
+        inside = any(path.startswith(f"{outer}.") or not outer for outer in found)
+        if isinstance(module, (*KINDS.values(), MuMoEDelta, Merged)) and not inside:
+            found[path] = module
+    return found
+
+
+def describe(module: nn.Module) -> dict[str, Any]:
+    """A layer of experts, a delta or a merged part as JSON.
+
+    Raises:
+        TypeError: If it is none of these.
+        ValueError: If a part of it has no name, such as a gate of your own.
+
+    Examples:
+        >>> description = describe(MuMoE(4, 3, [2], rank=1))
+        >>> description["kind"], description["decomposition"], description["rank"], description["gate"]
+        ('MuMoE', 'cp', 1, 'entmax15')
+    """
+    if isinstance(module, Merged):
+        return {"kind": "Merged"}
+    if isinstance(module, MuMoEDelta):
+        return {"kind": "MuMoEDelta", "experts": describe(module.experts)}
+    kind = next((name for name, known in KINDS.items() if isinstance(module, known)), None)
+    if kind is None:
+        raise TypeError(f"expected a layer of experts, one of {', '.join(KINDS)}, got {type(module).__name__}")
+    if type(module).forward is not KINDS[kind].forward:
+        raise ValueError(f"a {type(module).__name__} has a forward of its own and would come back as a {kind}")
+    first, *_, last = [*expert_tensors(module), *expert_tensors(module)]
+    description: dict[str, Any] = {
+        "kind": kind,
+        "in_features": first.in_features,
+        "out_features": last.out_features,
+        "expert_dims": list(first.expert_dims),
+        **_describe_network(first),
+        "bias": first.bias,
+        **_describe_gate(module.gate),
+        "dtype": str(first.weight.operands[0].dtype).removeprefix("torch."),
+    }
+    if first is not last:
+        description["hidden_features"] = first.out_features
+        description["second_rank"] = _describe_network(last)["rank"]
+        description["activation"] = describe_nonlinearity(module.activation)
+    if not isinstance(module, GatedMuMoEBlock):
+        description["input_norm"] = module.input_norm is not None
+        description["checkpoint"] = first.checkpoint
+        description["sparse_coefficients"] = first.sparse_coefficients
+    try:
+        rebuilt = [part.network for part in expert_tensors(build_layer_from(description, "meta"))]
+    except ValueError:  # the network as text fits one of several tensors only
+        rebuilt = []
+    if rebuilt != [part.network for part in expert_tensors(module)]:
+        raise ValueError(
+            f"a {kind} of decomposition {name_of(first.decomposition)!r} cannot be written to a file; register the "
+            "decomposition under a name"
+        )
+    return description
+
+
+def rebuild(description: Mapping[str, Any], old: nn.Module, device: torch.device) -> nn.Module:
+    """The module that `describe` described, its parameters not filled.
+
+    Args:
+        description: What `describe` returned.
+        old: What the module takes the place of; a delta keeps it.
+        device: Where the parameters go.
+
+    Raises:
+        ValueError: If it describes nothing that is known.
+    """
+    if description.get("kind") == "Merged":
+        return Merged()
+    if description.get("kind") == "MuMoEDelta":
+        experts = build_layer_from(description.get("experts"), "meta")
+        if not isinstance(experts, MuMoE):
+            raise ValueError("a MuMoEDelta holds a MuMoE")
+        return MuMoEDelta(old, experts.to_empty(device=device))
+    return build_layer_from(description, "meta").to_empty(device=device)
+
+
+def build_layer_from(description: Any, device: torch.device | str) -> Layer:
+    """The layer of experts that `describe` described.
+
+    Raises:
+        ValueError: If it describes none.
+    """
+    kind = description.get("kind") if isinstance(description, Mapping) else description
+    if not isinstance(description, Mapping) or not isinstance(kind, str) or kind not in KINDS:
+        raise ValueError(f"no layer of experts is of kind {kind!r}; known are {', '.join(KINDS)}")
+    given = dict(description)
+    made = KINDS[given.pop("kind")]
+    try:
+        dtype = getattr(torch, given.pop("dtype"))
+        if "network" in given:
+            given["decomposition"] = GivenNetwork(TensorNetwork.parse(given.pop("network")))
+        if "activation" in given:
+            given["activation"] = build_nonlinearity(given["activation"])
+        given["gate"] = _build_gate(given["gate"])
+        return made(**given, device=device, dtype=dtype)
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"cannot make a {kind} of its description: {error}") from error
+
+
+def _describe_network(experts: FactorizedExpertTensor) -> dict[str, Any]:
+    """The decomposition by its name, or, if it has none, the network as text."""
+    name = name_of(experts.decomposition)
+    try:
+        registered = get_decomposition(name)
+    except ValueError:
+        registered = None
+    if type(registered) is type(experts.decomposition):
+        rank = experts.rank
+        return {"decomposition": name, "rank": list(rank) if isinstance(rank, tuple) else rank}
+    return {"network": str(experts.network), "rank": [experts.network.sizes[bond] for bond in experts.network.bonds]}
+
+
+def _describe_gate(gate: Any) -> dict[str, Any]:
+    if type(gate) is not ExpertGate:
+        raise ValueError(f"a gate of class {type(gate).__name__} cannot be written to a file; use an ExpertGate")
+    activation = gate.activation
+    described: Any = next((name for name, known in ACTIVATIONS.items() if known == activation), None)
+    if isinstance(activation, Entmax):
+        described = {"entmax": activation.alpha}
+    elif isinstance(activation, TopKSoftmax):
+        described = {"topk_softmax": activation.k}
+    if described is None:
+        raise ValueError(
+            f"a gate's activation {activation!r} cannot be written to a file; use one of {', '.join(ACTIVATIONS)}"
+        )
+    return {"gate": described, "gate_norm": gate.norm}
+
+
+def _build_gate(description: Any) -> Any:
+    match description:
+        case {"entmax": alpha}:
+            return Entmax(alpha)
+        case {"topk_softmax": k}:
+            return TopKSoftmax(k)
+        case str():
+            return description
+    raise ValueError(f"unknown gate {description!r}")
