@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from factorized_moe.activations import Activation, resolve_activation
+from factorized_moe.batch_statistics import GateBatchNorm, keep_wide, normalise
 from factorized_moe.validation import check_countable, check_dtype, check_expert_dims, check_size
 
 __all__ = ["ExpertGate"]
@@ -58,7 +59,7 @@ class ExpertGate(nn.Module):
     """
 
     projection: "_Projection | None"
-    batch_norm: "_BatchNorm | None"
+    batch_norm: nn.BatchNorm1d | nn.SyncBatchNorm | None
 
     def __init__(
         self,
@@ -88,7 +89,7 @@ class ExpertGate(nn.Module):
             self.projection = _Projection(self.in_features, total, bias=False, device=device, dtype=dtype)
             if norm == "batch":
                 wide = torch.promote_types(self.projection.weight.dtype, torch.float32)
-                self.batch_norm = _BatchNorm(total, affine=False, device=device, dtype=wide)
+                self.batch_norm = GateBatchNorm(total, affine=False, device=device, dtype=wide)
 
     @property
     def num_parameters(self) -> int:
@@ -101,6 +102,13 @@ class ExpertGate(nn.Module):
             self.projection.reset_parameters()
         if self.batch_norm is not None:
             self.batch_norm.reset_running_stats()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ExpertGate":
+        before = {} if self.batch_norm is None else dict(self.batch_norm.named_buffers())
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        if self.batch_norm is not None:  # converted to nn.SyncBatchNorm, it does not keep its averages wide itself
+            keep_wide(self.batch_norm, before)
+        return self
 
     def logits(self, x: Tensor) -> tuple[Tensor, ...]:
         """The normalised logits of each expert mode: what the activation is applied to.
@@ -162,8 +170,7 @@ class ExpertGate(nn.Module):
                 f"ExpertGate: batch normalisation in training mode needs at least 2 positions, but the input of shape "
                 f"{tuple(x.shape)} has {rows.shape[0]}; give more, call eval(), or build the gate with norm='layer'"
             )
-        normalised: Tensor = batch_norm(rows)
-        return normalised.view(logits.shape)
+        return normalise(batch_norm, rows).view(logits.shape)
 
     def _for_each_mode(self, function: Activation, logits: Tensor | None) -> tuple[Tensor, ...]:
         """``function`` on the logits of each mode, in one call if the modes have one width."""
@@ -221,20 +228,3 @@ class _Projection(nn.Linear):
 
     def reset_parameters(self) -> None:
         nn.init.zeros_(self.weight)
-
-
-class _BatchNorm(nn.BatchNorm1d):
-    """Batch normalisation whose running averages stay float32 where a module is cast to half precision.
-
-    Rounded at each update, they drift: after 50 updates in bfloat16 a mean of 57.3 was 55.5, and in float16 a
-    variance of 94,722 was infinite. torch normalises half-precision input by float32 averages as it is.
-    """
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "_BatchNorm":
-        def widened(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
-            half = moved.dtype in (torch.float16, torch.bfloat16)
-            return tensor.to(moved.device, torch.float32) if half else moved
-
-        super()._apply(widened, recurse)  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        return self

@@ -23,7 +23,7 @@ def is_spread(tensor: Tensor) -> bool:
 def whole(tensor: Tensor) -> Tensor:
     """A tensor with all of its entries on this rank; gradients flow back. All its ranks have to call it."""
     spread: Any = tensor
-    return spread.full_tensor() if is_spread(tensor) else tensor  # type: ignore[no-any-return]
+    return spread.full_tensor() if is_spread(tensor) else tensor
 
 
 def gathered_state(module: nn.Module) -> dict[str, Any]:

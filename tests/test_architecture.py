@@ -28,7 +28,7 @@ ORDER = (
     ("decompositions",),
     ("storage", "fitting", "drawing"),
     ("tensor",),
-    ("entmax", "activations", "gating", "layers", "gated_block"),
+    ("entmax", "activations", "batch_statistics", "gating", "layers", "gated_block"),
     ("budgets", "optimisation"),
     ("compat", "surgery", "interpret", "parallel", "testing"),
     ("demo",),

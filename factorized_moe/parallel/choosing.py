@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from factorized_moe.contraction import ContractionPlan
 from factorized_moe.gated_block import GatedMuMoEBlock
 from factorized_moe.layers import MuMoEBlock
-from factorized_moe.parallel.planning import Machine, SplitPlan, single_label, split_plan
+from factorized_moe.parallel.splitting import Machine, SplitPlan, single_label, split_plan
 from factorized_moe.tensor import FactorizedExpertTensor
 
 __all__ = ["Choice", "choose", "tensor_choices"]

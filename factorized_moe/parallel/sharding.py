@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+import torch.distributed
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
+from factorized_moe.batch_statistics import GateBatchNorm
 from factorized_moe.parallel.choosing import choose
-from factorized_moe.parallel.planning import Machine
-from factorized_moe.parallel.report import ShardReport
-from factorized_moe.parallel.tensor import ShardedExpertTensor, spread
+from factorized_moe.parallel.shard_report import ShardReport
+from factorized_moe.parallel.sharded_tensor import ShardedExpertTensor, spread
+from factorized_moe.parallel.splitting import Machine
 from factorized_moe.tensor import FactorizedExpertTensor
 from factorized_moe.validation import check_size
 
@@ -66,6 +68,10 @@ def shard(
     report = _report(module, tensors, mesh.size(), label, tokens, machine or _of_type(default, tensors))
     for choice in report.choices:
         spread(tensors[choice.path], choice.split, mesh)
+    if mesh.size() == torch.distributed.get_world_size():  # else other ranks have other batches
+        for part in module.modules():
+            if isinstance(part, GateBatchNorm):
+                part.equal_batches = True
     return report
 
 
@@ -77,7 +83,7 @@ def shards_of(
     tokens: int = 4096,
     machine: Machine | None = None,
 ) -> ShardReport:
-    """What `shard` would choose, from the description alone: no process group, and the module may be on the meta device.
+    """What `shard` would choose, from the description alone: no process group, and a module on the meta device.
 
     Args:
         module: As for `shard`.

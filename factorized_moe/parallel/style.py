@@ -11,9 +11,9 @@ from torch.distributed.tensor import DTensor, Replicate
 from torch.distributed.tensor.parallel import ParallelStyle
 from torch.distributed.tensor.placement_types import Placement
 
-from factorized_moe.parallel.planning import Machine
-from factorized_moe.parallel.report import ShardReport
+from factorized_moe.parallel.shard_report import ShardReport
 from factorized_moe.parallel.sharding import shard
+from factorized_moe.parallel.splitting import Machine
 
 __all__ = ["ShardExperts"]
 
@@ -23,8 +23,8 @@ class ShardExperts(ParallelStyle):
 
     Args:
         label: As for `shard`.
-        input_layout: How the layer's input comes: ``Replicate()`` (equal on all ranks), or ``Shard(dim)`` where ranks hold
-            pieces of it, such as of a sequence; then it is gathered first.
+        input_layout: How the layer's input comes: ``Replicate()`` (equal on all ranks), or ``Shard(dim)`` where ranks
+            hold pieces of it, such as of a sequence; then it is gathered first.
         output_layout: How the output is to leave.
         use_local_output: Whether it leaves as a plain tensor, not as a ``DTensor``.
         tokens: As for `shard`.

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from factorized_moe.spread import is_spread
 from factorized_moe.surgery.config import MuMoEConfig
 from factorized_moe.surgery.replacing.delta import MuMoEDelta, set_to_zero
 from factorized_moe.surgery.replacing.layouts import Merged
 from factorized_moe.surgery.replacing.linears import read_linears
 from factorized_moe.surgery.replacing.targets import Found, Target, find_targets
 from factorized_moe.surgery.replacing.upcycling import Layer, build_layer, expert_tensors, fill_layer, merged_activation
-from factorized_moe.spread import is_spread
 from factorized_moe.validation import check_flag
 
 __all__ = ["Replacement", "ReplacementReport", "freeze_base", "installed", "replace"]

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from factorized_moe.spread import gathered_state, is_first
 from factorized_moe.surgery.replacing.delta import MuMoEDelta
 from factorized_moe.surgery.replacing.layouts import child
 from factorized_moe.surgery.replacing.replacement import freeze_base, installed
 from factorized_moe.surgery.replacing.upcycling import Layer
 from factorized_moe.surgery.saving.describing import build_layer_from, describe, described_modules, rebuild
 from factorized_moe.surgery.saving.folder import CONFIG, WEIGHTS, digest, read_folder, write_folder
-from factorized_moe.spread import gathered_state, is_first
 from factorized_moe.validation import check_flag
 
 __all__ = ["from_pretrained", "load", "save", "save_pretrained"]
@@ -26,8 +26,8 @@ __all__ = ["from_pretrained", "load", "save", "save_pretrained"]
 def save(model: nn.Module, folder: str | Path, *, only_experts: bool = False) -> None:
     """Write a model that has layers of experts in it: what they are as JSON, the numbers as safetensors.
 
-    An interrupted call leaves what an earlier one wrote. Of a model that is spread over ranks (`factorized_moe.parallel`,
-    FSDP2), every rank calls it, and the first one writes the file that one process would write.
+    An interrupted call leaves what an earlier one wrote. Of a model that is spread over ranks
+    (`factorized_moe.parallel`, FSDP2), every rank calls it, and the first one writes what one process would write.
 
     Args:
         model: The model. Its layers of experts are found by their classes, however they came there.

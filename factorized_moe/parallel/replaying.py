@@ -17,7 +17,7 @@ from factorized_moe.contraction.operations import Add, AppendConstants, SparseMa
 from factorized_moe.network import BATCH
 from factorized_moe.parallel.layouts import COPY, WHOLE, Layout, collectives, share, start
 from factorized_moe.parallel.moves import Group, Transfer, enter, exchange_rows, move
-from factorized_moe.parallel.planning import SplitPlan, Use
+from factorized_moe.parallel.splitting import SplitPlan, Use
 
 __all__ = ["execute_split"]
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from factorized_moe.contraction import ContractionPlan
 from factorized_moe.parallel.choosing import Choice, tensor_choices
-from factorized_moe.parallel.planning import Machine, SplitPlan
+from factorized_moe.parallel.splitting import Machine, SplitPlan
 
 __all__ = ["ShardReport", "describe_shards", "shard_rows"]
 
@@ -50,7 +50,7 @@ class ShardReport:
 
     @property
     def collectives(self) -> dict[str, int]:
-        """How often each collective is called in a forward and a backward pass, where every operand needs a gradient."""
+        """How often each collective is called in a forward and a backward pass, if all operands need a gradient."""
         count: Counter[str] = Counter()
         for choice in self.choices:
             count.update(kind for back in (False, True) for kind, _ in choice.split.traffic(backward=back))

@@ -199,7 +199,7 @@ def split_plan(
 
 
 Table = dict[Layout, tuple[float, tuple[Use, ...], float]]
-"""For each layout that a value can be made in: the cost so far, how its step uses the operands, its part of the FLOPs."""
+"""For each layout that a value can be made in: the cost so far, the uses of operands, the part of the FLOPs."""
 
 
 class _Search:
@@ -293,7 +293,7 @@ class _Search:
 
     def _allowed(self, position: int, source: Layout, target: Layout) -> bool:
         if position < self.nodes:  # parameters stay where they are, so a rank's memory is what the report says
-            return source == target or source == WHOLE
+            return source in (target, WHOLE)
         if position in self.flat and target.kind == "split":
             return False
         # As a summand, an input would meet the bias's row, which waits for a constant 1, on every rank.
@@ -320,7 +320,7 @@ class _Search:
         return table
 
     def _ways(self, step: Step) -> Iterator[tuple[tuple[Layout, ...], Layout, str | None]]:
-        """The operands' layouts that a step can be done with, its result's, and the label that the work is cut along."""
+        """Layouts of the operands that a step can be done with, its result's, and the label that work is cut along."""
         count = len(step.operands)
         yield (WHOLE,) * count, WHOLE, None
         if isinstance(step.operation, AppendConstants):

@@ -15,10 +15,10 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 from factorized_moe.contraction import ContractionPlan
-from factorized_moe.parallel.execution import execute_split
 from factorized_moe.parallel.layouts import WHOLE, share
 from factorized_moe.parallel.moves import Group
-from factorized_moe.parallel.planning import SplitPlan
+from factorized_moe.parallel.replaying import execute_split
+from factorized_moe.parallel.splitting import SplitPlan
 from factorized_moe.tensor import FactorizedExpertTensor
 from factorized_moe.validation import check_call
 
@@ -43,8 +43,8 @@ class ShardedExpertTensor(FactorizedExpertTensor):
         """As the whole tensor's, on every rank.
 
         Args:
-            x: The input, ``(*batch, I)``, equal on all ranks; in a block that is cut along its hidden values, this rank's
-                columns of it.
+            x: The input, ``(*batch, I)``, equal on all ranks; in a block that is cut along its hidden values, this
+                rank's columns of it.
             coefficients: For each expert mode a tensor ``(*batch, N_k)``, equal on all ranks.
 
         Returns:
