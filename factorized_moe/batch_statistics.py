@@ -28,9 +28,13 @@ class GateBatchNorm(nn.BatchNorm1d):
     variance of 94,722 was infinite. torch normalises half-precision input by float32 averages as it is.
 
     Attributes:
+        over_ranks: Whether the batch is that of all ranks, see `factorized_moe.parallel.synchronise_gates`.
+        process_group: Those ranks, all by default.
         equal_batches: Whether all ranks are known to have the same batch, so that there is nothing to warn about.
     """
 
+    over_ranks = False
+    process_group: Any = None
     equal_batches = False
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> GateBatchNorm:
@@ -55,8 +59,9 @@ def keep_wide(norm: nn.Module, before: dict[str, Tensor]) -> None:
 def normalise(norm: Norm, rows: Tensor) -> Tensor:
     """Normalise logits by their batch in training mode, by running averages in evaluation.
 
-    After ``nn.SyncBatchNorm.convert_sync_batchnorm`` the batch is that of all ranks, in float32 and on any device. A
-    forward pass that a backward pass repeats, as activation checkpointing does, leaves the running averages alone.
+    After `factorized_moe.parallel.synchronise_gates` or ``nn.SyncBatchNorm.convert_sync_batchnorm`` the batch is that
+    of all ranks, in float32 and on any device. A forward pass that a backward pass repeats, as activation checkpointing
+    does, leaves the running averages alone.
 
     Args:
         norm: The batch normalisation, plain or converted.
@@ -75,10 +80,12 @@ def normalise(norm: Norm, rows: Tensor) -> Tensor:
         return evaluated
     compiling = torch.compiler.is_compiling()
     repeated = not compiling and torch._C._current_graph_task_id() != -1
-    if isinstance(norm, nn.SyncBatchNorm):
+    if isinstance(norm, nn.SyncBatchNorm) or getattr(norm, "over_ranks", False):
         return _over_ranks(norm, rows, update=not repeated)
     if repeated:
-        return F.batch_norm(rows, None, None, training=True, eps=norm.eps)
+        # Copies, not None: a recomputation has to save as many tensors as the first pass did.
+        kept = [average if average is None else average.clone() for average in (norm.running_mean, norm.running_var)]
+        return F.batch_norm(rows, *kept, training=True, eps=norm.eps)
     if not compiling:
         _warn_once(norm)
     result: Tensor = norm(rows)
@@ -98,7 +105,7 @@ def _warn_once(norm: Norm) -> None:
         warnings.warn(
             "ExpertGate: norm='batch' normalises by the batch of each rank alone, so gradients differ from those of "
             "one process, and running averages differ between ranks. Call "
-            "torch.nn.SyncBatchNorm.convert_sync_batchnorm(model) to normalise over all ranks, or build gates with "
+            "factorized_moe.parallel.synchronise_gates(model) to normalise over all ranks, or build gates with "
             "gate_norm='layer'. If all ranks have the same batch, ignore this.",
             stacklevel=4,
         )
@@ -108,7 +115,7 @@ def _in_a_group() -> bool:
     return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
-def _over_ranks(norm: nn.SyncBatchNorm, rows: Tensor, update: bool) -> Tensor:
+def _over_ranks(norm: Any, rows: Tensor, update: bool) -> Tensor:
     x = rows.float() if rows.dtype in (torch.float16, torch.bfloat16) else rows
     mean = x.mean(0)
     squares = (x - mean).square().sum(0)
@@ -123,7 +130,6 @@ def _over_ranks(norm: nn.SyncBatchNorm, rows: Tensor, update: bool) -> Tensor:
         squares = (all_squares + counts * (means - mean).square()).sum(0)
     if update and norm.running_mean is not None and norm.running_var is not None:
         with torch.no_grad():
-            assert norm.num_batches_tracked is not None  # it comes with the averages
             norm.num_batches_tracked.add_(1)
             weight = 1.0 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
             norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), weight)

@@ -144,6 +144,12 @@ def _add_plan_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--memory-limit", type=whole_number(1), metavar="BYTES", help="the most that an intermediate value may take"
     )
+    parser.add_argument(
+        "--shards",
+        type=whole_number(2),
+        metavar="P",
+        help="show instead what each label costs a rank if the weight is cut along it over P ranks; needs no device",
+    )
 
 
 def _run_plan(options: argparse.Namespace) -> None:
@@ -153,6 +159,15 @@ def _run_plan(options: argparse.Namespace) -> None:
         plan = weight.plan(**asked)
     except RuntimeError as error:  # the samples that are to be timed are too many for the memory
         raise ValueError(f"torch cannot time this plan: {str(error).splitlines()[0]}") from error
+    if "shards" in options:
+        from factorized_moe.parallel import describe_shards, shard_rows
+
+        if "json" in options:
+            _print_json({**_described(weight), "ranks": options.shards, "shards": shard_rows(plan, options.shards)})
+        else:
+            size = f"{options.shards} ranks, {plan.batch_size:,} samples, per rank"
+            print(f"{_heading(weight)}\n{size}:\n{describe_shards(plan, options.shards)}")
+        return
     if "json" not in options:
         print(f"{_heading(weight)}\n{plan}")
         return

@@ -2,7 +2,7 @@
 
 They are torch's functional collectives, which compile and which `torch.distributed.tensor.debug.CommDebugMode` counts.
 
-Legend: ``p`` ranks; a *piece* is what a rank holds of a label of some size, see `factorized_moe.parallel.layouts`.
+Legend: ``p`` ranks; a *piece* is what a rank holds of a label of some size, see `factorized_moe.parallel.placing`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from factorized_moe.parallel.layouts import share, start
+from factorized_moe.parallel.placing import share, start
 
 __all__ = ["Group", "Transfer", "enter", "exchange_rows", "move"]
 
@@ -33,7 +33,7 @@ class Transfer:
     """One collective on an axis of a tensor.
 
     Args:
-        kind: One of those that `factorized_moe.parallel.layouts.collectives` names.
+        kind: One of those that `factorized_moe.parallel.placing.collectives` names.
         axis: The axis that is cut, or put together.
         size: Its size over all ranks.
         to_axis: Of an all-to-all, the axis that is cut; ``axis`` is put together.
@@ -152,7 +152,7 @@ def _all_gather(tensor: Tensor, axis: int, size: int, lacking: int, group: Group
     piece = _padded(tensor, axis, share(size, group.ranks)).contiguous()
     gathered = _wait(torch.ops._c10d_functional.all_gather_into_tensor(piece, group.ranks, group.name))
     whole = torch.cat(gathered.chunk(group.ranks), axis) if axis else gathered
-    return whole.narrow(axis, 0, size - lacking)
+    return whole if whole.shape[axis] == size - lacking else whole.narrow(axis, 0, size - lacking)
 
 
 def _reduce_scatter(tensor: Tensor, axis: int, size: int, group: Group) -> Tensor:
@@ -160,7 +160,8 @@ def _reduce_scatter(tensor: Tensor, axis: int, size: int, group: Group) -> Tenso
     padded = _padded(tensor, axis, piece * group.ranks)
     stacked = torch.cat(padded.chunk(group.ranks, axis)) if axis else padded.contiguous()
     reduced = _wait(torch.ops._c10d_functional.reduce_scatter_tensor(stacked, "sum", group.ranks, group.name))
-    return reduced.narrow(axis, 0, share(size, group.ranks, group.rank))
+    mine = share(size, group.ranks, group.rank)
+    return reduced if reduced.shape[axis] == mine else reduced.narrow(axis, 0, mine)
 
 
 def _all_to_all(tensor: Tensor, transfer: Transfer, group: Group) -> Tensor:

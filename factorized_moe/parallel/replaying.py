@@ -15,8 +15,8 @@ from torch import Tensor
 from factorized_moe.contraction import Step
 from factorized_moe.contraction.operations import Add, AppendConstants, SparseMatMul
 from factorized_moe.network import BATCH
-from factorized_moe.parallel.layouts import COPY, WHOLE, Layout, collectives, share, start
 from factorized_moe.parallel.moves import Group, Transfer, enter, exchange_rows, move
+from factorized_moe.parallel.placing import COPY, WHOLE, Layout, collectives, share, start
 from factorized_moe.parallel.splitting import SplitPlan, Use
 
 __all__ = ["execute_split"]
@@ -133,7 +133,10 @@ class _Run:
         if row is None:
             return product
         node = next(labels[k] for k, use in enumerate(uses) if use.position != self.nodes)
-        return product + self._aligned(row, tuple(x for x in node if x != self.network.in_labels[0]), step.labels)
+        # Under autocast the product is narrower; only some ranks add the row, and all must send one type.
+        return product + self._aligned(
+            row.to(product.dtype), tuple(x for x in node if x != self.network.in_labels[0]), step.labels
+        )
 
     def _lacks_one(self, labels: Labels) -> bool:
         """Whether an input is used as it came, without the constant 1 that its label counts."""

@@ -15,8 +15,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 from factorized_moe.contraction import ContractionPlan
-from factorized_moe.parallel.layouts import WHOLE, share
 from factorized_moe.parallel.moves import Group
+from factorized_moe.parallel.placing import WHOLE, share
 from factorized_moe.parallel.replaying import execute_split
 from factorized_moe.parallel.splitting import SplitPlan
 from factorized_moe.tensor import FactorizedExpertTensor
@@ -61,6 +61,8 @@ class ShardedExpertTensor(FactorizedExpertTensor):
         batch = x.shape[:-1]
         rows = [tensor.reshape(-1, tensor.shape[-1]) for tensor in (x, *coefficients)]
         answer = self._replay((*nodes, *rows))
+        if x.ndim == 2 and answer.ndim == 2:
+            return answer
         outputs = self.out_features if split.answer == WHOLE else share(self.out_features, ranks, rank)
         return answer.reshape(*batch, outputs)
 

@@ -17,7 +17,7 @@ from factorized_moe.parallel.splitting import Machine
 from factorized_moe.tensor import FactorizedExpertTensor
 from factorized_moe.validation import check_size
 
-__all__ = ["shard", "shards_of"]
+__all__ = ["shard", "shards_of", "synchronise_gates"]
 
 ACCELERATOR = Machine(flops_per_second=3e14, bytes_per_second=2e11, latency=2e-5, bytes_per_element=2)
 """A data-centre GPU in bfloat16 with fast links, from data sheets; nothing was measured on one."""
@@ -106,6 +106,37 @@ def shards_of(
     ranks = check_size("ranks", ranks)
     tensors = _tensors(module)
     return _report(module, tensors, ranks, label, tokens, machine or _of_type(Machine(), tensors))
+
+
+def synchronise_gates(module: nn.Module, group: torch.distributed.ProcessGroup | None = None) -> int:
+    """Let gates with batch statistics normalise over the batches of all ranks, in place.
+
+    Gradients and running averages are then those of one process with the whole batch. Statistics are float32 at least,
+    on any device; ``DistributedDataParallel`` takes such a model on CPU too. After this, every rank has to call the
+    gates equally often while training.
+
+    Args:
+        module: The model.
+        group: The ranks whose batches are one; all by default. Of a two-dimensional mesh, the group of its data
+            dimension.
+
+    Returns:
+        How many gates it has with batch statistics.
+
+    Raises:
+        TypeError: If the module is no module.
+
+    Examples:
+        >>> from factorized_moe import CPMuMoE
+        >>> synchronise_gates(CPMuMoE(64, 32, [8], rank=16, gate_norm="batch"))
+        1
+    """
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"synchronise_gates: a torch module was expected, got {type(module).__name__}")
+    gates = [part for part in module.modules() if isinstance(part, GateBatchNorm)]
+    for gate in gates:
+        gate.over_ranks, gate.process_group = True, group
+    return len(gates)
 
 
 def _report(

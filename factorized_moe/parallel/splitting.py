@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from factorized_moe.contraction import ContractionPlan, Step
 from factorized_moe.contraction.operations import Add, AppendConstants
 from factorized_moe.network import BATCH
-from factorized_moe.parallel.layouts import COPY, SUMMAND, WHOLE, Layout, collectives, share, split_along
+from factorized_moe.parallel.placing import COPY, SUMMAND, WHOLE, Layout, collectives, share, split_along
 
 __all__ = ["Machine", "SplitPlan", "Use", "single_label", "split_plan"]
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from factorized_moe.decompositions import Decomposition, get_decomposition
 from factorized_moe.decompositions.base import RankLike
-from factorized_moe.testing import cost_laws, torch_laws, training_laws, value_laws
+from factorized_moe.testing import cost_laws, sharding_laws, torch_laws, training_laws, value_laws
 from factorized_moe.testing.strategies import DrawInt, Structure, draw_rank, structures
 
 __all__ = ["LAWS", "DecompositionContract", "Law"]
@@ -101,6 +101,7 @@ def _laws() -> dict[str, Law]:
         Law(torch_laws.deepcopy_is_independent, SMALL),
         Law(torch_laws.meta_device_is_filled_later, SMALL),
         Law(torch_laws.compiles_whole, SMALL[1:2]),
+        Law(sharding_laws.sharded_equals_whole, SMALL[-1:], in_features=5, out_features=6, rank=3),
         Law(torch_laws.compiles_few_times, SMALL[-1:]),
         Law(torch_laws.exports_dynamic_batch, SMALL[::2]),
     ]

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from factorized_moe.contraction import Request, execute, make_plan
 from factorized_moe.network import Node, TensorNetwork
+from factorized_moe.spread import whole
 from factorized_moe.tensor import FactorizedExpertTensor
 from factorized_moe.validation import check_call
 
@@ -158,7 +159,7 @@ class ExpertsOfMode:
     """
 
     def __init__(self, experts: FactorizedExpertTensor, mode: int) -> None:
-        network, operands = experts.network, experts.weight().operands
+        network, operands = experts.network, [whole(operand) for operand in experts.weight().operands]
         node, rest = _without_input_node(network)
         self._bias, self._features, self._outputs = experts.bias, experts.in_features, experts.out_features
         self._label = network.expert_labels[mode]

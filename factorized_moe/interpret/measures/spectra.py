@@ -21,6 +21,7 @@ from torch import Tensor
 from factorized_moe.contraction import Request, dense_tensor, execute, make_plan
 from factorized_moe.interpret.measures.measurement import Measurement, expert_columns
 from factorized_moe.network import Node, TensorNetwork
+from factorized_moe.spread import whole
 from factorized_moe.tensor import FactorizedExpertTensor
 
 __all__ = ["ExpertSimilarity", "ExpertSpectra", "measure_similarity", "measure_spectra"]
@@ -177,7 +178,7 @@ def measure_similarity(experts: FactorizedExpertTensor) -> ExpertSimilarity:
 
 def _without_bias(experts: FactorizedExpertTensor) -> tuple[TensorNetwork, list[Tensor]]:
     """The network in float64, with the bias row cut off where the input mode is one label."""
-    network, operands = experts.network, [operand.double() for operand in experts.weight().operands]
+    network, operands = experts.network, [whole(operand).double() for operand in experts.weight().operands]
     for node, operand in zip(network.nodes, operands, strict=True):
         if not torch.isfinite(operand).all():
             raise ValueError(

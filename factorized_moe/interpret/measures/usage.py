@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from factorized_moe.interpret.finding import Layer, expert_dims_of, find_layers
 from factorized_moe.interpret.measures.measurement import Measurement
+from factorized_moe.spread import whole
 from factorized_moe.tensor import FactorizedExpertTensor
 
 __all__ = ["LEAST_SPREAD", "ModeUsage", "Usage", "UsageWatcher", "experts_in_use", "measure_usage", "watch_usage"]
@@ -291,7 +292,7 @@ def _rows(tensor: FactorizedExpertTensor, mode: int) -> Tensor:
     parts = []
     for node in tensor.network.nodes:
         if label in node.labels:
-            entries = tensor.weight.tensors[node.parameter].detach().float()
+            entries = whole(tensor.weight.tensors[node.parameter]).detach().float()
             rows = entries.movedim(node.labels.index(label), 0).flatten(1)
             parts.append(rows / rows.square().mean().sqrt().clamp(min=torch.finfo(torch.float32).tiny))
     return torch.cat(parts, dim=1)
