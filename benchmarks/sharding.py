@@ -1,7 +1,7 @@
 """A block cut over two ranks of one core each, against one rank of one core: ``python -m benchmarks.sharding``.
 
-Every choice of labels is timed in turn, forward and training, in one run; a figure is the median over rounds of the time
-of one rank divided by that of two. Writes ``docs/sharding.md`` and ``docs/sharding.json``.
+Every choice of labels is timed in turn, forward and training, in one run; a figure is the median over rounds of the
+time of one rank divided by that of two. Writes ``docs/sharding.md`` and ``docs/sharding.json``.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import torch.multiprocessing
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 
+from benchmarks import machine
 from factorized_moe import MuMoEBlock
 from factorized_moe.parallel import ShardReport, shard, shards_of
 from factorized_moe.parallel.moves import Group, Transfer, move
@@ -42,9 +43,7 @@ def main() -> None:
     """Time all choices, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=4)
-    parser.add_argument(
-        "--compiled", action="store_true", help="time torch.compile's inductor for the cheapest choice too"
-    )
+    parser.add_argument("--compiled", action="store_true", help="time the cheapest choice compiled too")
     parser.add_argument("--out", type=Path, default=DOCS)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -59,6 +58,7 @@ def main() -> None:
 def time_rank(rank: int, meeting: str, answer: str, rounds: int, compiled: bool) -> None:
     """One rank: all choices in turn; the first one writes what it found."""
     torch.set_num_threads(1)
+    machine.keep_freed_memory()
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[rank % len(cores)]})
     torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
@@ -134,12 +134,12 @@ def page(found: dict[str, Any]) -> str:
     lines = [
         "# Sharding, measured",
         "",
-        f"A block of {SIZES[0]} to {SIZES[1]} to {SIZES[2]} features with {EXPERTS} experts, CP of rank {RANK}, {TOKENS:,} "
-        "tokens, float32: two gloo ranks of one core each against one rank of one core, on one machine, in turn, the",
+        f"A block of {SIZES[0]} to {SIZES[1]} to {SIZES[2]} features with {EXPERTS} experts, CP of rank {RANK}, "
+        f"{TOKENS:,} tokens, float32: two gloo ranks of one core each against one rank of one core, on one machine, in turn, the",
         f"median of {found['rounds']} rounds, torch {found['torch'].partition('+')[0]}. Written by `python -m "
         "benchmarks.sharding --compiled`. Nothing was run on GPUs or over a network.",
         "",
-        "| label | forward | training | times faster, forward | training | estimated ms | bytes sent, forward | backward |",
+        "| label | forward | training | times faster, forward | training | estimated ms | bytes forward | backward |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, times in seconds.items():

@@ -84,8 +84,10 @@ def normalise(norm: Norm, rows: Tensor) -> Tensor:
         return _over_ranks(norm, rows, update=not repeated)
     if repeated:
         # Copies, not None: a recomputation has to save as many tensors as the first pass did.
-        kept = [average if average is None else average.clone() for average in (norm.running_mean, norm.running_var)]
-        return F.batch_norm(rows, *kept, training=True, eps=norm.eps)
+        mean, variance = norm.running_mean, norm.running_var
+        assert mean is not None  # a gate's has averages
+        assert variance is not None
+        return F.batch_norm(rows, mean.clone(), variance.clone(), training=True, eps=norm.eps)
     if not compiling:
         _warn_once(norm)
     result: Tensor = norm(rows)
@@ -134,7 +136,8 @@ def _over_ranks(norm: Any, rows: Tensor, update: bool) -> Tensor:
             weight = 1.0 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
             norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), weight)
             norm.running_var.lerp_((squares / (count - 1)).to(norm.running_var.dtype), weight)
-    return ((x - mean) * (squares / count + norm.eps).rsqrt()).to(rows.dtype)
+    normalised: Tensor = ((x - mean) * (squares / count + norm.eps).rsqrt()).to(rows.dtype)
+    return normalised
 
 
 def _gathered(row: Tensor, group: Any) -> Tensor:

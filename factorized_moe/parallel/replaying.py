@@ -133,10 +133,9 @@ class _Run:
         if row is None:
             return product
         node = next(labels[k] for k, use in enumerate(uses) if use.position != self.nodes)
+        kept = tuple(x for x in node if x != self.network.in_labels[0])
         # Under autocast the product is narrower; only some ranks add the row, and all must send one type.
-        return product + self._aligned(
-            row.to(product.dtype), tuple(x for x in node if x != self.network.in_labels[0]), step.labels
-        )
+        return product + self._aligned(row.to(product.dtype), kept, step.labels)
 
     def _lacks_one(self, labels: Labels) -> bool:
         """Whether an input is used as it came, without the constant 1 that its label counts."""
