@@ -135,9 +135,9 @@ def page(found: dict[str, Any]) -> str:
         "# Sharding, measured",
         "",
         f"A block of {SIZES[0]} to {SIZES[1]} to {SIZES[2]} features with {EXPERTS} experts, CP of rank {RANK}, "
-        f"{TOKENS:,} tokens, float32: two gloo ranks of one core each against one rank of one core, on one machine, in turn, the",
-        f"median of {found['rounds']} rounds, torch {found['torch'].partition('+')[0]}. Written by `python -m "
-        "benchmarks.sharding --compiled`. Nothing was run on GPUs or over a network.",
+        f"{TOKENS:,} tokens, float32: two gloo ranks of one core each against one rank of one core, on one machine,",
+        f"in turn, the median of {found['rounds']} rounds, torch {found['torch'].partition('+')[0]}. Written by "
+        "`python -m benchmarks.sharding --compiled`. Nothing was run on GPUs or over a network.",
         "",
         "| label | forward | training | times faster, forward | training | estimated ms | bytes forward | backward |",
         "|---|---|---|---|---|---|---|---|",

@@ -22,7 +22,7 @@ __all__ = ["Machine", "SplitPlan", "Use", "single_label", "split_plan"]
 
 @dataclass(frozen=True)
 class Machine:
-    """What one rank computes and sends, to weigh one against the other.
+    """What one rank computes and sends, to weigh one against the other; by default roughly a CPU's core and gloo.
 
     Args:
         flops_per_second: Multiplications and additions of a matrix product.
@@ -31,8 +31,8 @@ class Machine:
         bytes_per_element: Of the values that are sent: 4 for float32.
     """
 
-    flops_per_second: float = 6e10
-    bytes_per_second: float = 1.5e9
+    flops_per_second: float = 1e11
+    bytes_per_second: float = 1e9
     latency: float = 2e-4
     bytes_per_element: int = 4
 

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from factorized_moe.decompositions import Decomposition
 from factorized_moe.parallel import Machine, shard
 from factorized_moe.tensor import FactorizedExpertTensor
-from factorized_moe.testing.ranks import on_ranks
+from factorized_moe.testing.processes import on_ranks
 from factorized_moe.testing.strategies import Structure
 
 __all__ = ["CollectiveCount", "sharded_cases", "sharded_equals_whole"]

@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from factorized_moe import ExpertGate, MuMoE, batch_statistics
 from factorized_moe.parallel import synchronise_gates
-from factorized_moe.testing.ranks import on_ranks
+from factorized_moe.testing.processes import on_ranks
 
 
 def layer() -> MuMoE:

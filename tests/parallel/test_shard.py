@@ -23,7 +23,7 @@ from factorized_moe.decompositions import get_decomposition
 from factorized_moe.interpret import Ablate, counterfactuals, intervene, record
 from factorized_moe.parallel import Machine, ShardExperts, shard
 from factorized_moe.surgery import MuMoEConfig, load, replace, save
-from factorized_moe.testing.ranks import on_ranks
+from factorized_moe.testing.processes import on_ranks
 from factorized_moe.testing.sharding_laws import sharded_cases
 from factorized_moe.testing.strategies import Structure
 
