@@ -101,7 +101,7 @@ def shards_of(
         >>> shards_of(CPMuMoE(64, 32, [8], rank=16, device="meta"), 2, "rank", tokens=100)
         2 ranks, 100 tokens, per rank:
           tensor   label  parameters    FLOPs  bytes forward  bytes backward  collectives  est. ms
-          experts  rank          840  168,800         12,800          28,800            2     0.44
+          experts  rank          840  168,800         12,800          28,800            2     0.45
     """
     ranks = check_size("ranks", ranks)
     tensors = _tensors(module)

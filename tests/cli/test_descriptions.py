@@ -13,6 +13,7 @@ import pytest
 from factorized_moe import ExpertGate, FactorizedExpertTensor, ParameterBudget, TensorNetwork
 from factorized_moe.cli import main
 from factorized_moe.decompositions import available_decompositions, registration_of
+from factorized_moe.parallel import describe_shards, shard_rows
 
 PAGE = (Path(__file__).parents[2] / "docs" / "command-line.md").read_text(encoding="utf-8")
 CONSOLE = re.compile(r"```console\n\$ factorized-moe (.*)\n([\s\S]*?)```")
@@ -222,3 +223,17 @@ def test_the_page_shows_what_is_printed(
 def test_the_page_has_every_command() -> None:
     shown = {line.split()[0] for line, _ in CONSOLE.findall(PAGE)}
     assert shown == {"list", "params", "plan", "draw"}
+
+
+def test_plan_shows_the_shards(capsys: Capture) -> None:
+    asked = ["plan", *LAYER, "--rank", "6", "--bias", "--batch-size", "100", "--shards", "4"]
+    found = answer(asked, capsys)
+    weight = FactorizedExpertTensor((8, 4), 16, 12, "cp", 6, bias=True, device="meta")
+    assert found["ranks"] == 4
+    assert found["shards"] == shard_rows(weight.plan(100), 4)
+    assert {row["label"] for row in found["shards"]} == {*weight.network.sizes, "each"}
+    by_rank = next(row for row in found["shards"] if row["label"] == "rank")
+    assert by_rank["parameters"] == 2 * (8 + 4 + 17 + 12)  # 6 over 4 ranks: 2, 2, 2, 0
+    text = printed(asked, capsys)
+    assert "4 ranks, 100 samples, per rank:" in text
+    assert describe_shards(weight.plan(100), 4) in text
