@@ -28,7 +28,7 @@ ORDER = (
     ("decompositions",),
     ("storage", "fitting", "drawing"),
     ("tensor",),
-    ("entmax", "activations", "gating", "layers", "gated_block"),
+    ("entmax", "activations", "gating", "layers"),
     ("budgets", "optimisation"),
     ("compat", "surgery", "interpret", "testing"),
     ("demo",),

@@ -295,7 +295,7 @@ def test_transformers_activation(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("layer", "error", "message"),
     [
-        (lambda: nn.Linear(2, 2), TypeError, "expected a layer of experts, one of MuMoE, .* got Linear"),
+        (lambda: nn.Linear(2, 2), TypeError, "expected a layer of experts, an ExpertLayer, got Linear"),
         (lambda: MuMoE(2, 2, [2], rank=1, gate=torch.sigmoid), ValueError, "activation .* cannot be written to a file"),
         (lambda: MuMoE(2, 2, [2], rank=1, gate=nn.Identity()), ValueError, "a gate of class Identity cannot be"),
         (
@@ -342,7 +342,7 @@ def test_sources_of_a_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"kind": "Linear"}, "no layer of experts is of kind 'Linear'; known are MuMoE, "),
+        ({"kind": "Linear"}, "no layer of experts is of kind 'Linear'; known are GatedMuMoEBlock, MuMoE, "),
         ({"rank": 0}, "cannot make a MuMoEBlock of its description: rank must be at least 1"),
         ({"dtype": "load"}, "cannot make a MuMoEBlock of its description"),
         ({"size": 3}, "cannot make a MuMoEBlock of its description: .* unexpected keyword argument 'size'"),
