@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.images import FASHION_MNIST
+from studies.common.images import FASHION_MNIST
 from studies.training_defaults.contenders import CONFIRM, DEFAULT, DENSE, SCREEN, Contender, form_of
 from studies.training_defaults.gates import CANDIDATES, InputMoments
 from studies.training_defaults.page import page
