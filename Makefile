@@ -33,11 +33,11 @@ demo: $(STAMPS)/demo ## train on real digits, show the experts in results/demo (
 bench: $(STAMPS)/bench ## measure beside other layers, write docs/benchmarks.md (a quarter of an hour; OPTIONS=--quick)
 	@$(BIN)/python -m benchmarks $(OPTIONS)
 
-models: $(STAMPS)/models ## upcycle and distil an MLP of real models, write docs/real-models.md (downloads 180 MB; OPTIONS=--quick)
-	@$(BIN)/python -m models $(OPTIONS)
+models: $(STAMPS)/models ## upcycle and distil an MLP of real models, write docs/studies/real-models.md (downloads 180 MB; OPTIONS=--quick)
+	@$(BIN)/python -m studies real_models $(OPTIONS)
 
-fairness: $(STAMPS)/fairness ## correct a classifier of people for the group it wrongs, write docs/bias-correction.md
-	@$(BIN)/python -m examples.bias_correction
+fairness: $(STAMPS)/fairness ## correct a classifier of people for the group it wrongs, write docs/studies/bias-correction.md
+	@$(BIN)/python -m studies bias_correction
 
 test: $(STAMPS)/dev ## run the whole test suite, doctests and documentation included
 	@$(BIN)/python -m pytest -q -n 2

@@ -21,7 +21,9 @@ from benchmarks import (
     interpret,
     layer,
     machine,
+    measured_plans,
     parts,
+    plans,
     report,
     scaling,
     training_memory,
@@ -42,6 +44,8 @@ SECTIONS: dict[str, tuple[str, Callable[[Effort], Iterator[Row]]]] = {
     "counterfactuals": (counterfactuals.TITLE, counterfactuals.rows),
     "interpret": (interpret.TITLE, interpret.rows),
     "cost_model": ("The planner's constants", lambda effort: iter(())),
+    "plans": (plans.TITLE, lambda effort: iter(())),
+    "measured_plans": (measured_plans.TITLE, lambda effort: iter(())),
 }
 
 
@@ -78,6 +82,11 @@ def measure(name: str, effort: Effort, command: str) -> Section:
     if name == "cost_model":
         extra = cost_model.constants(cost_model.fit(effort))
         print(f"  {extra}")
+    if name == "plans":
+        extra["table"] = plans.markdown(list(plans.compare(effort)))
+    if name == "measured_plans":
+        extra["table"] = measured_plans.markdown(list(measured_plans.compare(effort)))
+    print(extra.get("table", ""))
     return Section(title, command, machine.describe(), measured, name != "contraction", extra)
 
 

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from benchmarks.contenders import Missing
-from benchmarks.images import FASHION_MNIST, Images, load, train_classifier
-from benchmarks.images import Sizes as ClassifierSizes
 from benchmarks.measuring import Effort
 from benchmarks.rows import Contender, Row, compare, count, missing
 from factorized_moe.demo.training import reproducible
 from factorized_moe.interpret import Ablate, counterfactuals, intervene
+from studies.common.images import FASHION_MNIST, Images, load, train_classifier
+from studies.common.images import Sizes as ClassifierSizes
 
 __all__ = ["SIZES", "TITLE", "Sizes", "rows"]
 

@@ -13,9 +13,17 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from factorized_moe.decompositions import Decomposition, ParameterBudget, available_decompositions, register
-    from factorized_moe.gated_block import GatedMuMoEBlock
     from factorized_moe.gating import ExpertGate
-    from factorized_moe.layers import CPMuMoE, MuMoE, MuMoEBlock, TRMuMoE, TTMuMoE, TuckerMuMoE
+    from factorized_moe.layers import (
+        CPMuMoE,
+        ExpertLayer,
+        GatedMuMoEBlock,
+        MuMoE,
+        MuMoEBlock,
+        TRMuMoE,
+        TTMuMoE,
+        TuckerMuMoE,
+    )
     from factorized_moe.network import Node, TensorNetwork
     from factorized_moe.optimisation import parameter_groups
     from factorized_moe.tensor import FactorizedExpertTensor
@@ -24,6 +32,7 @@ __all__ = [
     "CPMuMoE",
     "Decomposition",
     "ExpertGate",
+    "ExpertLayer",
     "FactorizedExpertTensor",
     "GatedMuMoEBlock",
     "MuMoE",
@@ -45,7 +54,8 @@ _HOMES = {
     "ParameterBudget": "decompositions",
     "available_decompositions": "decompositions",
     "register": "decompositions",
-    "GatedMuMoEBlock": "gated_block",
+    "ExpertLayer": "layers",
+    "GatedMuMoEBlock": "layers",
     "ExpertGate": "gating",
     "CPMuMoE": "layers",
     "MuMoE": "layers",

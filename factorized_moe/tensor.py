@@ -10,20 +10,23 @@ from numbers import Integral
 from typing import Any
 
 import torch
-import torch.utils.checkpoint
 from torch import Tensor, nn
 
 from factorized_moe.contraction import (
     ContractionPlan,
+    LayerPlans,
+    Path,
     Request,
     choose_plan,
     dense_tensor,
     execute,
     expert_rank_bound,
     forward_request,
-    make_plan,
     num_parameters,
+    plan_layer,
+    recompute,
 )
+from factorized_moe.contraction.plan import check_batch_size
 from factorized_moe.contraction.planning import DEFAULT_BATCH_SIZE
 from factorized_moe.decompositions import Decomposition, get_decomposition, name_of
 from factorized_moe.decompositions.base import GivenNetwork, Initialisation, RankLike, find_initialisation
@@ -89,6 +92,8 @@ class FactorizedExpertTensor(nn.Module):
         (944, 8)
     """
 
+    _plans: LayerPlans | None = None  # if several plans run, each at its batch sizes; else it is ``_plan``
+
     def __init__(
         self,
         expert_dims: Sequence[int] | None = None,
@@ -126,7 +131,8 @@ class FactorizedExpertTensor(nn.Module):
         self.weight = NetworkTensor(self.network, self.decomposition, self.rank, device=device, dtype=dtype)
         self.checkpoint = check_flag("checkpoint", checkpoint)
         self.sparse_coefficients = check_flag("sparse_coefficients", sparse_coefficients)
-        self._plan = make_plan(self.network, self._request)
+        plans = plan_layer(self.network, self._request)
+        self._plan, self._plans = plans.plans[0], plans if plans.starts else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -159,23 +165,18 @@ class FactorizedExpertTensor(nn.Module):
         operands = self.weight().operands
         check_call(x, coefficients, self.in_features, self.expert_dims, operands[0])
         if x.ndim == 2 and len(self.network.out_labels) == 1:
-            return self._execute((*operands, x, *coefficients))
+            return self._execute((*operands, x, *coefficients), x)
         batch = x.shape[:-1]
         rows = [tensor.reshape(-1, tensor.shape[-1]) for tensor in (x, *coefficients)]
-        return self._execute((*operands, *rows)).reshape(*batch, self.out_features)
+        return self._execute((*operands, *rows), rows[0]).reshape(*batch, self.out_features)
 
     @property
     def _request(self) -> Request:
         return forward_request(self.network, self.bias, self.sparse_coefficients)
 
-    def _execute(self, operands: tuple[Tensor, ...]) -> Tensor:
-        if self.checkpoint and torch.is_grad_enabled():
-            # The contraction draws no random numbers, so none of their state needs keeping.
-            answer: Tensor = torch.utils.checkpoint.checkpoint(
-                execute, self._plan, operands, use_reentrant=False, preserve_rng_state=False
-            )
-            return answer
-        return execute(self._plan, operands)
+    def _execute(self, operands: tuple[Tensor, ...], x: Tensor) -> Tensor:
+        plan = self._plan if self._plans is None else self._plans.at(x.shape[0])
+        return (recompute if self.checkpoint and torch.is_grad_enabled() else execute)(plan, operands)
 
     def to_dense(self) -> Tensor:
         """The dense tensor, ``(*expert_dims, I (+1), O)``; with a bias, row ``[..., -1, :]`` holds the biases."""
@@ -217,28 +218,30 @@ class FactorizedExpertTensor(nn.Module):
         memory_limit: int | None = None,
         batch_sizes: Sequence[int] | None = None,
         backward: bool = False,
+        path: Path | Sequence[Path] | None = None,
     ) -> ContractionPlan:
-        """The plan of the forward pass, its costs reported for a number of samples.
+        """The plan that the forward pass runs at a number of samples, with its costs.
 
-        Without ``optimize`` and ``memory_limit`` this only reports. With either, the layer is planned anew and keeps
-        the plan: it is no part of the state dict, stays valid whatever is loaded, and follows a copy or a pickle.
+        With ``optimize``, ``memory_limit`` or ``path`` the layer is planned anew and keeps that plan for all batch
+        sizes: it is no part of the state dict, stays valid whatever is loaded, and follows a copy or a pickle.
 
         Args:
             batch_size: The number of samples; 64 by default.
-            optimize: ``"flops"`` to plan from the description alone, always with the same result, or ``"measure"`` to
-                time the best candidates on the parameters' device.
+            optimize: ``"flops"`` for the cheapest order at ``batch_size``, from the description alone, or ``"measure"``
+                to time the best candidates on the parameters' device.
             memory_limit: The most bytes that any intermediate value may take at ``batch_size``, in the parameters'
                 type. For a limit per token, give ``batch_size=1``.
             batch_sizes: The numbers of samples to time; ``batch_size`` alone by default.
             backward: Whether to time the backward pass too.
+            path: An order of your own, in the linear format of opt_einsum and cotengra: see `contraction.plan_along`.
 
         Returns:
-            The plan; its ``repr`` is a table of its steps.
+            The plan; its ``repr`` is a table of its steps, and says if another plan runs at other batch sizes.
 
         Raises:
-            TypeError: If the memory limit is not an int, or the batch sizes are not a sequence.
-            ValueError: If an argument is out of range or of no use, or no order keeps to the memory limit; the message
-                gives the smallest that is possible, or for more than ten operands that was found.
+            TypeError: If the memory limit, the batch sizes or the path are of the wrong type.
+            ValueError: If an argument is out of range or of no use, a path leaves something out, or no order keeps to
+                the memory limit; the message gives the smallest that is possible, or that was found.
 
         Examples:
             >>> w = FactorizedExpertTensor((8, 4), 16, 32, decomposition="tucker", rank=4)
@@ -246,14 +249,11 @@ class FactorizedExpertTensor(nn.Module):
             266240
             >>> plan = w.plan(batch_size=256, optimize="measure")
         """
-        size = DEFAULT_BATCH_SIZE if batch_size is None else batch_size
-        if optimize != "measure" and (batch_sizes is not None or backward):
-            raise ValueError("batch_sizes and backward say what to time; give them with optimize='measure'")
-        if optimize is None and memory_limit is None:
-            return self._plan.at_batch_size(size)
-        operands = self.weight().operands
-        self._plan = choose_plan(self._plan, operands, size, optimize or "flops", memory_limit, batch_sizes, backward)
-        return self._plan
+        size = check_batch_size(DEFAULT_BATCH_SIZE if batch_size is None else batch_size)
+        asked = (size, optimize, memory_limit, batch_sizes, backward, path)
+        if chosen := choose_plan(self.network, self._request, self.weight.operands, *asked):
+            self._plan, self._plans = chosen, None
+        return (self._plan if self._plans is None else self._plans.at(size)).at_batch_size(size)
 
     @property
     def num_parameters(self) -> int:

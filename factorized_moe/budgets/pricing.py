@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from factorized_moe.contraction import ContractionPlan, forward_request, make_plan, num_parameters
+from factorized_moe.contraction import ContractionPlan, forward_request, num_parameters, plan_layer
 from factorized_moe.contraction.cuts import rank_bound
 from factorized_moe.contraction.planning import DEFAULT_BATCH_SIZE
 from factorized_moe.decompositions import Decomposition
@@ -97,4 +97,5 @@ class LayerCosts:
 
     def _plans(self, rank: Rank) -> list[ContractionPlan]:
         bias = self._counted_bias
-        return [make_plan(network, forward_request(network, bias)) for network in self._networks(rank, bias)]
+        networks = self._networks(rank, bias)
+        return [plan_layer(n, forward_request(n, bias)).at(DEFAULT_BATCH_SIZE) for n in networks]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch.utils.checkpoint
 from torch import Tensor
 
 from factorized_moe.contraction.plan import ContractionPlan
 
-__all__ = ["execute"]
+__all__ = ["execute", "recompute"]
 
 
 def execute(plan: ContractionPlan, operands: Sequence[Tensor]) -> Tensor:
@@ -39,4 +40,18 @@ def execute(plan: ContractionPlan, operands: Sequence[Tensor]) -> Tensor:
             values[position] = None
     answer = values[-1]
     assert answer is not None  # the last value has no consumer
+    return answer
+
+
+def recompute(plan: ContractionPlan, operands: Sequence[Tensor]) -> Tensor:
+    """As `execute`, but what the backward pass needs is made again there and not kept.
+
+    Args:
+        plan: The plan.
+        operands: As for `execute`.
+    """
+    # The contraction draws no random numbers, so none of their state needs keeping.
+    answer: Tensor = torch.utils.checkpoint.checkpoint(
+        execute, plan, operands, use_reentrant=False, preserve_rng_state=False
+    )
     return answer

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from factorized_moe.contraction.operations import (
     Add,
+    Align,
     AppendConstants,
     Arrange,
     BatchedMatMul,
@@ -123,16 +124,15 @@ def lower(
 
 
 def _absorbed(position: int, drafts: Sequence[Draft], first_free: int) -> bool:
-    """Whether a vector meets, in every step that uses it, nothing but a node with which it makes a matrix product."""
-    for draft in drafts:
+    """Whether a vector meets, in every step that uses it, parameters with which it makes a matrix product."""
+    labels: dict[int, frozenset[str]] = {}
+    for index, draft in enumerate(drafts):
+        labels |= {p: frozenset(order) for p, order in draft.leaves.items() if order is not None}
+        labels[first_free + index] = frozenset().union(*(labels[p] for p in draft.operands)) & draft.kept
         if position in draft.operands:
-            others = [p for p in draft.operands if p != position]
-            if not others or others[0] >= first_free:
-                return False
-            mine, theirs = draft.leaves[position], draft.leaves[others[0]]
-            assert mine is not None  # both are leaves
-            assert theirs is not None
-            if BATCH in theirs or mine[1] not in theirs or mine[1] in draft.kept:
+            others = [labels[p] for p in draft.operands if p != position]
+            summed = labels[position] - {BATCH}
+            if not others or BATCH in others[0] or not summed <= others[0] or summed & draft.kept:
                 return False
     return True
 
@@ -308,14 +308,13 @@ class _Builder:
         arranged = self._to(left, [shared, only_left, contracted]), self._to(right, [shared, contracted, only_right])
         return BatchedMatMul(arranged[0], arranged[1], split), result
 
-    def _align(self, order: Labels, result: Labels) -> Arrange | None:
+    def _align(self, order: Labels, result: Labels) -> Arrange | Align | None:
         """Brings an operand of a product to the result's axes, of size 1 where it lacks the label."""
-        mine = [x for x in result if x in order]
-        arrange = self._to(order, [(x,) for x in mine])
-        if len(mine) == len(result):
+        arrange = self._to(order, [(x,) for x in result if x in order])
+        missing = tuple(axis for axis, x in enumerate(result) if x not in order)
+        if not missing:
             return arrange
-        shape = tuple(self._axis((x,)) if x in order else 1 for x in result)
-        return replace(arrange or Arrange(), shape=shape)
+        return Align(arrange, missing, tuple(self._axis((x,)) if x in order else 1 for x in result))
 
     def arrange(self, operand: int, value: int, orders: dict[int, Labels], output: Labels) -> None:
         order = orders[operand]

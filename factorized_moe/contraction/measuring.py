@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from factorized_moe.contraction.execution import execute
-from factorized_moe.contraction.plan import ContractionPlan, check_batch_size
-from factorized_moe.contraction.planning import LimitError, candidate_plans
+from factorized_moe.contraction.paths import Path, plan_along
+from factorized_moe.contraction.plan import ContractionPlan, Request, check_batch_size
+from factorized_moe.contraction.planning import LimitError, candidate_plans, make_plan
+from factorized_moe.network import TensorNetwork
 from factorized_moe.validation import check_countable
 
 __all__ = ["choose_plan", "fastest_plan"]
@@ -24,50 +26,64 @@ SPARSE_SHARE = 0.02
 
 
 def choose_plan(
-    plan: ContractionPlan,
+    network: TensorNetwork,
+    request: Request,
     operands: Sequence[Tensor],
     batch_size: int,
-    optimize: str,
+    optimize: str | None,
     memory_limit: int | None,
     batch_sizes: Sequence[int] | None,
     backward: bool,
-) -> ContractionPlan:
-    """A new plan for a plan's network and request.
+    path: Path | Sequence[Path] | None,
+) -> ContractionPlan | None:
+    """A new plan for a network and a request, if one is asked for.
 
     Args:
-        plan: The plan to replace.
+        network: The network.
+        request: The request.
         operands: The nodes' tensors.
         batch_size: The number of samples to plan for.
         optimize: ``"flops"`` to plan from the description alone, ``"measure"`` to time the best candidates.
         memory_limit: The most bytes that an intermediate value may take at that number of samples.
         batch_sizes: The numbers of samples to time; ``batch_size`` alone by default.
         backward: Whether to time the backward pass too.
+        path: The order, in place of a search.
 
     Returns:
-        The plan.
+        The plan, or ``None`` if none of ``optimize``, ``memory_limit`` and ``path`` is given.
 
     Raises:
-        TypeError: If the memory limit is not an int, or the batch sizes are not a sequence.
-        ValueError: If an argument is out of range, no order keeps to the memory limit, or there is nothing to time.
+        TypeError: If the memory limit is not an int, or the batch sizes or the path are no such sequences.
+        ValueError: If an argument is out of range or of no use, no order keeps to the memory limit, or there is
+            nothing to time.
     """
-    if optimize not in ("flops", "measure"):
+    if optimize not in (None, "flops", "measure"):
         raise ValueError(f"optimize is 'flops' or 'measure', got {optimize!r}")
-    batch_size = check_batch_size(batch_size)
+    if optimize != "measure" and (batch_sizes is not None or backward):
+        raise ValueError("batch_sizes and backward say what to time; give them with optimize='measure'")
     sizes = (batch_size,) if batch_sizes is None else _check_batch_sizes(batch_sizes)
     if memory_limit is not None and (isinstance(memory_limit, bool) or not isinstance(memory_limit, Integral)):
         raise TypeError(f"memory_limit is a number of bytes, an int, or None, got {memory_limit!r}")
+    if path is not None:
+        if optimize is not None or memory_limit is not None:
+            raise ValueError("path is the order itself; give it without optimize and memory_limit")
+        return plan_along(network, request, path, batch_size)
+    if optimize is None and memory_limit is None:
+        return None
     if optimize == "measure" and operands[0].is_meta:
         raise ValueError("the parameters are on the meta device, where nothing can be timed; use optimize='flops'")
     element = operands[0].element_size()
     limit = None if memory_limit is None else int(memory_limit) // element
     try:
-        plans = candidate_plans(plan.network, plan.request, batch_size, limit)
+        if optimize != "measure":
+            return make_plan(network, request, batch_size, limit)
+        plans = candidate_plans(network, request, batch_size, limit)
     except LimitError as error:
         raise ValueError(
             f"memory_limit of {memory_limit:,} bytes is too small at batch size {batch_size:,}: the smallest "
             f"{error.word} is {error.smallest * element:,} bytes"
         ) from None
-    return plans[0] if optimize == "flops" else fastest_plan(plans, operands, sizes, backward=backward)
+    return fastest_plan(plans, operands, sizes, backward=backward)
 
 
 def _check_batch_sizes(batch_sizes: Sequence[int]) -> tuple[int, ...]:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 __all__ = [
     "Add",
+    "Align",
     "AppendConstants",
     "Arrange",
     "BatchedMatMul",
@@ -49,6 +50,28 @@ class Arrange:
             tensor = tensor.reshape(*self.shape)
         elif self.shape is not None:
             tensor = tensor.reshape(())
+        return tensor
+
+
+@dataclass(frozen=True)
+class Align:
+    """Rearrange, then insert axes of size 1: what an operand of a broadcast product needs.
+
+    One reshape would do it, and faster if there are several, but of axes of size 1 the compiler then expects other
+    strides than it finds, at a batch of one sample.
+    """
+
+    arrange: Arrange | None
+    axes: tuple[int, ...]
+    shape: tuple[int, ...]
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        if self.arrange is not None:
+            tensor = self.arrange(tensor)
+        if len(self.axes) > 1 and not torch.compiler.is_compiling():
+            return tensor.reshape(*self.shape)
+        for axis in self.axes:
+            tensor = tensor.unsqueeze(axis)
         return tensor
 
 
@@ -135,8 +158,8 @@ class BatchedMatMul:
 class Multiply:
     """A broadcast product in which nothing is summed: ``(S, L, 1) * (S, 1, R) -> (S, L, R)``."""
 
-    left: Arrange | None
-    right: Arrange | None
+    left: Arrange | Align | None
+    right: Arrange | Align | None
 
     def __call__(self, left: Tensor, right: Tensor) -> Tensor:
         if self.left is not None:

@@ -70,12 +70,16 @@ class ContractionPlan:
         request: What is asked of it.
         batch_size: The samples for which costs are reported.
         steps: The steps, in order.
+        runs_from: The smallest batch size at which a layer runs this plan; more than 1 if it has another for fewer.
+        runs_until: The largest one, or ``None``.
     """
 
     network: TensorNetwork
     request: Request
     batch_size: int
     steps: tuple[Step, ...]
+    runs_from: int = 1
+    runs_until: int | None = None
 
     @property
     def flops(self) -> int:
@@ -133,8 +137,13 @@ class ContractionPlan:
         rows = [("step", "operation", "FLOPs", "elements")]
         rows += [(s.formula, type(s.operation).__name__, f"{s.flops:,}", f"{s.elements:,}") for s in self.steps]
         widths = [max(len(row[column]) for row in rows) for column in range(4)]
+        other = ""
+        if self.runs_from > 1:
+            other = f"; from {self.runs_from:,} samples on, another plan runs for fewer"
+        elif self.runs_until is not None:
+            other = f"; up to {self.runs_until:,} samples, another plan runs for more"
         lines = [
-            f"ContractionPlan for {len(self.network.nodes)} nodes, batch size {self.batch_size:,}",
+            f"ContractionPlan for {len(self.network.nodes)} nodes, batch size {self.batch_size:,}{other}",
             f"  {self.flops:,} FLOPs; elements: {self.elements_moved:,} moved, "
             f"{self.largest_intermediate:,} in the largest intermediate, {self.saved_activations:,} saved for training",
         ]

@@ -1,13 +1,8 @@
 """From a network and a request to a plan: a fixed list of pairwise steps, each lowered to one operation.
 
 A request says which per-sample vectors are contracted with the network and which labels the result keeps: the
-forward pass, the dense tensor and one expert's matrix are three requests on the same network. The order of the steps
-is found in two stages: a vector that shares its labels with one node only is absorbed into that node first; the few
-operands that remain are searched exhaustively. (A search over all operands gains nothing and takes 100 times longer;
-see docs/architecture.md.) In a network too large for that, pairs are merged and the order then improved in parts; if it
-is loosely connected, opt_einsum's dynamic programming is fast too, and the cheaper order of the two is taken.
-
-This is the only module that imports opt_einsum, and nothing of it runs in a forward pass.
+forward pass, the dense tensor and one expert's matrix are three requests on the same network. `orders` finds the order
+of the steps, here they become operations.
 """
 
 from __future__ import annotations
@@ -18,33 +13,25 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
 
-from opt_einsum.paths import DynamicProgramming
-
-from factorized_moe.contraction.large import search_large
 from factorized_moe.contraction.lowering import Draft, lower
+from factorized_moe.contraction.orders import TermOrders
 from factorized_moe.contraction.plan import ContractionPlan, Request, Step, check_batch_size
-from factorized_moe.contraction.search import (
-    EXHAUSTIVE,
-    MOVED,
-    SCANNED,
-    Operand,
-    Pairs,
-    order_cost,
-    search_order,
-)
-from factorized_moe.network import BATCH, TensorNetwork
+from factorized_moe.contraction.search import MOVED, SCANNED, Operand, Pairs
+from factorized_moe.network import BATCH, Node, TensorNetwork
 
-__all__ = ["DEFAULT_BATCH_SIZE", "LimitError", "candidate_plans", "dense_request", "forward_request", "make_plan"]
+__all__ = [
+    "DEFAULT_BATCH_SIZE",
+    "LimitError",
+    "candidate_plans",
+    "dense_request",
+    "forward_request",
+    "make_plan",
+    "plan_in_order",
+    "term_orders",
+]
 
 DEFAULT_BATCH_SIZE = 64
-"""Samples assumed when a plan's order is chosen. The choice hardly matters: over 1 to 32,768 samples the best order
-changes the FLOPs by at most 7%, so a layer is planned once, at construction."""
-
-CONNECTED_SETS = 1500
-"""Up to so many sets of connected operands, opt_einsum's dynamic programming, which visits their pairs, takes no time.
-
-A chain of 50 cores has 1,275. A Tucker core with 20 vectors has a million, and so have 20 factors that share CP's rank.
-"""
+"""Samples that costs are reported for, and that a request is planned for, if nothing else is said."""
 
 
 def forward_request(network: TensorNetwork, bias: bool, sparse: bool = False) -> Request:
@@ -83,7 +70,7 @@ class Strategy:
     """How an order and its operations are chosen; candidates differ in it.
 
     Attributes:
-        absorb: Whether a vector and a node that share labels with nothing else are contracted first.
+        absorb: Whether a vector and a node that share labels with nothing else have to be contracted first.
         moved: The cost of an element moved, in FLOPs.
         limit: The most elements that an intermediate may have.
         smallest: Whether the largest intermediate counts before the cost.
@@ -91,7 +78,7 @@ class Strategy:
         scanned: The cost of looking at a coefficient for whether it is zero, in FLOPs.
     """
 
-    absorb: bool = True
+    absorb: bool = False
     moved: float = MOVED
     limit: int | None = None
     smallest: bool = False
@@ -136,16 +123,15 @@ def make_plan(
         assert plan is not None  # without a limit there is always an order
         return plan
     tries = [
-        _plan(network, request, batch_size, Strategy(absorb, limit=memory_limit, smallest=smallest))
+        _plan(network, request, batch_size, Strategy(limit=memory_limit, smallest=smallest))
         for smallest in (False, True)
-        for absorb in (True, False)
     ]
     fitting = [p for p in tries if p is not None and p.largest_intermediate <= memory_limit]
     if not fitting:
-        least = [_plan(network, request, batch_size, Strategy(absorb, smallest=True)) for absorb in (True, False)]
-        smallest = min(p.largest_intermediate for p in least if p is not None)
-        most = max(len(term) for term in network.terms) + len(request.vectors)
-        raise LimitError(memory_limit, batch_size, smallest, exact=most <= EXHAUSTIVE)
+        least = _plan(network, request, batch_size, Strategy(smallest=True))
+        assert least is not None
+        exact = all(term.exhaustive for term in term_orders(network, request))
+        raise LimitError(memory_limit, batch_size, least.largest_intermediate, exact)
     return min(fitting, key=lambda p: p.flops)
 
 
@@ -168,33 +154,71 @@ def candidate_plans(
     """
     plans = [make_plan(network, request, batch_size, memory_limit)]
     scans = (SCANNED, 0, math.inf) if request.sparse else (SCANNED,)  # zeros looked for where it pays, everywhere, not
-    for absorb, moved, multiply, scanned in product((True, False), (0, MOVED, 8 * MOVED), (False, True), scans):
+    for moved, absorb, multiply, scanned in product((0, MOVED, 8 * MOVED), (True, False), (False, True), scans):
         plan = _plan(network, request, batch_size, Strategy(absorb, moved, memory_limit, False, multiply, scanned))
         if plan is not None and (memory_limit is None or plan.largest_intermediate <= memory_limit):
             plans.append(plan)
     return tuple({plan.steps: plan for plan in plans}.values())
 
 
+@lru_cache(maxsize=1)  # the largest hold 50 MB, and are asked for again at once or never
+def term_orders(network: TensorNetwork, request: Request, moved: float = MOVED) -> tuple[TermOrders, ...]:
+    """For each term of a network the orders of its nodes and the request's vectors.
+
+    Args:
+        network: The network.
+        request: What is asked of it.
+        moved: The cost of an element moved, in FLOPs.
+    """
+    output = frozenset((*_batch(request), *request.output))
+    return tuple(
+        TermOrders([_operand(labels, is_node) for labels, is_node in leaves.values()], output, network.sizes, moved)
+        for leaves in _leaves(network, request)
+    )
+
+
 @lru_cache(maxsize=4096)
 def _plan(network: TensorNetwork, request: Request, batch_size: int, strategy: Strategy) -> ContractionPlan | None:
     """The plan of one strategy, or ``None`` if the search finds no order within the strategy's limit."""
-    sizes = network.sizes | {BATCH: batch_size}
-    batch = (BATCH,) if request.vectors else ()
-    vectors = [(*batch, *labels) for labels in request.vectors]
-    output = (*batch, *request.output)
-    position = {node.name: number for number, node in enumerate(network.nodes)}
-    first_vector = len(position)
-    first_result = first_vector + len(vectors)
+    orders: list[Pairs] = []
+    for term in term_orders(network, request, strategy.moved):
+        if strategy.absorb:
+            found = term.absorbed(batch_size, strategy.limit, strategy.smallest)
+        else:
+            found = (term.smallest if strategy.smallest else term.cheapest)(batch_size, strategy.limit)
+        if found is None:
+            return None
+        orders.append(found)
+    return plan_in_order(network, request, orders, batch_size, strategy.multiply, strategy.scanned)
 
+
+def plan_in_order(
+    network: TensorNetwork,
+    request: Request,
+    orders: Sequence[Sequence[tuple[int, int]]],
+    batch_size: int = DEFAULT_BATCH_SIZE,
+    multiply: bool = False,
+    scanned: float = SCANNED,
+) -> ContractionPlan:
+    """The plan that contracts each term in a given order.
+
+    Args:
+        network: The network.
+        request: What is asked of it.
+        orders: For each term the pairs, the term's nodes numbered first, then the vectors.
+        batch_size: The number of samples to report costs for.
+        multiply: Whether small products per sample are lowered to a multiplication and a sum.
+        scanned: The cost of looking at a coefficient for whether it is zero, in FLOPs.
+    """
+    sizes = network.sizes | {BATCH: batch_size}
+    output = (*_batch(request), *request.output)
+    first_vector = len(network.nodes)
+    first_result = first_vector + len(request.vectors)
     drafts: list[Draft] = []
     answers: list[int] = []
-    for term in network.terms:
-        leaves = {position[n.name]: tuple(x for x in n.labels if x not in request.fixed) for n in term}
-        leaves |= {first_vector + k: labels for k, labels in enumerate(vectors)}
-        pairs = _contraction_order(leaves, first_vector, frozenset(output), sizes, strategy)
-        if pairs is None:
-            return None
-        drafts += _number(pairs, leaves, output, first_result + len(drafts))
+    for leaves, pairs in zip(_leaves(network, request), orders, strict=True):
+        labels = {position: leaf for position, (leaf, _) in leaves.items()}
+        drafts += _number(pairs, labels, output, first_result + len(drafts))
         answers.append(first_result + len(drafts) - 1)
     padded = first_vector if request.append_one else None
     sparse = frozenset(range(first_vector + 1, first_result)) if request.sparse else frozenset()
@@ -206,9 +230,9 @@ def _plan(network: TensorNetwork, request: Request, batch_size: int, strategy: S
         padded=padded,
         zeros=network.in_padding,
         first_free=first_result,
-        multiply=strategy.multiply,
+        multiply=multiply,
         sparse=sparse,
-        scanned=strategy.scanned,
+        scanned=scanned,
     )
     last_use = {p: k for k, (operands, *_) in enumerate(lowered) for p in operands if p >= first_result}
     frees = [tuple(p for p, last in last_use.items() if last == k) for k in range(len(lowered))]
@@ -216,117 +240,41 @@ def _plan(network: TensorNetwork, request: Request, batch_size: int, strategy: S
     return ContractionPlan(network, request, batch_size, steps)
 
 
-def _contraction_order(
-    leaves: dict[int, tuple[str, ...]],
-    first_vector: int,
-    output: frozenset[str],
-    sizes: dict[str, int],
-    strategy: Strategy,
-) -> Pairs | None:
-    """Pairs of positions to contract, counting on from the leaves: a merged pair takes the next negative number."""
-    values = {position: frozenset(labels) for position, labels in leaves.items()}
-    pairs: Pairs = []
-
-    def merge(left: int, right: int) -> None:
-        union = values.pop(left) | values.pop(right)
-        kept = output.union(*values.values())
-        pairs.append((left, right))
-        values[-len(pairs)] = union & kept
-
-    nodes = [position for position in leaves if position < first_vector]
-    vectors = [position for position in leaves if position >= first_vector]
-    partner = {v: [n for n in nodes if values[n] & (values[v] - {BATCH})] for v in vectors}
-    for vector in vectors:
-        mine = partner[vector] if strategy.absorb else []
-        # Only where vector and node have each other alone; anything else is left to the search.
-        if len(mine) == 1 and [mine] == [partner[v] for v in vectors if mine[0] in partner[v]]:
-            merge(vector, mine[0])
-    remaining = list(values)
-    operands = [Operand(values[p], leaves[p] if 0 <= p < first_vector else None) for p in remaining]
-    found = _search(operands, output, sizes, strategy)
-    if found is None:
-        return None
-    for left, right in found:
-        merge(remaining[left], remaining[right])
-        remaining.append(-len(pairs))
-    return pairs
+def _batch(request: Request) -> tuple[str, ...]:
+    return (BATCH,) if request.vectors else ()
 
 
-def _search(
-    operands: Sequence[Operand], output: frozenset[str], sizes: dict[str, int], strategy: Strategy
-) -> Pairs | None:
-    if len(operands) < 2:
-        return []
-    moved, limit, smallest = strategy.moved, strategy.limit, strategy.smallest
-    if len(operands) <= EXHAUSTIVE:
-        return search_order(operands, output, sizes, moved=moved, limit=limit, smallest=smallest)
-    found = [search_large(operands, output, sizes, moved=moved, limit=limit, smallest=smallest)]
-    if _is_loosely_connected(operands, output):
-        found.append(_dynamic_programming(operands, output, sizes, limit, smallest))
-
-    def cost(pairs: Pairs) -> tuple[int, float]:
-        largest, cost = order_cost(pairs, operands, output, sizes, moved)
-        return (largest if smallest else 0), cost
-
-    return min((pairs for pairs in found if pairs is not None), key=cost, default=None)
+def _operand(labels: tuple[str, ...], is_node: bool) -> Operand:
+    return Operand(frozenset(labels), labels if is_node else None)
 
 
-def _dynamic_programming(
-    operands: Sequence[Operand], output: frozenset[str], sizes: dict[str, int], limit: int | None, smallest: bool
-) -> Pairs | None:
-    """The order of fewest FLOPs, or of the smallest intermediates, without outer products."""
-    # Labels on one operand only are summed within the step that uses it. Ints instead of strings, because the
-    # iteration order of string sets, and with it the choice among equals, differs from process to process.
-    number = {label: k for k, label in enumerate(sizes)}
-    carried = [x for operand in operands for x in operand.labels]
-    kept = [frozenset(number[x] for x in o.labels if x in output or carried.count(x) > 1) for o in operands]
-    search = DynamicProgramming(minimize="size" if smallest else "flops")
-    try:
-        path = search(kept, frozenset(number[x] for x in output), dict(enumerate(sizes.values())), limit)
-    except RuntimeError:  # opt_einsum's word for "no contraction within the limit"
-        return None
-    live, pairs = list(range(len(operands))), []
-    for pair in path:
-        pairs.append((live[pair[0]], live[pair[1]]))
-        live = [p for k, p in enumerate(live) if k not in pair] + [len(operands) + len(pairs) - 1]
-    return pairs
+def _leaves(network: TensorNetwork, request: Request) -> list[dict[int, tuple[tuple[str, ...], bool]]]:
+    """For each term its operands' positions, each with its labels and whether it is a node."""
+    number = {node.name: position for position, node in enumerate(network.nodes)}
+    vectors = {len(number) + k: ((*_batch(request), *labels), False) for k, labels in enumerate(request.vectors)}
+
+    def of(term: tuple[Node, ...]) -> dict[int, tuple[tuple[str, ...], bool]]:
+        return {number[n.name]: (tuple(x for x in n.labels if x not in request.fixed), True) for n in term}
+
+    return [of(term) | vectors for term in network.terms]
 
 
-def _is_loosely_connected(operands: Sequence[Operand], output: frozenset[str]) -> bool:
-    """Whether few sets of operands are connected by labels to be summed: those of a chain, not of a star."""
-    summed = [operand.labels - output for operand in operands]
-    beside = [sum(1 << k for k, other in enumerate(summed) if other & mine and other is not mine) for mine in summed]
-    seen = {1 << k for k in range(len(operands))}
-    waiting = list(seen)
-    while waiting:
-        members = waiting.pop()
-        around = 0
-        for k, neighbours in enumerate(beside):
-            if members >> k & 1:
-                around |= neighbours
-        for k in range(len(operands)):
-            larger = members | 1 << k
-            if around >> k & 1 and larger not in seen:
-                seen.add(larger)
-                waiting.append(larger)
-        if len(seen) > CONNECTED_SETS:
-            return False
-    return True
-
-
-def _number(pairs: Pairs, leaves: dict[int, tuple[str, ...]], output: tuple[str, ...], next_value: int) -> list[Draft]:
+def _number(
+    pairs: Sequence[tuple[int, int]], leaves: dict[int, tuple[str, ...]], output: tuple[str, ...], next_value: int
+) -> list[Draft]:
     """Drafts of a term's steps with their final positions, closed by one that arranges the answer."""
+    place = list(leaves)  # of each operand, then of each step's result
     labels = {position: frozenset(names) for position, names in leaves.items()}
-    place = {position: position for position in leaves}
     waiting = set(leaves)
     drafts: list[Draft] = []
-    for count, (left, right) in enumerate(pairs, start=1):
+    for count, (one, two) in enumerate(pairs):
+        left, right, made = place[one], place[two], next_value + count
         waiting -= {left, right}
         kept = frozenset(output).union(*(labels[p] for p in waiting))
-        drafts.append(Draft((place[left], place[right]), {place[p]: leaves.get(p) for p in (left, right)}, kept))
-        labels[-count] = (labels[left] | labels[right]) & kept
-        place[-count] = next_value + count - 1
-        waiting.add(-count)
+        drafts.append(Draft((left, right), {p: leaves.get(p) for p in (left, right)}, kept))
+        labels[made] = (labels[left] | labels[right]) & kept
+        place.append(made)
+        waiting.add(made)
     (last,) = waiting
-    drafts.append(Draft((place[last],), {place[last]: leaves.get(last)}, frozenset(output)))
+    drafts.append(Draft((last,), {last: leaves.get(last)}, frozenset(output)))
     return drafts

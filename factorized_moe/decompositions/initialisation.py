@@ -6,7 +6,7 @@ Legend: ``N_k`` experts of mode k, ``I`` in_features (one more with a bias), ``O
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import product
 
 from torch import Tensor
@@ -100,14 +100,80 @@ def variance_preserving(network: TensorNetwork, tensors: Mapping[str, Tensor]) -
     variances and the bonds' sizes, summed over the terms of a sum, so all nodes of a term get one variance.
     (``tltorch``'s ``normal_`` divides by the ranks twice on tensor trains.)
 
+    A parameter that several nodes use makes products of its entries with themselves; then all parameters are scaled so
+    that the variance, as a mean over the dense tensor's entries, is right again.
+
     Args:
         network: The network.
         tensors: Its parameters by name, filled in place.
     """
-    target = 1.0 / network.shape[-2] / len(network.terms)
+    target = 1.0 / network.shape[-2]
     bonds = set(network.bonds)
+    deviations: dict[str, float] = {}
     for term in network.terms:
         paths = network.size_of({label for node in term for label in node.labels} & bonds)
-        std = (target / paths) ** (0.5 / len(term))
         for node in term:
-            tensors[node.parameter].normal_(0.0, std)
+            deviations.setdefault(node.parameter, (target / len(network.terms) / paths) ** (0.5 / len(term)))
+    scale = 1.0 if len(deviations) == len(network.nodes) else _shared_scale(network, deviations, target)
+    for name, deviation in deviations.items():
+        tensors[name].normal_(0.0, scale * deviation)
+
+
+def _shared_scale(network: TensorNetwork, deviations: Mapping[str, float], target: float) -> float:
+    """The factor for all parameters with which the mean square of the dense tensor's entries is the target."""
+    amounts: dict[int, float] = {}  # by the number of factors, each of which is scaled
+    for one, other in product(network.terms, repeat=2):
+        count = _paired_paths(network, one, other)
+        factors = [deviations[node.parameter] for node in (*one, *other)]
+        amounts[len(factors)] = amounts.get(len(factors), 0.0) + count * math.prod(factors)
+    low, high = 0.0, 1.0
+    while sum(amount * high**count for count, amount in amounts.items()) < target:
+        high *= 2.0
+    for _ in range(100):
+        middle = 0.5 * (low + high)
+        enough = sum(amount * middle**count for count, amount in amounts.items()) >= target
+        low, high = (low, middle) if enough else (middle, high)
+    return high
+
+
+def _paired_paths(network: TensorNetwork, one: Sequence[Node], other: Sequence[Node]) -> float:
+    """How many products of two paths, one through each term, have a mean other than 0, for an entry on average.
+
+    A product of Gaussians has the mean of all ways to pair its factors (Isserlis): the nodes of both terms are paired,
+    those of one parameter with each other, and the indices of a pair are equal.
+    """
+    external = set(network.external_labels)
+    nodes = [
+        (node.parameter, tuple((label if label in external else f"{side} {label}") for label in node.labels))
+        for side, term in (("one", one), ("other", other))
+        for node in term
+    ]
+    sizes = {label: network.sizes[label] for label in external}
+    sizes |= {f"{side} {label}": network.sizes[label] for side in ("one", "other") for label in network.bonds}
+    carried = external.union(*(labels for _, labels in nodes))
+    total = 0.0
+    for pairs in _pairings(list(range(len(nodes))), [name for name, _ in nodes]):
+        merged = {label: label for label in carried}
+
+        def root(label: str, merged: dict[str, str] = merged) -> str:
+            while merged[label] != label:
+                label = merged[label]
+            return label
+
+        for left, right in pairs:
+            for a, b in zip(nodes[left][1], nodes[right][1], strict=True):
+                merged[root(a)] = root(b)
+        total += math.prod(sizes[label] for label in carried if merged[label] == label)
+    return total / math.prod(network.sizes[label] for label in external)
+
+
+def _pairings(left: Sequence[int], names: Sequence[str]) -> Iterator[list[tuple[int, int]]]:
+    """All ways to pair up nodes of the same name."""
+    if not left:
+        yield []
+        return
+    first, *rest = left
+    for partner in rest:
+        if names[partner] == names[first]:
+            for others in _pairings([node for node in rest if node != partner], names):
+                yield [(first, partner), *others]

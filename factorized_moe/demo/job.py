@@ -32,9 +32,9 @@ from factorized_moe.demo.images import ImageData, load_images, need_demo_extra
 from factorized_moe.demo.results import check_results_folder, write_results
 from factorized_moe.demo.training import Schedule, predict, reproducible, train
 from factorized_moe.interpret import (
+    Load,
     Polysemanticity,
     counterfactuals,
-    expert_load,
     experts_in_use,
 )
 from factorized_moe.layers import MuMoE
@@ -260,7 +260,7 @@ def _measure_experts(
 
 
 def _report_mode(coefficients: Tensor, found: Polysemanticity, classes: tuple[str, ...]) -> ModeReport:
-    load = expert_load(coefficients, THRESHOLD)
+    load = Load.of(coefficients, THRESHOLD)
     in_use = experts_in_use(coefficients.mean(dim=0), coefficients.std(dim=0, correction=0))
     affected = found.most_affected_class.tolist()
     return ModeReport(

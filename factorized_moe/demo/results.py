@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from safetensors.torch import load, save
 from factorized_moe.demo.classifier import HeadConfig, ImageClassifier, Trunk
 from factorized_moe.interpret.report import ReportData, report_page
 from factorized_moe.interpret.report.run_files import REPORT_FILE, run_bytes
+from factorized_moe.writing import place_of, write_files
 
 __all__ = ["FILES", "LoadedModel", "check_results_folder", "load_model", "write_results"]
 
@@ -87,7 +87,7 @@ def write_results(
     picture: bytes,
     run: ReportData,
 ) -> None:
-    """Write a folder of results. An interruption leaves what was there before, and no part of the new.
+    """Write a folder of results. An interruption leaves what was there before, or the new whole (`write_files`).
 
     Args:
         folder: The folder, made if need be.
@@ -104,27 +104,18 @@ def write_results(
         ValueError: As `check_results_folder`, if the folder has changed since.
     """
     check_results_folder(folder, force)
-    folder = folder.absolute()
-    place = folder if folder.exists() else folder.parent  # a folder may be on another disk than its parent
-    staged = place / f".{folder.name}.{os.getpid()}.partial"
-    staged.mkdir(parents=True)
-    try:
-        tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-        content = save(tensors)
-        (staged / MODEL).write_bytes(content)
-        config = {"format": FORMAT, "model_sha256": _digest(content), **data, "head": asdict(head)}
-        (staged / CONFIG).write_text(_json(config), encoding="utf-8")
-        (staged / METRICS).write_text(_json(metrics), encoding="utf-8")
-        (staged / PICTURE).write_bytes(picture)
-        (staged / PAGE).write_text(report_page(run), encoding="ascii")
-        (staged / REPORT_FILE).write_bytes(run_bytes(run))
-        if folder.exists():
-            for name in FILES:
-                (staged / name).replace(folder / name)
-        else:
-            staged.rename(folder)
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
+    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    content = save(tensors)
+    config = {"format": FORMAT, "model_sha256": _digest(content), **data, "head": asdict(head)}
+    files = {
+        MODEL: content,
+        CONFIG: _json(config).encode(),
+        METRICS: _json(metrics).encode(),
+        PICTURE: picture,
+        PAGE: report_page(run).encode("ascii"),
+        REPORT_FILE: run_bytes(run),
+    }
+    write_files(folder.absolute(), files)
 
 
 def load_model(folder: Path | str) -> LoadedModel:
@@ -137,7 +128,7 @@ def load_model(folder: Path | str) -> LoadedModel:
         ValueError: If a file is missing, damaged, or not written by the demonstration.
     """
     folder = Path(folder)
-    config_file, model_file = folder / CONFIG, folder / MODEL
+    config_file, model_file = place_of(folder, CONFIG), place_of(folder, MODEL)
     for file in (config_file, model_file):
         if not file.is_file():
             raise ValueError(f"{file}: no such file; expected the results of `factorized-moe demo` in {folder}")

@@ -14,7 +14,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from factorized_moe.contraction.search import Operand, search_order
+from factorized_moe.contraction.exhaustive import search_order
+from factorized_moe.contraction.search import Operand
 from factorized_moe.network import Node, TensorNetwork
 
 __all__ = ["Problem", "Report", "Tensors", "contract"]

@@ -35,11 +35,9 @@ from factorized_moe.interpret.measures.labelling import (
 from factorized_moe.interpret.measures.measurement import Measurement
 from factorized_moe.interpret.measures.ranking import TopExperts, TopSamples, find_top_experts, find_top_samples
 from factorized_moe.interpret.measures.specialisation import (
-    ExpertLoad,
     Polysemanticity,
     class_accuracy,
     class_level_polysemanticity,
-    expert_load,
 )
 from factorized_moe.interpret.measures.spectra import (
     ExpertSimilarity,
@@ -64,7 +62,6 @@ __all__ = [
     "Consistency",
     "Contribution",
     "Counterfactuals",
-    "ExpertLoad",
     "ExpertSimilarity",
     "ExpertSpectra",
     "ExpertThreshold",
@@ -96,7 +93,6 @@ __all__ = [
     "count_labels",
     "counterfactuals",
     "expert_contributions",
-    "expert_load",
     "experts_in_use",
     "find_layers",
     "find_top_experts",

@@ -5,22 +5,18 @@ from __future__ import annotations
 import difflib
 from collections.abc import Collection, Sequence
 from fnmatch import fnmatchcase
-from typing import TypeAlias
 
 from torch import nn
 
-from factorized_moe.gated_block import GatedMuMoEBlock
-from factorized_moe.layers import MuMoE, MuMoEBlock
+from factorized_moe.layers import ExpertLayer
 
-__all__ = ["ROOT_NAME", "Layer", "find_layers"]
-
-Layer: TypeAlias = MuMoE | MuMoEBlock | GatedMuMoEBlock
+__all__ = ["ROOT_NAME", "find_layers"]
 
 ROOT_NAME = "model"
 """What a layer is called that is itself the model: torch names it by the empty string."""
 
 
-def find_layers(model: nn.Module, layers: str | Sequence[str] | None = None) -> dict[str, Layer]:
+def find_layers(model: nn.Module, layers: str | Sequence[str] | None = None) -> dict[str, ExpertLayer]:
     """The uMoE layers and blocks of a model that have expert modes, by their names in ``model.named_modules()``.
 
     A layer that occurs under several names has the first. A compiled model's layers have the names they had before.
@@ -49,11 +45,11 @@ def find_layers(model: nn.Module, layers: str | Sequence[str] | None = None) -> 
     found = {
         name or ROOT_NAME: module
         for name, module in model.named_modules()
-        if isinstance(module, Layer) and expert_dims_of(module)
+        if isinstance(module, ExpertLayer) and module.expert_dims
     }
     if not found:
         raise ValueError(
-            f"{type(model).__name__} has no MuMoE, MuMoEBlock or GatedMuMoEBlock with an expert mode; a layer of "
+            f"{type(model).__name__} has no layer of experts (`ExpertLayer`) with an expert mode; a layer of "
             "factorized_moe.compat becomes one by its to_native()"
         )
     if layers is None:
@@ -68,8 +64,3 @@ def find_layers(model: nn.Module, layers: str | Sequence[str] | None = None) -> 
 
 def _matches(name: str, pattern: str, names: Collection[str]) -> bool:
     return name == pattern if pattern in names else fnmatchcase(name, pattern)
-
-
-def expert_dims_of(layer: Layer) -> tuple[int, ...]:
-    """The sizes of a layer's expert modes."""
-    return (layer.experts if isinstance(layer, MuMoE) else layer.first).expert_dims

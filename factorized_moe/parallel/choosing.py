@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from factorized_moe.contraction import ContractionPlan
-from factorized_moe.gated_block import GatedMuMoEBlock
-from factorized_moe.layers import MuMoEBlock
+from factorized_moe.layers import GatedMuMoEBlock, MuMoEBlock
 from factorized_moe.parallel.splitting import Machine, SplitPlan, single_label, split_plan
 from factorized_moe.tensor import FactorizedExpertTensor
 

@@ -22,7 +22,7 @@ except ImportError as missing:
 
 from factorized_moe.testing.contract import LAWS, DecompositionContract, Law
 from factorized_moe.testing.network_check import LawResult, NetworkReport, check_network
-from factorized_moe.testing.oracles import contract_dense, count_flops, dense_from_nodes
+from factorized_moe.testing.oracles import contract_dense, count_flops, dense_from_nodes, least_costs, plan_cost
 from factorized_moe.testing.strategies import Structure, draw_rank, networks, structures
 
 __all__ = [
@@ -37,6 +37,8 @@ __all__ = [
     "count_flops",
     "dense_from_nodes",
     "draw_rank",
+    "least_costs",
     "networks",
+    "plan_cost",
     "structures",
 ]

@@ -30,6 +30,9 @@ Case = tuple[tuple[int, ...], bool]
 SMALL: tuple[Case, ...] = (((), True), ((4,), False), ((4, 3), True))
 """For laws that take long, or do not depend on sizes: no expert mode, one, two."""
 
+EQUAL: Case = ((3, 3), False)
+"""Two expert modes of one size, whose nodes may share a parameter."""
+
 TINY: tuple[Case, ...] = (((), True), ((2,), False), ((2, 1, 2), True))
 """For finite differences, which take a call for every number that goes in."""
 
@@ -90,10 +93,11 @@ def _laws() -> dict[str, Law]:
     ]
     laws = [
         *(Law(check) for check in drawn),
-        Law(cost_laws.initial_variance, SMALL[1:], in_features=20, out_features=15, rank=4),
+        Law(cost_laws.initial_variance, (*SMALL[1:], EQUAL), in_features=20, out_features=15, rank=4),
         Law(training_laws.balanced_variance, SMALL[1:], in_features=20, out_features=15, rank=4),
         Law(training_laws.every_mode_learns, SEVERAL_MODES, in_features=12, out_features=6, rank=3),
-        Law(cost_laws.fit_recovers, SMALL),
+        Law(cost_laws.fit_recovers, (*SMALL, EQUAL)),
+        Law(cost_laws.plans_are_cheapest, SMALL, in_features=20, out_features=15, rank=4),
         Law(torch_laws.first_derivatives, TINY, in_features=2, out_features=2),
         Law(torch_laws.second_derivatives, TINY, in_features=2, out_features=2),
         Law(torch_laws.state_dict_round_trip, SMALL),

@@ -17,8 +17,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from models import sentences
-from models.sources import SENTENCE_MODEL, unpack
+from studies.real_models import sentences
+from studies.real_models.sources import SENTENCE_MODEL, unpack
 
 __all__ = ["WORDNET", "Glosses", "group", "load"]
 

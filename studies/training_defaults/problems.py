@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.images import FASHION_MNIST, load
 from factorized_moe import MuMoE, MuMoEBlock
 from factorized_moe.decompositions.base import largest_within
 from studies.common import glosses
+from studies.common.images import FASHION_MNIST, load
 from studies.common.text import VOCABULARY, standard_library
 
 __all__ = ["PROBLEMS", "Form", "Problem", "Size"]

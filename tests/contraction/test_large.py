@@ -7,14 +7,24 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from opt_einsum.paths import DynamicProgramming
 
 from factorized_moe import FactorizedExpertTensor, Node, TensorNetwork
-from factorized_moe.contraction import LimitError, execute, forward_request, make_plan, planning
+from factorized_moe.contraction import (
+    LimitError,
+    contractions,
+    execute,
+    forward_request,
+    make_plan,
+    orders,
+    plan_along,
+)
+from factorized_moe.contraction.exhaustive import search_order
 from factorized_moe.contraction.large import search_large
-from factorized_moe.contraction.search import Operand, order_cost, search_order
+from factorized_moe.contraction.search import Operand, order_cost
 from factorized_moe.decompositions import available_decompositions, get_decomposition
 from factorized_moe.network import BATCH
-from factorized_moe.testing import count_flops, structures
+from factorized_moe.testing import count_flops, plan_cost, structures
 
 
 def irregular(seed: int, nodes: int, extra: int) -> TensorNetwork:
@@ -55,33 +65,32 @@ def test_never_below_the_cheapest_and_close_to_it(name: str, data: st.DataObject
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_irregular_networks_cost_no_more_than_by_dynamic_programming(seed: int) -> None:
-    operands, output, sizes = operands_of(irregular(seed, nodes=11, extra=3))
+@pytest.mark.parametrize("nodes", [11, 16])
+def test_irregular_networks_cost_no_more_than_by_dynamic_programming(seed: int, nodes: int) -> None:
+    operands, output, sizes = operands_of(irregular(seed, nodes, extra=3))
     found = search_large(operands, output, sizes)
-    other = planning._dynamic_programming(operands, output, sizes, None, smallest=False)
+    other = orders._dynamic_programming(operands, output, sizes, None, smallest=False)
     assert found is not None
     assert other is not None
     cost, theirs = (order_cost(pairs, operands, output, sizes)[1] for pairs in (found, other))
-    assert cost <= 1.1 * theirs
+    assert cost <= theirs
 
 
 @pytest.mark.parametrize("name", ["cp", "tucker", "tt", "tr", "hierarchical_tucker", "kronecker", "block_term"])
-def test_no_more_flops_than_dynamic_programming(name: str) -> None:
-    """On 9 expert modes, where opt_einsum's search of all connected orders still ends."""
-    dims = (2, 5, 3) * 3
+def test_no_dearer_than_by_dynamic_programming(name: str) -> None:
+    """On 6 expert modes: more operands than all orders are tried of, and opt_einsum's search still ends."""
+    dims = (2, 5, 3) * 2
     decomposition = get_decomposition(name)
     network = decomposition.network(dims, 64, 64, decomposition.resolve_rank(2, (*dims, 64, 64)))
     request = forward_request(network, bias=False)
-    flops = []
-    for off in ("_dynamic_programming", "search_large"):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(planning, "_is_loosely_connected", lambda *_: True)
-            patch.setattr(planning, off, lambda *_, **__: None)
-            plan = planning._plan.__wrapped__(network, request, 64, planning.Strategy())
-        assert plan is not None
-        assert count_flops(plan) == plan.flops
-        flops.append(plan.flops)
-    assert flops[0] <= flops[1]
+    plan = make_plan(network, request, 64)
+    ((inputs, output),) = contractions(network, request)
+    number = {label: k for k, label in enumerate((BATCH, *network.sizes))}
+    numbered = [frozenset(number[x] for x in labels) for labels in inputs]
+    sizes = dict(enumerate((64, *network.sizes.values())))
+    path = DynamicProgramming(minimize="flops")(numbered, frozenset(number[x] for x in output), sizes)
+    assert plan_cost(plan) <= plan_cost(plan_along(network, request, path, 64))
+    assert count_flops(plan) == plan.flops
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -123,10 +132,13 @@ def test_many_expert_modes_are_planned_at_once(name: str, rank: int | None) -> N
 
 
 def test_a_label_on_many_nodes_does_not_mislead_the_planner() -> None:
-    """CP with 16 modes: each vector is absorbed, then everything happens on vectors of the rank's length."""
+    """CP with 16 modes: each vector is absorbed, then everything happens on vectors of the rank's length.
+
+    Or the factors of two modes are multiplied beforehand, of two experts each: fewer elements are moved then.
+    """
     network = get_decomposition("cp").network((2,) * 16, 9, 8, 4)
     products = 2 * 64 * 4 * (16 * 2 + 9 + 8)
-    assert make_plan(network, forward_request(network, bias=False), 64).flops == products + 16 * 64 * 4
+    assert make_plan(network, forward_request(network, bias=False), 64).flops <= 1.005 * (products + 16 * 64 * 4)
 
 
 def test_parts_without_a_common_label() -> None:

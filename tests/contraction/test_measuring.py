@@ -10,6 +10,7 @@ from factorized_moe import FactorizedExpertTensor
 from factorized_moe.activations import entmax15
 from factorized_moe.contraction import candidate_plans, execute, forward_request, measuring
 from factorized_moe.contraction.search import SCANNED
+from factorized_moe.testing import plan_cost
 
 CASES = [("cp", 6), ("tucker", (4, 2, 5, 5)), ("tt", (1, 3, 4, 5, 1)), ("tr", (2, 3, 4, 5, 2))]
 
@@ -31,17 +32,17 @@ def test_every_candidate_computes_the_same(decomposition, rank) -> None:
     x, a, b = (torch.randn(5, n, dtype=torch.float64) for n in (9, 7, 6))
     expected = w(x, [a, b])
     plans = candidate_plans(w.network, forward_request(w.network, bias=True))
-    assert len(plans) == len({plan.steps for plan in plans}) > 1
+    assert len(plans) == len({plan.steps for plan in plans}) > (decomposition != "cp")  # CP has one order to speak of
     for plan in plans:
         torch.testing.assert_close(execute(plan, (*w.weight.operands, x, a, b)), expected)
 
 
 def test_memory_limit_is_kept_with_the_cheapest_order_that_allows_it() -> None:
     w = tensor("tucker", (4, 2, 5, 5))
-    free = w.plan(batch_size=64)
-    limited = w.plan(batch_size=64, memory_limit=8 * (free.largest_intermediate - 1))
+    free = w.plan(batch_size=1, optimize="flops")
+    limited = w.plan(batch_size=1, memory_limit=8 * (free.largest_intermediate - 1))
     assert limited.largest_intermediate < free.largest_intermediate
-    assert limited.flops >= free.flops
+    assert plan_cost(limited) >= plan_cost(free)
     torch.testing.assert_close(call(w), call(tensor("tucker", (4, 2, 5, 5))))
 
 
@@ -74,9 +75,9 @@ def test_measured_plan_stays_with_the_layer() -> None:
 
 def test_planning_from_the_description_is_deterministic() -> None:
     w = tensor("tucker", (4, 2, 5, 5))
-    default = w.plan(batch_size=64)
+    first = w.plan(batch_size=64, optimize="flops")
     w.plan(batch_size=64, optimize="measure")
-    assert w.plan(batch_size=64, optimize="flops") == default
+    assert w.plan(batch_size=64, optimize="flops") == first
 
 
 @pytest.mark.parametrize(

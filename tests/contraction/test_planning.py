@@ -24,7 +24,8 @@ from factorized_moe.contraction import (
     forward_request,
     make_plan,
 )
-from factorized_moe.contraction.search import Operand, Pairs, search_order
+from factorized_moe.contraction.exhaustive import search_order
+from factorized_moe.contraction.search import Operand, Pairs
 from factorized_moe.decompositions import available_decompositions, get_decomposition
 from factorized_moe.network import BATCH
 from factorized_moe.testing import (

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from factorized_moe.contraction.search import Operand, Pairs, search_order
+from factorized_moe.contraction.exhaustive import SLACK, AllOrders, search_order
+from factorized_moe.contraction.search import Operand, Pairs
 
 LABELS = "abcdefg"
 SIZES = dict(zip(LABELS, (2, 3, 5, 7, 4, 9, 6), strict=True))
@@ -73,6 +74,22 @@ def test_the_cheapest_order_is_found(operands: list[frozenset[str]], output: fro
     found = search_order(*arguments, moved=moved, limit=smallest)
     assert found is not None
     assert cost_of(found, operands, output, moved) == (cheapest, smallest)
+
+
+@settings(max_examples=60)
+@given(
+    operands=st.lists(st.frozensets(st.sampled_from(LABELS), max_size=4), min_size=2, max_size=5),
+    output=st.frozensets(st.sampled_from(LABELS), max_size=3),
+)
+def test_the_smallest_intermediates_of_the_orders_near_the_cheapest(
+    operands: list[frozenset[str]], output: frozenset[str]
+) -> None:
+    costs = list(all_costs(operands, output, 8.0))
+    near = min(cost for cost, _ in costs) * SLACK
+    smallest = min(largest for cost, largest in costs if cost <= near)
+    cost, pairs = AllOrders([Operand(labels) for labels in operands], output, SIZES).balanced()
+    assert cost_of(pairs, operands, output, 8.0) == (cost, smallest)
+    assert cost == min(cost for cost, largest in costs if largest == smallest)
 
 
 def test_a_parameter_is_not_copied_if_another_order_is_about_as_cheap() -> None:

@@ -11,8 +11,8 @@ from factorized_moe.decompositions import BlockTensorTrain
 def test_costs_by_hand(batch_size: int) -> None:
     w = FactorizedExpertTensor((8,), 63, 64, "block_tensor_train", 2, bias=True)  # 64 rows and columns are 8 x 8
     assert w.num_parameters == 8 * 2 * (64 * 8 + 64 * 8)
-    # Coefficients times input, then both cores of all experts.
-    assert w.plan(batch_size).flops == batch_size * (8 * 64 + 2 * 8 * 2 * 64 * 8 + 2 * 8 * 2 * 64 * 8)
+    # The first core of all experts, their coefficients, the second core.
+    assert w.plan(batch_size).flops == batch_size * (2 * 8 * 2 * 64 * 8 + 8 * 8 * 8 * 2 + 2 * 8 * 2 * 64 * 8)
 
 
 def test_a_monarch_matrix() -> None:

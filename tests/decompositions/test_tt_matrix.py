@@ -6,18 +6,22 @@ import pytest
 import torch
 
 from factorized_moe import FactorizedExpertTensor
+from factorized_moe.contraction import paths_of
 from factorized_moe.decompositions import TTMatrix
 
 
 def test_costs_by_hand() -> None:
     w = FactorizedExpertTensor((8,), 63, 64, "tt_matrix", (1, 2, 3, 5, 1), bias=True)  # 64 is 4 x 4 x 4
     assert w.num_parameters == 8 * 2 + 2 * 4 * 4 * 3 + 3 * 4 * 4 * 5 + 5 * 4 * 4
-    # The experts' vector meets the first core. The other two are multiplied once for all samples, which pays from a few
-    # samples on: their product meets the input, and the result the first core.
-    experts = 2 * 8 * 2 + 2 * 2 * 4 * 4 * 3
-    others = 2 * (4 * 4 * 3) * 5 * (4 * 4)
-    inputs = 2 * 64 * (3 * 4 * 4)
-    assert w.plan(1).flops == experts + others + inputs + 2 * (4 * 3) * 4 * (4 * 4)
+    # For few samples the input meets one core after the other, then the experts' vector; or it goes cheaper still.
+    vector, chain = 2 * 8 * 2, 2 * 64 * (5 * 4) + 2 * (4 * 4 * 5 * 4) * (3 * 4) + 2 * (4 * 3 * 4 * 4) * (2 * 4)
+    assert w.plan(1).flops <= vector + chain + 2 * 2 * 64
+    # For more the last two cores are multiplied once for all samples, while the experts' vector meets the first.
+    experts, others = vector + 2 * 2 * 4 * 4 * 3, 2 * (4 * 4 * 3) * 5 * (4 * 4)
+    inputs = 2 * 64 * (3 * 4 * 4) + 2 * (4 * 3) * 4 * (4 * 4)
+    assert w.plan(100).flops == 100 * (experts + inputs) + others
+    assert w.plan(1).runs_until == w.plan(100).runs_from - 1
+    assert w.plan(1).steps != w.plan(1, path=paths_of(w.plan(100))[0]).steps
 
 
 def test_it_is_a_product_of_matrices() -> None:

@@ -16,7 +16,7 @@ from factorized_moe.demo.classifier import ImageClassifier
 from factorized_moe.demo.images import ImageData, load_images
 from factorized_moe.demo.job import _measure_experts
 from factorized_moe.demo.training import predict
-from factorized_moe.interpret import expert_load
+from factorized_moe.interpret import Load
 from factorized_moe.interpret.report import load_run
 
 
@@ -48,7 +48,7 @@ def test_report_and_files_agree(options: DemoOptions) -> None:
     logits = predict(loaded.model, data.held_out_images)
     assert (logits.argmax(dim=-1) == data.held_out_labels).double().mean().item() == experts.accuracy
     (coefficients,) = loaded.model.head.gate(loaded.model.trunk(data.held_out_images))
-    assert tuple(expert_load(coefficients).counts.tolist()) == report.modes[0].loads
+    assert tuple(Load.of(coefficients).counts.tolist()) == report.modes[0].loads
 
     # So does the page's data.
     run = load_run(options.out)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.images import FASHION_MNIST
+from studies.common.images import FASHION_MNIST
 from studies.training_defaults.contenders import CONFIRM, DEFAULT, DENSE, SCREEN, Contender, form_of
 from studies.training_defaults.gates import CANDIDATES, InputMoments
 from studies.training_defaults.page import page
@@ -77,7 +77,8 @@ def test_verdicts_are_made_of_the_runs() -> None:
     text = page(runs)
     assert "against paper, layer (an old one): lower loss in 1 of 1 cells, higher in 0, ties in 0" in text
     assert "gpt: the default less the dense model of equal parameters: 8 x 8 -0.100 ± 0.006" in text
-    assert "under balanced, batch: gpt 8 x 8: 8.0 and 8.0 of 8" in text
+    assert "- balanced, batch: 0 of 2 modes dead at the end, 100% of all experts in use." in text
+    assert "- paper, layer: 0 of 2 modes dead at the end, 50% of all experts in use." in text
     assert "| paper, layer | 0.200 | 0.200 |" in text
     assert "the smallest worst regret has balanced, batch (0.000, at gpt 8 x 8)" in text
     assert "the 15 runs of this page took 8" in text

@@ -170,7 +170,7 @@ def test_oracles_by_hand() -> None:
         }
     )
     assert dense_from_nodes(w.network, w.weight.tensors).flatten().tolist() == [21.0, 35.0, 42.0, 70.0]
-    assert count_flops(w.plan(batch_size=3)) == 3 * (2 * 2 + 2 * 2 + 1 + 2 * 1)
+    assert count_flops(w.plan(3, path=[(0, 4), (0, 2), (1, 2), (0, 1)])) == 3 * (2 * 2 + 2 * 2 + 1 + 2 * 1)
 
 
 def test_nearness_is_relative_to_the_terms() -> None:

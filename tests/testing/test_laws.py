@@ -10,9 +10,10 @@ import torch
 
 import factorized_moe.tensor
 from factorized_moe import Decomposition, ExpertGate, FactorizedExpertTensor
+from factorized_moe.contraction import plan_along
 from factorized_moe.decompositions import CP, balanced
 from factorized_moe.network import Node
-from factorized_moe.testing import LAWS, Structure, value_laws
+from factorized_moe.testing import LAWS, Structure, cost_laws, value_laws
 
 STRUCTURE = Structure((3, 2), 3, 4, rank=2, bias=True, batch_shape=(2, 3), seed=5)
 EVEN = replace(STRUCTURE, expert_dims=(3, 3), in_features=2, out_features=3, batch_shape=(3,), rank=3)
@@ -240,6 +241,22 @@ breaks("plan_costs_are_exact", "labels")(wrong_step(labels=("expert_0",)))
 def wrong_largest(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = type(FactorizedExpertTensor((), 2, 2, rank=1).plan())
     monkeypatch.setattr(plan, "largest_intermediate", property(lambda _: 1))
+
+
+def in_written_order(network: Any, request: Any, batch_size: int = 64) -> Any:
+    """The first two operands, then the next two, and so on: few networks are cheapest so."""
+    count = max(map(len, network.terms)) + len(request.vectors)
+    return plan_along(network, request, [(0, 1)] * (count - 1), batch_size)
+
+
+@breaks("plans_are_cheapest", "for a batch size")
+def wasteful_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cost_laws, "make_plan", in_written_order)
+
+
+@breaks("plans_are_cheapest", "of the layer")
+def wasteful_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FactorizedExpertTensor, "plan", lambda w, size: in_written_order(w.network, w._request, size))
 
 
 def wrong_bound(more: int) -> Patch:

@@ -18,12 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from factorized_moe.interpret.finding import Layer, expert_dims_of
 from factorized_moe.interpret.interventions.intervening import layers_of, refuse_compiled
 from factorized_moe.interpret.interventions.kinds import Ablate
 from factorized_moe.interpret.interventions.tally import Counterfactuals, Tally
 from factorized_moe.interpret.measures.contributions import ExpertsOfMode, Pairs
-from factorized_moe.layers import MuMoE
+from factorized_moe.layers import ExpertLayer
 
 __all__ = ["counterfactuals"]
 
@@ -95,7 +94,7 @@ def counterfactuals(
             outputs = tap.run(inputs)
             _check(inputs, outputs, labels)
             if tally is None or last is None:
-                tally = Tally(expert_dims_of(target)[mode], outputs.shape[-1], labels is not None, outputs.device)
+                tally = Tally(target.expert_dims[mode], outputs.shape[-1], labels is not None, outputs.device)
                 last = _LastLayer(target, mode, after, tally)
             if tally.labelled != (labels is not None):
                 raise ValueError("counterfactuals: some batches have labels and some have none")
@@ -155,9 +154,9 @@ def _kind(value: object) -> str:
 class _Tap:
     """Sees what goes in and out of a layer while a model runs, and takes an expert out of each sample if asked to."""
 
-    def __init__(self, name: str, layer: Layer, mode: int, model: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, name: str, layer: ExpertLayer, mode: int, model: Callable[[Tensor], Tensor]) -> None:
         self._name, self._layer, self._mode, self._model = name, layer, mode, model
-        self._experts = layer.experts if isinstance(layer, MuMoE) else layer.first
+        self._experts = next(iter(layer.expert_tensors.values()))
         self._hooks = ExitStack()
         self._without: Tensor | None = None
         self._seen: dict[str, list[Any]] = {}
@@ -218,7 +217,7 @@ class _Tap:
     @property
     def is_linear(self) -> bool:
         """Whether the layer's output is what its experts return: no block, and changed by no hook."""
-        return self._seen["experts"][0][2] is self.layer_output
+        return len(self._layer.expert_tensors) == 1 and self._seen["experts"][0][2] is self.layer_output
 
     def _see(self, what: str, value: object) -> None:
         self._seen[what].append(value)
@@ -237,7 +236,7 @@ class _Tap:
 class _LastLayer:
     """Gathers batches until there is enough to do, then subtracts each expert's contribution from the outputs."""
 
-    def __init__(self, layer: Layer, mode: int, after: Callable[[Tensor], Tensor] | None, tally: Tally) -> None:
+    def __init__(self, layer: ExpertLayer, mode: int, after: Callable[[Tensor], Tensor] | None, tally: Tally) -> None:
         self._layer, self._mode, self._after, self._tally = layer, mode, after, tally
         self._single: ExpertsOfMode | None = None
         self._gathered: list[tuple[Pairs, list[Tensor]]] = []
@@ -250,8 +249,8 @@ class _LastLayer:
         if self._after is not None:
             self._check_after(self._after(y), outputs)
         if self._single is None:
-            assert isinstance(self._layer, MuMoE)  # a block is not linear in its coefficients
-            self._single = ExpertsOfMode(self._layer.experts, self._mode)
+            (experts,) = self._layer.expert_tensors.values()  # a layer of several is not linear in its coefficients
+            self._single = ExpertsOfMode(experts, self._mode)
         coefficients = [a.flatten(0, -2) for a in tap.coefficients]
         pairs = Pairs.of(coefficients.pop(self._mode))
         columns = [self._single.state(tap.x.flatten(0, -2)), *coefficients, y, outputs]

@@ -7,8 +7,9 @@ from types import TracebackType
 
 from torch import nn
 
-from factorized_moe.interpret.finding import Layer, find_layers
+from factorized_moe.interpret.finding import find_layers
 from factorized_moe.interpret.interventions.kinds import Intervention
+from factorized_moe.layers import ExpertLayer
 
 __all__ = ["InterventionHandle", "intervene"]
 
@@ -84,7 +85,7 @@ def intervene(model: nn.Module, *interventions: Intervention) -> InterventionHan
         return InterventionHandle(undo.pop_all())
 
 
-def layers_of(model: nn.Module, intervention: Intervention) -> dict[str, Layer]:
+def layers_of(model: nn.Module, intervention: Intervention) -> dict[str, ExpertLayer]:
     """The layers that an intervention is for, by name, found to have what it wants to change."""
     found = find_layers(model, intervention.layer)
     if intervention.layer is None and len(found) > 1:

@@ -18,8 +18,7 @@ from numbers import Integral, Real
 import torch
 from torch import Tensor, nn
 
-from factorized_moe.interpret.finding import Layer, expert_dims_of
-from factorized_moe.layers import MuMoE
+from factorized_moe.layers import ExpertLayer
 from factorized_moe.tensor import FactorizedExpertTensor
 
 __all__ = [
@@ -70,7 +69,7 @@ class Intervention(ABC):
         assert isinstance(self.experts, tuple)  # made one at construction
         return self.experts
 
-    def check(self, name: str, layer: Layer) -> None:
+    def check(self, name: str, layer: ExpertLayer) -> None:
         """Refuse a layer that has no such mode or no such expert.
 
         Args:
@@ -80,7 +79,7 @@ class Intervention(ABC):
         Raises:
             ValueError: If the mode, an expert or an output is out of range.
         """
-        sizes = expert_dims_of(layer)
+        sizes = layer.expert_dims
         if not 0 <= self.mode < len(sizes):
             raise ValueError(
                 f"{type(self).__name__}: layer {name!r} has expert modes of sizes {sizes}, counted from 0; "
@@ -94,7 +93,7 @@ class Intervention(ABC):
             )
 
     @abstractmethod
-    def attach(self, layer: Layer, undo: ExitStack) -> None:
+    def attach(self, layer: ExpertLayer, undo: ExitStack) -> None:
         """Register the hooks on a layer.
 
         Args:
@@ -121,7 +120,7 @@ class CoefficientIntervention(Intervention):
             The changed ones, ``(*batch, N)``.
         """
 
-    def attach(self, layer: Layer, undo: ExitStack) -> None:
+    def attach(self, layer: ExpertLayer, undo: ExitStack) -> None:
         """Register the hook on the layer's gate."""
 
         def hook(module: nn.Module, inputs: object, output: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -299,7 +298,7 @@ class Bias(Intervention):
                 raise ValueError(f"Bias: outputs are one or several different numbers, got {given}")
             object.__setattr__(self, "outputs", tuple(int(o) for o in given))
 
-    def check(self, name: str, layer: Layer) -> None:
+    def check(self, name: str, layer: ExpertLayer) -> None:
         """Refuse a layer that has no such mode, expert or output, or that the amount does not fit."""
         super().check(name, layer)
         size = _last_experts(layer).out_features
@@ -315,7 +314,7 @@ class Bias(Intervention):
                 f"Bias: amount has shape {given}, which does not broadcast to {expected}: experts, then outputs"
             )
 
-    def attach(self, layer: Layer, undo: ExitStack) -> None:
+    def attach(self, layer: ExpertLayer, undo: ExitStack) -> None:
         """Register a hook that sees the coefficients, and one that adds to the output."""
         seen: list[Tensor] = []
 
@@ -333,8 +332,8 @@ class Bias(Intervention):
         undo.callback(layer.register_forward_hook(add).remove)
 
 
-def _last_experts(layer: Layer) -> FactorizedExpertTensor:
-    return layer.experts if isinstance(layer, MuMoE) else layer.second
+def _last_experts(layer: ExpertLayer) -> FactorizedExpertTensor:
+    return list(layer.expert_tensors.values())[-1]
 
 
 def _check_number(intervention: Intervention, name: str, value: float) -> None:

@@ -7,17 +7,19 @@ output's last axis.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from factorized_moe.interpret.measures.measurement import Measurement
 from factorized_moe.interpret.measures.specialisation import Polysemanticity
 
 __all__ = ["Counterfactuals", "Tally"]
 
 
 @dataclass(frozen=True, eq=False)
-class Counterfactuals:
+class Counterfactuals(Measurement):
     """What would have been without each expert of a mode, over all predictions.
 
     Attributes:
@@ -38,6 +40,17 @@ class Counterfactuals:
     class_sizes: Tensor | None = None
     correct: Tensor | None = None
     correct_without: Tensor | None = None
+
+    def columns(self) -> dict[str, list[Any]]:
+        """One row for each expert; with labels, how many correct predictions are lost without it."""
+        found = {
+            "expert": list(range(len(self.remade))),
+            "remade": self.remade.tolist(),
+            "changed": self.changed.tolist(),
+        }
+        if self.correct is not None and self.correct_without is not None:
+            found["lost"] = (self.correct - self.correct_without).sum(dim=-1).tolist()
+        return found
 
     @property
     def accuracy(self) -> Tensor:

@@ -43,6 +43,36 @@ class Load(Measurement):
     threshold: float
     grid: tuple[int, ...]
 
+    @classmethod
+    def of(cls, coefficients: Tensor, threshold: float = 0.5) -> Load:
+        """The load of one mode's coefficients that are at hand; `measure_load` reads a recording.
+
+        Args:
+            coefficients: ``(*batch, N)``.
+            threshold: The least coefficient of an active expert; 0 for any above 0.
+
+        Raises:
+            TypeError: If the threshold is not a number.
+            ValueError: If it is out of range, or the coefficients have no expert axis.
+
+        Examples:
+            >>> load = Load.of(torch.tensor([[0.9, 0.1, 0.0], [0.5, 0.3, 0.2], [0.4, 0.3, 0.3]]))
+            >>> load.counts.tolist(), load.num_active
+            ([2, 0, 0], 1)
+        """
+        check_threshold(threshold)
+        if coefficients.ndim == 0:
+            raise ValueError("coefficients are a single number, expected (*batch, N): the last axis is the experts")
+        rows = coefficients.detach().reshape(-1, coefficients.shape[-1]).double()
+        counts = ((rows > 0) & (rows >= threshold)).sum(dim=0)
+        largest = rows.clamp(min=0).amax(dim=0) if len(rows) else rows.new_zeros(rows.shape[-1])
+        return cls(counts, rows.sum(dim=0) / max(1, len(rows)), largest, len(rows), threshold, (rows.shape[-1],))
+
+    @property
+    def num_active(self) -> int:
+        """The number of experts that are active on some sample."""
+        return int((self.counts > 0).sum())
+
     @property
     def shares(self) -> Tensor:
         """The share of all samples on which each expert is active, ``(N,)``, float64."""

@@ -6,15 +6,18 @@ Legend: ``m`` people.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from torch import Tensor
+
+from factorized_moe.interpret.measures.measurement import Measurement
 
 __all__ = ["GroupMeasures", "measure_groups"]
 
 
 @dataclass(frozen=True)
-class GroupMeasures:
+class GroupMeasures(Measurement):
     """How a classifier treats groups.
 
     Attributes:
@@ -34,6 +37,15 @@ class GroupMeasures:
     worst_accuracy: float
     accuracies: dict[int, float]
     true_positive_rates: dict[int, float]
+
+    def columns(self) -> dict[str, list[Any]]:
+        """One row for each group."""
+        groups = sorted(self.accuracies)
+        return {
+            "group": groups,
+            "accuracy": [self.accuracies[group] for group in groups],
+            "true_positive_rate": [self.true_positive_rates[group] for group in groups],
+        }
 
 
 def measure_groups(labels: Tensor, predictions: Tensor, groups: Tensor) -> GroupMeasures:

@@ -1,69 +1,27 @@
-"""Measures of what experts specialise in: how many inputs each one takes, and which classes need it.
+"""Which classes need each expert: class-level polysemanticity, by taking experts out.
 
 Legend: ``*batch`` any leading shape, ``B`` inputs, ``N`` experts of one mode, ``C`` classes.
 
-The measures are those of Oldfield et al. 2024 (arXiv 2402.12550): expert load, and class-level
-polysemanticity by intervention. Each looks at one expert mode; call it once for each mode of a layer with
-several.
+The measure is that of Oldfield et al. 2024 (arXiv 2402.12550). It looks at one expert mode; call it once for each
+mode of a layer with several. How many inputs each expert takes is what `measure_load` tells.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from factorized_moe.interpret.measures.measurement import Measurement
+
 __all__ = [
-    "ExpertLoad",
     "Polysemanticity",
     "class_accuracy",
     "class_level_polysemanticity",
-    "expert_load",
 ]
-
-
-@dataclass(frozen=True, eq=False)
-class ExpertLoad:
-    """How many inputs give each expert of a mode a coefficient of at least a threshold.
-
-    Attributes:
-        counts: The number of inputs for each expert, ``(N,)``, int64.
-        threshold: The threshold.
-    """
-
-    counts: Tensor
-    threshold: float
-
-    @property
-    def num_active(self) -> int:
-        """The number of experts that reach the threshold at least once."""
-        return int((self.counts > 0).sum())
-
-
-def expert_load(coefficients: Tensor, threshold: float = 0.5) -> ExpertLoad:
-    """Count the inputs that each expert takes, in the sense of a coefficient of at least ``threshold``.
-
-    With the default of one half, coefficients that sum to 1 give an input to at most one expert (two on a
-    tie).
-
-    Args:
-        coefficients: The coefficients of one expert mode, ``(*batch, N)``.
-        threshold: The least coefficient that counts.
-
-    Raises:
-        ValueError: If the coefficients have no expert axis.
-
-    Examples:
-        >>> load = expert_load(torch.tensor([[0.9, 0.1, 0.0], [0.5, 0.3, 0.2], [0.4, 0.3, 0.3]]))
-        >>> load.counts.tolist(), load.num_active
-        ([2, 0, 0], 1)
-    """
-    if coefficients.ndim == 0:
-        raise ValueError("coefficients are a single number, expected (*batch, N): the last axis is the mode's experts")
-    rows = coefficients.reshape(-1, coefficients.shape[-1])
-    return ExpertLoad((rows >= threshold).sum(dim=0), threshold)
 
 
 def class_accuracy(correct: Tensor, labels: Tensor, num_classes: int) -> Tensor:
@@ -102,7 +60,7 @@ def class_accuracy(correct: Tensor, labels: Tensor, num_classes: int) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class Polysemanticity:
+class Polysemanticity(Measurement):
     """The classes that each expert of a mode matters to.
 
     Attributes:
@@ -145,6 +103,15 @@ class Polysemanticity:
     def num_without_effect(self) -> int:
         """The number of experts without which no class loses accuracy; they have no score."""
         return int((~self.has_effect).sum())
+
+    def columns(self) -> dict[str, list[Any]]:
+        """One row for each expert."""
+        return {
+            "expert": list(range(len(self.scores))),
+            "polysemanticity": self.scores.tolist(),
+            "most_affected_class": self.most_affected_class.tolist(),
+            "largest_drop": self.accuracy_drop.amax(dim=-1).tolist(),
+        }
 
     @property
     def mean(self) -> float:

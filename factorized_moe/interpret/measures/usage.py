@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from factorized_moe.interpret.finding import Layer, expert_dims_of, find_layers
+from factorized_moe.interpret.finding import find_layers
 from factorized_moe.interpret.measures.measurement import Measurement
+from factorized_moe.layers import ExpertLayer
 from factorized_moe.spread import whole
 from factorized_moe.tensor import FactorizedExpertTensor
 
@@ -148,7 +149,7 @@ class UsageWatcher:
         layers: The layers by name.
     """
 
-    def __init__(self, layers: dict[str, Layer]) -> None:
+    def __init__(self, layers: dict[str, ExpertLayer]) -> None:
         self._layers = layers
         self._sums: dict[str, list[_Sums]] = {}
 
@@ -277,9 +278,9 @@ def measure_usage(model: nn.Module, *arguments: Any, layers: str | Sequence[str]
 
 
 @torch.no_grad()
-def _row_distances(layer: Layer, mode: int) -> tuple[float, float]:
+def _row_distances(layer: ExpertLayer, mode: int) -> tuple[float, float]:
     """The root mean square and the least distance of experts' rows, in the tensor where experts are closest."""
-    if expert_dims_of(layer)[mode] < 2:
+    if layer.expert_dims[mode] < 2:
         return 0.0, math.inf
     tensors = [part for part in layer.modules() if isinstance(part, FactorizedExpertTensor)]
     found = [_distances(_rows(tensor, mode)) for tensor in tensors]

@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from factorized_moe.interpret.finding import Layer, expert_dims_of, find_layers
+from factorized_moe.interpret.finding import find_layers
 from factorized_moe.interpret.recording.chunks import Annotations, Chunk, write_chunk
 from factorized_moe.interpret.recording.recording import HEADER_NAME, Header, Recording, chunk_path, open_recording
 from factorized_moe.interpret.recording.rows import Rows
+from factorized_moe.layers import ExpertLayer
 
 __all__ = ["Recorder", "record"]
 
@@ -83,7 +84,7 @@ def record(
     _check_gates(chosen)
     if dtype not in DTYPES:
         raise ValueError(f"dtype is torch.float16, torch.float32 or torch.float64, got {dtype}")
-    sizes = tuple((name, expert_dims_of(layer)) for name, layer in chosen.items())
+    sizes = tuple((name, layer.expert_dims) for name, layer in chosen.items())
     recorder = Recorder(Header(sizes, dtype, tuple(class_names)), None if folder is None else Path(folder))
     handles = [layer.gate.register_forward_hook(recorder._hook(name)) for name, layer in chosen.items()]
     try:
@@ -309,7 +310,7 @@ class Recorder:
             reason.add_note(f"Nor could the samples before it be written: {error}")
 
 
-def _check_gates(layers: Mapping[str, Layer]) -> None:
+def _check_gates(layers: Mapping[str, ExpertLayer]) -> None:
     owners: dict[int, str] = {}
     for name, layer in layers.items():
         first = owners.setdefault(id(layer.gate), name)

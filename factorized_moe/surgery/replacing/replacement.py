@@ -9,13 +9,14 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from factorized_moe.layers import ExpertLayer
 from factorized_moe.spread import is_spread
 from factorized_moe.surgery.config import MuMoEConfig
 from factorized_moe.surgery.replacing.delta import MuMoEDelta, set_to_zero
 from factorized_moe.surgery.replacing.layouts import Merged
 from factorized_moe.surgery.replacing.linears import read_linears
 from factorized_moe.surgery.replacing.targets import Found, Target, find_targets
-from factorized_moe.surgery.replacing.upcycling import Layer, build_layer, expert_tensors, fill_layer, merged_activation
+from factorized_moe.surgery.replacing.upcycling import build_layer, fill_layer, merged_activation
 from factorized_moe.validation import check_flag
 
 __all__ = ["Replacement", "ReplacementReport", "freeze_base", "installed", "replace"]
@@ -185,7 +186,7 @@ def _linears_of(found: Sequence[Found]) -> list[Found]:
 
 def _make(
     found: Found, config: MuMoEConfig, generator: torch.Generator, delta: bool
-) -> tuple[Layer, tuple[float, ...]]:
+) -> tuple[ExpertLayer, tuple[float, ...]]:
     """The layer of experts for one module, and its errors."""
     linears = [linear for _, linear in found.linears]
     activation = None if found.layout is None else merged_activation(found.module, found.layout)
@@ -200,14 +201,14 @@ def _make(
         layer = build_layer(linears, activation, config.expert_dims, config.decomposition, **options)
     errors: tuple[float, ...] = ()
     if delta:
-        for experts in expert_tensors(layer):
+        for experts in layer.expert_tensors.values():
             set_to_zero(experts)
     elif config.pretrained:
         errors = fill_layer(layer, linears, config.noise, generator)
     return layer.train(found.module.training), errors
 
 
-def _changes(model: nn.Module, found: Found, layer: Layer, delta: bool) -> dict[str, nn.Module]:
+def _changes(model: nn.Module, found: Found, layer: ExpertLayer, delta: bool) -> dict[str, nn.Module]:
     """What goes where; a module that the model holds in several places is changed in each."""
     if found.layout is not None and found.layout.block:
         passed = {f"{found.path}.{path}": Merged() for path in found.layout.passed}

@@ -11,8 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from factorized_moe.gated_block import GatedMuMoEBlock
-from factorized_moe.layers import MuMoE, MuMoEBlock
+from factorized_moe.layers import ExpertLayer
 from factorized_moe.surgery.replacing.delta import MuMoEDelta
 from factorized_moe.surgery.replacing.layouts import MLPLayout, child, find_layout
 from factorized_moe.surgery.replacing.linears import is_linear
@@ -23,7 +22,7 @@ Target = str | re.Pattern[str] | type[nn.Module] | Callable[[str, nn.Module], bo
 """A glob pattern (its ``*`` matches dots too) or a compiled regular expression, for whole paths, a class, or a function
 of a path and its module."""
 
-EXPERT_LAYERS = (MuMoE, MuMoEBlock, GatedMuMoEBlock, MuMoEDelta)
+EXPERT_LAYERS = (ExpertLayer, MuMoEDelta)
 """What is put into models."""
 
 

@@ -20,15 +20,11 @@ from factorized_moe.decompositions.base import RankLike
 from factorized_moe.fitting.closed_form.carriers import mean_matrix
 from factorized_moe.fitting.closed_form.equal_experts import equal_experts
 from factorized_moe.fitting.whitening import input_moment
-from factorized_moe.gated_block import GatedMuMoEBlock
-from factorized_moe.layers import MuMoE, MuMoEBlock
+from factorized_moe.layers import ExpertLayer, GatedMuMoEBlock, MuMoE, MuMoEBlock
 from factorized_moe.surgery.replacing.layouts import MLPLayout, child, find_layout
 from factorized_moe.surgery.replacing.linears import computes_weights, read_linear, read_linears
-from factorized_moe.tensor import FactorizedExpertTensor
 
 __all__ = ["Upcycled", "upcycle"]
-
-Layer = MuMoE | MuMoEBlock | GatedMuMoEBlock
 
 
 @dataclass(frozen=True)
@@ -42,7 +38,7 @@ class Upcycled:
             ``input_covariance`` where that was given.
     """
 
-    layer: Layer
+    layer: ExpertLayer
     errors: tuple[float, ...]
 
     @property
@@ -136,7 +132,7 @@ def build_layer(
     expert_dims: Sequence[int],
     decomposition: str | Decomposition,
     **options: Any,
-) -> Layer:
+) -> ExpertLayer:
     """A layer of the sizes, type and device of some linear layers: one, two for an MLP, three for a gated one."""
     weights = read_linears(linears)
     options["bias"] = any(part.bias is not None for part in weights)
@@ -148,14 +144,9 @@ def build_layer(
     return kind(inputs, hidden, outputs, expert_dims, decomposition, activation=activation, **options)
 
 
-def expert_tensors(layer: nn.Module) -> tuple[FactorizedExpertTensor, ...]:
-    """The expert tensors of a layer, in the order of the linear layers that it stands for."""
-    return tuple(part for part in layer.children() if isinstance(part, FactorizedExpertTensor))
-
-
 @torch.no_grad()
 def fill_layer(
-    layer: Layer,
+    layer: ExpertLayer,
     linears: Sequence[nn.Module],
     noise: float,
     generator: torch.Generator,
@@ -169,7 +160,7 @@ def fill_layer(
         raise ValueError("the weights are on the meta device and have no values to start from; load them first")
     _check_uniform(layer, weights[0].weight)
     errors = []
-    for position, (experts, read) in enumerate(zip(expert_tensors(layer), weights, strict=True)):
+    for position, (experts, read) in enumerate(zip(layer.expert_tensors.values(), weights, strict=True)):
         matrix = read.matrix(experts.bias)
         if not torch.isfinite(matrix).all():
             raise ValueError(f"linear layer {position} of what is upcycled has a NaN or an infinite weight")
@@ -187,7 +178,7 @@ def fill_layer(
     return tuple(errors)
 
 
-def _check_uniform(layer: Layer, like: Tensor) -> None:
+def _check_uniform(layer: ExpertLayer, like: Tensor) -> None:
     """The mean of the experts is what counts only where all coefficients are 1 / N."""
     gate = layer.gate
     was_training = gate.training

@@ -13,23 +13,47 @@ from torch import nn
 
 from factorized_moe.activations import ACTIVATIONS, Entmax, TopKSoftmax
 from factorized_moe.decompositions import GivenNetwork, get_decomposition, name_of
-from factorized_moe.gated_block import GatedMuMoEBlock
 from factorized_moe.gating import ExpertGate
-from factorized_moe.layers import MuMoE, MuMoEBlock
+from factorized_moe.layers import ExpertLayer, MuMoE
 from factorized_moe.network import TensorNetwork
 from factorized_moe.surgery.replacing.delta import MuMoEDelta
 from factorized_moe.surgery.replacing.layouts import Merged
 from factorized_moe.surgery.replacing.nonlinearities import build_nonlinearity, describe_nonlinearity
-from factorized_moe.surgery.replacing.upcycling import Layer, expert_tensors
 from factorized_moe.tensor import FactorizedExpertTensor
 
 __all__ = ["build_layer_from", "describe", "described_modules", "rebuild"]
 
-KINDS: dict[str, type[Layer]] = {
-    "MuMoE": MuMoE,
-    "MuMoEBlock": MuMoEBlock,
-    "GatedMuMoEBlock": GatedMuMoEBlock,
-}
+HERE = "factorized_moe."
+
+
+def kinds() -> dict[str, type[ExpertLayer]]:
+    """Every class of layers that says its own arguments, by the name that it has in files.
+
+    Ours have their class's name; a third party's has its module's before it. A class is known once its module is
+    imported; nothing is imported because a file names it.
+    """
+    found: dict[str, type[ExpertLayer]] = {}
+    left = [ExpertLayer]
+    while left:
+        known = left.pop()
+        left += known.__subclasses__()
+        if known is not ExpertLayer and "own_arguments" in vars(known):
+            ours = known.__module__.startswith(HERE)
+            found[known.__name__ if ours else f"{known.__module__}:{known.__qualname__}"] = known
+    return found
+
+
+def _ours_first(kind: str) -> tuple[bool, str]:
+    return ":" in kind, kind
+
+
+def _kind_of(layer: ExpertLayer) -> tuple[str, type[ExpertLayer]]:
+    names = {known: name for name, known in kinds().items()}
+    kind = next((known for known in type(layer).__mro__ if known in names), None)
+    if kind is None:
+        layer.own_arguments()  # says that the class does not say them
+        raise TypeError(f"{type(layer).__name__} cannot be described")
+    return names[kind], kind
 
 
 def described_modules(model: nn.Module) -> dict[str, nn.Module]:
@@ -43,7 +67,7 @@ def described_modules(model: nn.Module) -> dict[str, nn.Module]:
     modules: Iterable[tuple[str, nn.Module]] = model.named_modules(remove_duplicate=False)
     for path, module in modules:
         inside = any(path.startswith(f"{outer}.") or not outer for outer in found)
-        if isinstance(module, (*KINDS.values(), MuMoEDelta, Merged)) and not inside:
+        if isinstance(module, ExpertLayer | MuMoEDelta | Merged) and not inside:
             found[path] = module
     return found
 
@@ -64,37 +88,34 @@ def describe(module: nn.Module) -> dict[str, Any]:
         return {"kind": "Merged"}
     if isinstance(module, MuMoEDelta):
         return {"kind": "MuMoEDelta", "experts": describe(module.experts)}
-    kind = next((name for name, known in KINDS.items() if isinstance(module, known)), None)
-    if kind is None:
-        raise TypeError(f"expected a layer of experts, one of {', '.join(KINDS)}, got {type(module).__name__}")
-    if type(module).forward is not KINDS[kind].forward:
-        raise ValueError(f"a {type(module).__name__} has a forward of its own and would come back as a {kind}")
-    first, *_, last = [*expert_tensors(module), *expert_tensors(module)]
+    if not isinstance(module, ExpertLayer):
+        raise TypeError(f"expected a layer of experts, an ExpertLayer, got {type(module).__name__}")
+    name, kind = _kind_of(module)
+    if type(module).forward is not kind.forward:
+        raise ValueError(f"a {type(module).__name__} has a forward of its own and would come back as a {name}")
+    tensors = list(module.expert_tensors.values())
+    first = tensors[0]
+    own = {key: _plain(value) for key, value in module.own_arguments().items()}
     description: dict[str, Any] = {
-        "kind": kind,
-        "in_features": first.in_features,
-        "out_features": last.out_features,
+        "kind": name,
+        **own,
         "expert_dims": list(first.expert_dims),
         **_describe_network(first),
         "bias": first.bias,
         **_describe_gate(module.gate),
         "dtype": str(first.weight.operands[0].dtype).removeprefix("torch."),
+        "input_norm": module.input_norm is not None,
+        "checkpoint": first.checkpoint,
+        "sparse_coefficients": first.sparse_coefficients,
     }
-    if first is not last:
-        description["hidden_features"] = first.out_features
-        description["second_rank"] = _describe_network(last)["rank"]
-        description["activation"] = describe_nonlinearity(module.activation)
-    if not isinstance(module, GatedMuMoEBlock):
-        description["input_norm"] = module.input_norm is not None
-        description["checkpoint"] = first.checkpoint
-        description["sparse_coefficients"] = first.sparse_coefficients
     try:
-        rebuilt = [part.network for part in expert_tensors(build_layer_from(description, "meta"))]
+        again = build_layer_from(description, "meta")
+        rebuilt = [part.network for part in again.expert_tensors.values()]
     except ValueError:  # the network as text fits one of several tensors only
         rebuilt = []
-    if rebuilt != [part.network for part in expert_tensors(module)]:
+    if rebuilt != [part.network for part in tensors]:
         raise ValueError(
-            f"a {kind} of decomposition {name_of(first.decomposition)!r} cannot be written to a file; register the "
+            f"a {name} of decomposition {name_of(first.decomposition)!r} cannot be written to a file; register the "
             "decomposition under a name"
         )
     return description
@@ -121,17 +142,21 @@ def rebuild(description: Mapping[str, Any], old: nn.Module, device: torch.device
     return build_layer_from(description, "meta").to_empty(device=device)
 
 
-def build_layer_from(description: Any, device: torch.device | str) -> Layer:
+def build_layer_from(description: Any, device: torch.device | str) -> ExpertLayer:
     """The layer of experts that `describe` described.
 
     Raises:
         ValueError: If it describes none.
     """
     kind = description.get("kind") if isinstance(description, Mapping) else description
-    if not isinstance(description, Mapping) or not isinstance(kind, str) or kind not in KINDS:
-        raise ValueError(f"no layer of experts is of kind {kind!r}; known are {', '.join(KINDS)}")
+    known = kinds()
+    if not isinstance(description, Mapping) or not isinstance(kind, str) or kind not in known:
+        hint = "; import the module that defines it first" if isinstance(kind, str) and ":" in kind else ""
+        raise ValueError(
+            f"no layer of experts is of kind {kind!r}; known are {', '.join(sorted(known, key=_ours_first))}{hint}"
+        )
     given = dict(description)
-    made = KINDS[given.pop("kind")]
+    made = known[given.pop("kind")]
     try:
         dtype = getattr(torch, given.pop("dtype"))
         if "network" in given:
@@ -142,6 +167,15 @@ def build_layer_from(description: Any, device: torch.device | str) -> Layer:
         return made(**given, device=device, dtype=dtype)
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"cannot make a {kind} of its description: {error}") from error
+
+
+def _plain(value: Any) -> Any:
+    """An argument as JSON: a tuple as a list, an activation by its name."""
+    if isinstance(value, tuple):
+        return list(value)
+    if value is None or isinstance(value, bool | int | float | str | list | dict):
+        return value
+    return describe_nonlinearity(value)
 
 
 def _describe_network(experts: FactorizedExpertTensor) -> dict[str, Any]:

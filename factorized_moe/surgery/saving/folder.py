@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,6 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from factorized_moe.writing import place_of, write_files
+
 __all__ = ["CONFIG", "WEIGHTS", "digest", "read_folder", "write_folder"]
 
 CONFIG = "config.json"
@@ -24,7 +24,7 @@ FORMAT = "factorized-moe, version 1"
 
 
 def write_folder(folder: Path, config: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
-    """Write a config and tensors. Until both are complete on the disk, what was there stays.
+    """Write a config and tensors, both or none: an interruption leaves what was there, or the new ones (`write_files`).
 
     A tensor that has several names is written once; its other names go into the config.
 
@@ -43,30 +43,9 @@ def write_folder(folder: Path, config: Mapping[str, Any], state: Mapping[str, Te
     except PackageNotFoundError:  # a source tree that is not installed
         library = "unknown"
     config = {"format": FORMAT, "library_version": library, **config, "aliases": aliases}
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = [folder / f".{name}.{os.getpid()}.partial" for name in (WEIGHTS, CONFIG)]
-    old = folder / f".{WEIGHTS}.{os.getpid()}.old"
-    weights = folder / WEIGHTS
-    try:
-        save_file(kept, partial[0], {"format": "pt", "config": digest(config)})
-        partial[1].write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        if weights.exists():
-            try:
-                os.link(weights, old)
-            except OSError:  # a file system without hard links
-                shutil.copy2(weights, old)
-        try:
-            partial[0].replace(weights)
-            partial[1].replace(folder / CONFIG)
-        except BaseException:
-            if old.exists():
-                old.replace(weights)
-            else:
-                weights.unlink(missing_ok=True)
-            raise
-    finally:
-        for path in (*partial, old):
-            path.unlink(missing_ok=True)
+    text = json.dumps(config, indent=2) + "\n"
+    header = {"format": "pt", "config": digest(config)}
+    write_files(folder, {WEIGHTS: lambda path: save_file(kept, path, header), CONFIG: text.encode()})
 
 
 def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -79,19 +58,20 @@ def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         FileNotFoundError: If one of the files is missing.
         ValueError: If one is damaged, or they do not belong together.
     """
-    for name in (CONFIG, WEIGHTS):
-        if not (folder / name).is_file():
+    config_file, weights_file = (place_of(folder, name) for name in (CONFIG, WEIGHTS))
+    for name, file in ((CONFIG, config_file), (WEIGHTS, weights_file)):
+        if not file.is_file():
             raise FileNotFoundError(f"{folder} has no {name}; give the folder that save wrote")
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        config = json.loads(config_file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:  # no text, no JSON, too long a number, too deep
         raise ValueError(f"{folder / CONFIG} is damaged: {error}") from error
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise ValueError(f"{folder / CONFIG} is not of the format {FORMAT!r}")
     try:
-        with safe_open(folder / WEIGHTS, framework="pt") as file:
-            header = file.metadata() or {}
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
+        with safe_open(weights_file, framework="pt") as opened:
+            header = opened.metadata() or {}
+            state = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  # no mapping
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{folder / WEIGHTS} is damaged or no safetensors file: {error}") from error
     if header.get("config") != digest(config):

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from factorized_moe.layers import ExpertLayer
 from factorized_moe.spread import gathered_state, is_first
 from factorized_moe.surgery.replacing.delta import MuMoEDelta
 from factorized_moe.surgery.replacing.layouts import child
 from factorized_moe.surgery.replacing.replacement import freeze_base, installed
-from factorized_moe.surgery.replacing.upcycling import Layer
 from factorized_moe.surgery.saving.describing import build_layer_from, describe, described_modules, rebuild
 from factorized_moe.surgery.saving.folder import CONFIG, WEIGHTS, digest, read_folder, write_folder
 from factorized_moe.validation import check_flag
@@ -115,7 +115,7 @@ def load(model: nn.Module, folder: str | Path) -> nn.Module:
     return model
 
 
-def save_pretrained(layer: Layer, folder: str | Path) -> None:
+def save_pretrained(layer: ExpertLayer, folder: str | Path) -> None:
     """Write one layer or block of experts to a folder that the Hugging Face hub takes as it is.
 
     Args:
@@ -143,7 +143,7 @@ def save_pretrained(layer: Layer, folder: str | Path) -> None:
         write_folder(Path(folder), config, state)
 
 
-def from_pretrained(source: str | Path, *, revision: str | None = None) -> Layer:
+def from_pretrained(source: str | Path, *, revision: str | None = None) -> ExpertLayer:
     """The layer that `save_pretrained` wrote, in evaluation mode and on the CPU.
 
     Args:

@@ -5,10 +5,15 @@ import math
 import pytest
 import torch
 
+from factorized_moe import CPMuMoE
 from factorized_moe.interpret import (
+    Load,
+    Measurement,
+    Polysemanticity,
     class_accuracy,
     class_level_polysemanticity,
-    expert_load,
+    measure_load,
+    record,
 )
 
 LABELS = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1, 2, 2])
@@ -23,22 +28,49 @@ def correct_but(*wrong: int) -> torch.Tensor:
 
 def test_expert_load_counts_the_threshold_itself() -> None:
     coefficients = torch.tensor([[0.5, 0.5, 0.0], [0.49, 0.51, 0.0], [0.0, 1.0, 0.0]])
-    load = expert_load(coefficients)
+    load = Load.of(coefficients)
     assert load.counts.tolist() == [1, 3, 0]
     assert (load.num_active, load.threshold) == (2, 0.5)
-    assert expert_load(coefficients, threshold=0.49).counts.tolist() == [2, 3, 0]
+    assert Load.of(coefficients, threshold=0.49).counts.tolist() == [2, 3, 0]
 
 
 def test_expert_load_takes_any_leading_shape() -> None:
     coefficients = torch.rand(3, 5, 4)
-    assert torch.equal(expert_load(coefficients).counts, expert_load(coefficients.reshape(15, 4)).counts)
-    assert expert_load(torch.rand(4)).counts.shape == (4,)
-    assert expert_load(torch.rand(0, 4)).counts.tolist() == [0, 0, 0, 0]
+    assert torch.equal(Load.of(coefficients).counts, Load.of(coefficients.reshape(15, 4)).counts)
+    assert Load.of(torch.rand(4)).counts.shape == (4,)
+    assert Load.of(torch.rand(0, 4)).counts.tolist() == [0, 0, 0, 0]
 
 
 def test_expert_load_wants_an_expert_axis() -> None:
     with pytest.raises(ValueError, match=r"coefficients are a single number, expected \(\*batch, N\)"):
-        expert_load(torch.tensor(0.5))
+        Load.of(torch.tensor(0.5))
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.3, 0.5])
+def test_a_load_at_hand_is_the_load_of_a_recording(threshold: float) -> None:
+    torch.manual_seed(0)
+    layer = CPMuMoE(6, 3, [5], rank=2).eval()
+    torch.nn.init.normal_(layer.gate.projection.weight, std=3.0)
+    x = torch.randn(50, 6)
+    with record(layer) as log:
+        layer(x)
+    recorded = measure_load(log.recording, threshold)
+    at_hand = Load.of(layer.gate(x)[0], threshold)
+    assert torch.equal(recorded.counts, at_hand.counts)
+    torch.testing.assert_close(recorded.means, at_hand.means)
+    torch.testing.assert_close(recorded.largest, at_hand.largest)
+    assert recorded.counts.sum() < 250  # entmax gives zeros, which no threshold counts
+
+
+def test_every_result_turns_into_a_table() -> None:
+    def found(kind: type) -> list[type]:
+        return [*kind.__subclasses__(), *(deeper for child in kind.__subclasses__() for deeper in found(child))]
+
+    names = {kind.__name__ for kind in found(Measurement)}
+    assert {"Load", "Polysemanticity", "Counterfactuals", "GroupMeasures", "ModeUsage", "ExpertSpectra"} <= names
+    scores = Polysemanticity.of_accuracies(torch.tensor([0.5, 1.0]), torch.tensor([[0.0, 1.0], [0.5, 1.0]]))
+    assert scores.columns()["most_affected_class"] == [0, -1]
+    assert "null" in scores.to_json()  # JSON has no NaN: the second expert has no effect and no score
 
 
 def test_class_accuracy() -> None:

@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from models.language import CROSS_ENTROPY
-from models.sentences import AGREEMENT, COSINE
-from models.study import VARIANTS, Row, Variant
+from studies.real_models.language import CROSS_ENTROPY
+from studies.real_models.sentences import AGREEMENT, COSINE
+from studies.real_models.study import VARIANTS, Row, Variant
 
 __all__ = ["GOOD", "POOR", "Study", "load", "markdown", "save", "verdict"]
 

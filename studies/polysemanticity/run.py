@@ -1,4 +1,4 @@
-"""Class-level polysemanticity against the number of experts: ``python -m benchmarks.polysemanticity [--data FOLDER]``.
+"""Class-level polysemanticity against the number of experts: ``python -m studies polysemanticity [--data FOLDER]``.
 
 Two observations of Oldfield et al. 2024 (arXiv 2402.12550), made there with CP heads on large vision models, looked for
 on small images: more experts serve fewer classes each, and entmax coefficients fewer than softmax ones.
@@ -16,13 +16,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.images import FASHION_MNIST, Images, Sizes, load, train_classifier
 from benchmarks.machine import describe
 from factorized_moe.demo.training import reproducible
 from factorized_moe.interpret import counterfactuals
+from studies.common.images import FASHION_MNIST, Images, Sizes, load, train_classifier
 
-ROOT = Path(__file__).parents[1]
-FIGURE = "assets/polysemanticity.svg"
+ROOT = Path(__file__).parents[2]
+FIGURE = "polysemanticity.svg"
 EXPERTS = (16, 64, 256, 1024)
 ACTIVATIONS = ("entmax15", "softmax")
 SEEDS = (0, 1, 2)
@@ -262,9 +262,9 @@ def write(found: Sequence[Run], facts: Mapping[str, str], out: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train, measure and write the page."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.polysemanticity", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m studies polysemanticity", description=__doc__)
     parser.add_argument("--data", type=Path, default=FASHION_MNIST, help="a folder of IDX files")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs", help="the folder to write to")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "studies", help="the folder to write to")
     options = parser.parse_args(arguments)
     images, sizes, found = load(options.data), Sizes(), []
     start = time.perf_counter()
@@ -273,7 +273,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"{time.perf_counter() - start:.0f} s  {run}", flush=True)
     side = math.isqrt(images.train.shape[1])
     facts = {
-        "command": "python -m benchmarks.polysemanticity",
+        "command": "python -m studies polysemanticity",
         "images": f"{options.data.name}: {len(images.train):,} training and {len(images.test):,} test images of "
         f"{side} x {side} pixels.",
         "rank": str(sizes.rank),
@@ -281,7 +281,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "machine": ", ".join(f"{key} {value}" for key, value in describe().items()),
     }
     write(found, facts, options.out)
-
-
-if __name__ == "__main__":
-    main()

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from factorized_moe.surgery import capture
-from models.study import Place
+from studies.real_models.study import Place
 
 __all__ = ["AGREEMENT", "COSINE", "embed", "encode", "load", "place", "split_sentences"]
 

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from examples.bias_correction.__main__ import run
-from examples.bias_correction.adult import COLUMNS, People, read
-from examples.bias_correction.pipeline import Settings, correct_for_seed
-from examples.bias_correction.report import page
 from factorized_moe.interpret import GroupMeasures
+from studies.bias_correction.adult import COLUMNS, People, read
+from studies.bias_correction.pipeline import Settings, correct_for_seed
+from studies.bias_correction.report import page
+from studies.bias_correction.run import run
 
 SETTINGS = Settings(experts=4, rank=3, epochs=2, steps=4, most_accuracy_lost=0.1)
 

@@ -25,7 +25,7 @@ TEMPLATE = """\
 # Bias correction
 
 Written by `{command}` from [bias-correction.json](bias-correction.json): do not edit. The code is in
-`examples/bias_correction`.
+`studies/bias_correction`.
 
 The table: {data}. A classifier predicts who earned more than 50,000 dollars; the groups are {groups}. The *wronged*
 group is the one whose members who did earn more are recognised least often. Two classifiers are compared: a linear one,

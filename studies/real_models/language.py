@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from factorized_moe.surgery import capture, upcycle
-from models.study import Place
+from studies.real_models.study import Place
 
 __all__ = ["CROSS_ENTROPY", "cross_entropy", "load", "place", "relative_change_at_full_rank", "windows"]
 

