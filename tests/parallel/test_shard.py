@@ -74,7 +74,7 @@ BLOCKS: dict[str, Callable[[], nn.Module]] = {
     "dense": lambda: block(decomposition="dense", rank=1),
     "entmax of a batch": lambda: block(gate="entmax15", gate_norm="batch"),
     "softmax": lambda: block(gate="softmax", gate_norm=None),
-    "sparse": lambda: block(sparse_coefficients=True, gate="sparsemax", rank=150),
+    "sparse": lambda: block(sparse_coefficients=True, gate="sparsemax", rank=300, expert_dims=[300]),
     "checkpoint": lambda: block(checkpoint=True),
 }
 
@@ -101,7 +101,8 @@ def test_blocks_equal_one_process() -> None:
 
 def test_sparse_coefficients_read_rows_by_the_sparse_product() -> None:
     operations = {
-        type(step.operation).__name__ for step in block(sparse_coefficients=True, rank=150).first.plan().steps
+        type(step.operation).__name__
+        for step in block(sparse_coefficients=True, rank=300, expert_dims=[300]).first.plan().steps
     }
     assert "SparseMatMul" in operations  # so the case "sparse" above runs it
 
