@@ -25,7 +25,7 @@ CLASSES = {known.source.split(":")[1] for known in BUILT_IN}
 
 ALLOWED = {
     "decompositions/__init__.py": "imports each, so that it registers itself, and offers the classes",
-    "layers.py": "the thin adapters that carry a name in theirs (`CPMuMoE`, ..), which the released code has too",
+    "layers/mumoe.py": "the thin adapters that carry a name in theirs (`CPMuMoE`, ..), which the released code has too",
     "compat/neurips.py": "the released layers, of which each has one decomposition",
     "compat/v1.py": "the released layers, of which each has one decomposition",
     "compat/weights.py": "how the released code stores each decomposition's parameters",

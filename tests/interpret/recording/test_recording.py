@@ -295,7 +295,7 @@ def test_layers_out_of_step(model: Model) -> None:
 def test_no_layer_to_record(model: Model) -> None:
     for none in (nn.Linear(3, 3), nn.Sequential(CPMuMoE(4, 4, [], rank=1))):
         with (
-            pytest.raises(ValueError, match=r"has no MuMoE, MuMoEBlock or GatedMuMoEBlock with an expert mode"),
+            pytest.raises(ValueError, match=r"has no layer of experts \(`ExpertLayer`\) with an expert mode"),
             record(none),
         ):
             pass
