@@ -165,7 +165,7 @@ class MuMoEConfig:
 
 def _first_version_defaults(values: dict[str, Any]) -> dict[str, Any]:
     """What a config of version 1 meant by what it left out."""
-    known = get_decomposition(values.get("decomposition", "cp")).initialisations
+    known = get_decomposition(values.get("decomposition", MuMoEConfig.decomposition)).initialisations
     init = "paper" if "paper" in known else next((name for name in known if name != "balanced"), None)
     return {"gate_norm": "layer", "init": init, **values}
 

@@ -13,6 +13,7 @@ from factorized_moe import Decomposition, ExpertGate, FactorizedExpertTensor
 from factorized_moe.contraction import plan_along
 from factorized_moe.decompositions import CP, balanced
 from factorized_moe.network import Node
+from factorized_moe.parallel import moves
 from factorized_moe.testing import LAWS, Structure, cost_laws, value_laws
 
 STRUCTURE = Structure((3, 2), 3, 4, rank=2, bias=True, batch_shape=(2, 3), seed=5)
@@ -323,6 +324,18 @@ breaks("every_mode_learns", "equal experts")(lambda _: filled(equal_rows)())
 def gate_without_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     original = ExpertGate.forward
     monkeypatch.setattr(ExpertGate, "forward", lambda gate, x: tuple(a.detach() for a in original(gate, x)))
+
+
+@breaks("sharded_equals_whole", "summands not added")
+def no_reduction(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = moves._all_reduce
+    monkeypatch.setattr(moves, "_all_reduce", lambda tensor, group: original(tensor, group) / group.ranks)
+
+
+@breaks("sharded_equals_whole", "a collective too many")
+def another_collective(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = moves._all_reduce
+    monkeypatch.setattr(moves, "_all_reduce", lambda tensor, group: original(original(tensor, group) / 2, group))
 
 
 @breaks("fit_recovers", "wrong")
