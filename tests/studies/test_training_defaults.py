@@ -71,7 +71,7 @@ def test_verdicts_are_made_of_the_runs() -> None:
             entry(CONFIRM.name, DENSE, (), seed, 2.0 + noise),
             entry(CONFIRM.name, DEFAULT, (8, 8), seed, 1.9, 8),
             entry(CONFIRM.name, old, (8, 8), seed, 2.1 + noise, 4),
-            entry(SCREEN.name, DEFAULT, (8, 8), seed, 1.9),
+            entry(SCREEN.name, DEFAULT, (8, 8), seed, 1.9, 8),
             entry(SCREEN.name, old, (8, 8), seed, 2.1),
         ]
     text = page(runs)
@@ -79,6 +79,7 @@ def test_verdicts_are_made_of_the_runs() -> None:
     assert "gpt: the default less the dense model of equal parameters: 8 x 8 -0.100 ± 0.006" in text
     assert "- balanced, batch: 0 of 2 modes dead at the end, 100% of all experts in use." in text
     assert "- paper, layer: 0 of 2 modes dead at the end, 50% of all experts in use." in text
-    assert "| paper, layer | 0.200 | 0.200 |" in text
-    assert "the smallest worst regret has balanced, batch (0.000, at gpt 8 x 8)" in text
+    assert "| paper, layer | a dead mode | 0% | 0.200 |" in text
+    assert "| balanced, batch | 0.000 | 100% | 0.000 |" in text
+    assert "most experts are in use under balanced, batch, 100%" in text
     assert "the 15 runs of this page took 8" in text
