@@ -229,7 +229,7 @@ def test_checkpoints_of_torch_go_anywhere(tmp_path: Path) -> None:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch's checkpoints
-        on_ranks(2, write)
+        on_ranks(4, write)
         for ranks, label in ((1, None), (1, "rank"), (2, "out"), (2, None)):
             on_ranks(ranks, read(label))
 
