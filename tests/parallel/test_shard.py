@@ -74,6 +74,8 @@ BLOCKS: dict[str, Callable[[], nn.Module]] = {
     "dense": lambda: block(decomposition="dense", rank=1),
     "entmax of a batch": lambda: block(gate="entmax15", gate_norm="batch"),
     "softmax": lambda: block(gate="softmax", gate_norm=None),
+    "top-k": lambda: block(gate="topk_softmax"),
+    "entmax of one and a quarter": lambda: block(gate="entmax", gate_norm="layer"),
     "sparse": lambda: block(sparse_coefficients=True, gate="sparsemax", rank=300, expert_dims=[300]),
     "checkpoint": lambda: block(checkpoint=True),
 }
