@@ -181,11 +181,13 @@ def _within(
     signal.setitimer(signal.ITIMER_REAL, seconds)
     start = time.perf_counter()
     try:
-        path = find(inputs, output, sizes)
-    except TimeoutError:
+        try:
+            path = find(inputs, output, sizes)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+    except TimeoutError:  # in the search, or late, while the timer was being stopped
         return None
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
     took = time.perf_counter() - start
     return plan_along(described, request, path, SAMPLES), took
