@@ -81,5 +81,6 @@ def test_verdicts_are_made_of_the_runs() -> None:
     assert "- paper, layer: 0 of 2 modes dead at the end, 50% of all experts in use." in text
     assert "| paper, layer | a dead mode | 0% | 0.200 |" in text
     assert "| balanced, batch | 0.000 | 100% | 0.000 |" in text
+    assert "The one set before, the smallest worst regret in loss, picks balanced, batch (0.000)" in text
     assert "most experts are in use under balanced, batch, 100%" in text
     assert "the 15 runs of this page took 8" in text
