@@ -171,8 +171,8 @@ def _results(confirmed: Losses, screened: Losses) -> list[str]:
         if place is not None:
             lines.append(
                 "- **That rule was set after the data were seen.** The one set before, the smallest worst regret in "
-                f"loss, picks {by_loss[0][1]} ({by_loss[0][0]:.3f}); {DEFAULT} is number {place} of {len(by_loss)} by it "
-                f"({by_loss[place - 1][0]:.3f}). So the gate is a choice, not a result."
+                f"loss, picks {by_loss[0][1]} ({by_loss[0][0]:.3f}); {DEFAULT} is number {place} of {len(by_loss)} "
+                f"by it ({by_loss[place - 1][0]:.3f}). So the gate is a choice, not a result."
             )
     return lines or ["No runs yet."]
 
