@@ -35,10 +35,10 @@ class ExpertGate(nn.Module):
         activation: A name (see ``ACTIVATIONS``) or a callable from logits ``(*batch, N)`` to coefficients of that
             shape, which acts on the last dimension alone. It is called once for all modes when they have one width.
         norm: ``"batch"`` normalises each expert's logit over all positions, and in evaluation by running averages (the
-            source's choice for vision): it keeps nearly all experts in use on images and on language, and reads the
-            other positions of the batch while it trains. ``"layer"`` normalises each position over the experts of one
-            mode (the source's choice for language), reads nothing else, and settles on few experts. ``None`` leaves
-            the logits as they are. Measured by ``python -m studies training_defaults``.
+            source's choice for vision): it kept nearly all experts in use in small models, and reads the other
+            positions of the batch while it trains. ``"layer"`` normalises each position over the experts of one mode
+            (the source's choice for language), reads nothing else, and left more experts idle. ``None`` leaves the
+            logits as they are. Measured by ``python -m studies training_defaults``.
         device: Where the parameters are.
         dtype: The type of the weight. Running averages are float32 if it is a half-precision type.
 

@@ -45,7 +45,14 @@ from factorized_moe.interpret.measures.spectra import (
     measure_similarity,
     measure_spectra,
 )
-from factorized_moe.interpret.measures.usage import ModeUsage, Usage, experts_in_use, measure_usage, watch_usage
+from factorized_moe.interpret.measures.usage import (
+    ModeUsage,
+    Usage,
+    UsageWatcher,
+    experts_in_use,
+    measure_usage,
+    watch_usage,
+)
 from factorized_moe.interpret.recording.chunks import Annotations, Chunk, StoredChunk
 from factorized_moe.interpret.recording.recorder import Recorder, record
 from factorized_moe.interpret.recording.recording import Recording, open_recording
@@ -85,6 +92,7 @@ __all__ = [
     "TopExperts",
     "TopSamples",
     "Usage",
+    "UsageWatcher",
     "choose_strength",
     "class_accuracy",
     "class_level_polysemanticity",
