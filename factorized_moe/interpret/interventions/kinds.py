@@ -9,6 +9,7 @@ Legend: ``*batch`` any leading shape, ``N`` experts of one mode, ``O`` out_featu
 from __future__ import annotations
 
 import math
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
@@ -316,13 +317,13 @@ class Bias(Intervention):
 
     def attach(self, layer: ExpertLayer, undo: ExitStack) -> None:
         """Register a hook that sees the coefficients, and one that adds to the output."""
-        seen: list[Tensor] = []
+        call = threading.local()  # the layer's call that is under way: every thread has its own
 
         def look(module: nn.Module, arguments: tuple[Tensor, Sequence[Tensor]]) -> None:
-            seen[:] = [arguments[1][self.mode]]
+            call.coefficients = arguments[1][self.mode]
 
         def add(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
-            mine = seen.pop().index_select(-1, self._index(output))  # (*batch, experts)
+            mine = vars(call).pop("coefficients").index_select(-1, self._index(output))  # (*batch, experts)
             chosen = range(output.shape[-1]) if self.outputs is None else self.outputs
             amount = torch.as_tensor(self.amount, device=output.device, dtype=output.dtype)
             added = mine.to(output.dtype) @ amount.expand(len(self.numbers), len(chosen))  # (*batch, outputs)
