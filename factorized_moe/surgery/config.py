@@ -15,6 +15,7 @@ from factorized_moe.activations import ACTIVATIONS
 from factorized_moe.budgets import rank_for_budget
 from factorized_moe.decompositions import ParameterBudget, get_decomposition
 from factorized_moe.decompositions.base import RankLike, find_initialisation
+from factorized_moe.reading import check_modes, parse_json
 from factorized_moe.validation import check_expert_dims, check_seed
 
 __all__ = ["MuMoEConfig"]
@@ -79,6 +80,7 @@ class MuMoEConfig:
             raise ValueError(f"give exactly one of rank, budget and fraction, got {' and '.join(given) or 'none'}")
         if self.budget is not None:
             ParameterBudget(self.budget)
+        _check_rank(self.rank)
         if self.fraction is not None and not (_is_number(self.fraction) and 0.0 < self.fraction < math.inf):
             raise ValueError(f"fraction is a number above 0, got {self.fraction!r}")
         if self.gate not in ACTIVATIONS:
@@ -143,8 +145,8 @@ class MuMoEConfig:
                 with the nearest one.
         """
         try:
-            values: Any = json.loads(text)
-        except json.JSONDecodeError as error:
+            values: Any = parse_json(text, "the text")
+        except ValueError as error:
             raise ValueError(f"a config is a JSON object, but the text is no JSON: {error}") from error
         if not isinstance(values, dict):
             raise ValueError(f"a config is a JSON object, got {type(values).__name__}")
@@ -160,6 +162,7 @@ class MuMoEConfig:
                 raise ValueError(f"unknown key {key!r} in a config; did you mean {near!r}?")
         if "expert_dims" not in values:
             raise ValueError("a config needs 'expert_dims'")
+        check_modes(values["expert_dims"])
         return cls(**(_first_version_defaults(values) if version == 1 else values))
 
 
@@ -168,6 +171,17 @@ def _first_version_defaults(values: dict[str, Any]) -> dict[str, Any]:
     known = get_decomposition(values.get("decomposition", MuMoEConfig.decomposition)).initialisations
     init = "paper" if "paper" in known else next((name for name in known if name != "balanced"), None)
     return {"gate_norm": "layer", "init": init, **values}
+
+
+def _check_rank(rank: Any) -> None:
+    """Refuse what is no rank of any decomposition; each one checks what it takes when a layer is made."""
+    parts = rank if isinstance(rank, tuple) else (rank,)
+    if rank is None or rank == "same":
+        return
+    if not parts or not all(_is_number(part) for part in parts):
+        raise TypeError(f"rank of a config is an int, a tuple of ints, a fraction or 'same', got {rank!r}")
+    if not all(0 < part < math.inf for part in parts):
+        raise ValueError(f"rank of a config must be above 0 and finite, got {rank!r}")
 
 
 def _plain(value: Any) -> Any:
