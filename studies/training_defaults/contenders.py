@@ -58,7 +58,7 @@ class Stage:
         name: The stage.
         contenders: Beside the dense model, which always takes part.
         expert_dims: The expert modes that each contender is given.
-        seeds: The seeds; all contenders of one seed see the same batches.
+        seeds: The seeds of each problem; all contenders of one seed see the same batches.
         rates: For each problem the learning rates of which each contender has its best, chosen with the first expert
             modes and with `RATE_SEED`, which is no other's.
         sizes: How large each problem's model is.
@@ -68,7 +68,7 @@ class Stage:
     name: str
     contenders: tuple[Contender, ...]
     expert_dims: tuple[tuple[int, ...], ...]
-    seeds: tuple[int, ...]
+    seeds: dict[str, tuple[int, ...]]
     rates: dict[str, tuple[float, ...]]
     sizes: dict[str, Size]
     decompositions: tuple[str, ...] = ("cp",)
@@ -98,17 +98,20 @@ class Stage:
 
 RATE_SEED = 100
 
+SENT = tuple(Contender("balanced", gate) for gate in ("batch, half", "unit rows, half", "unit rows"))
+"""What the screening sends to the larger models, see `CONFIRM`."""
+
 ONE_RATE = dict.fromkeys(PROBLEMS, (3e-3,))
 SMALL = {"gpt": Size(64, 2, 400, 16), "mixer": Size(64, 2, 400, 64), "head": Size(0, 0, 600, 256)}
 
-SCREEN = Stage("screen", (*EVERY_GATE, *EVERY_INIT), ((64,), (8, 8)), (0, 1), ONE_RATE, SMALL)
+SCREEN = Stage("screen", (*EVERY_GATE, *EVERY_INIT), ((64,), (8, 8)), dict.fromkeys(PROBLEMS, (0, 1)), ONE_RATE, SMALL)
 """Small models, one learning rate: which gates are worth a closer look."""
 
 CONFIRM = Stage(
     "confirm",
-    (OLD_LANGUAGE, OLD_VISION, DEFAULT),
+    (OLD_LANGUAGE, OLD_VISION, DEFAULT, *SENT),
     ((64,), (8, 8), (4, 4, 4)),
-    (0, 1, 2),
+    {"gpt": tuple(range(6)), "mixer": tuple(range(6)), "head": tuple(range(12))},
     {"gpt": (4e-4, 1e-3, 3e-3), "mixer": (4e-4, 1e-3, 3e-3), "head": (1e-3, 3e-3, 1e-2)},
     {"gpt": Size(128, 4, 400, 8), "mixer": Size(128, 4, 400, 32), "head": Size(0, 0, 600, 256)},
 )
@@ -118,14 +121,22 @@ The screening sends, by its two seeds and the rule in `rule`: the best two of th
 pass, and of those that do, beside the default, the best one.
 """
 
-FORMS = Stage("forms", (OLD_VISION, DEFAULT), ((8, 8),), (0, 1, 2), ONE_RATE, SMALL, decompositions=("tr", "tucker"))
+FORMS = Stage(
+    "forms",
+    (OLD_VISION, DEFAULT),
+    ((8, 8),),
+    dict.fromkeys(PROBLEMS, (0, 1, 2)),
+    ONE_RATE,
+    SMALL,
+    decompositions=("tr", "tucker"),
+)
 """Other decompositions than CP, at the size of the screening."""
 
 QUICK = Stage(
     "quick",
     (OLD_LANGUAGE, DEFAULT),
     ((2, 2),),
-    (0,),
+    dict.fromkeys(PROBLEMS, (0,)),
     ONE_RATE,
     {name: Size(16, 1, 3, 4, 8) for name in PROBLEMS if name != "head"},
 )

@@ -147,6 +147,7 @@ def _half(logits: Tensor) -> Tensor:
 
 CANDIDATES: dict[str, Callable[[int, Sequence[int]], nn.Module]] = {
     "batch, half": lambda i, n: ExpertGate(i, n, _half, "batch"),
+    "layer, half": lambda i, n: ExpertGate(i, n, _half, "layer"),
     "input moments": InputMoments,
     "input moments, no gradient through them": lambda i, n: InputMoments(i, n, through=False),
     "unit rows": UnitRows,

@@ -199,7 +199,7 @@ def _form_tables(runs: Sequence[Mapping[str, Any]]) -> list[str]:
     return [
         "## Other forms",
         "",
-        f"The default and {OLD_VISION}, the small models of the screening, seeds {_list(FORMS.seeds)}.",
+        f"The default and {OLD_VISION}, the small models of the screening, seeds {_list(FORMS.seeds['gpt'])}.",
         "",
         "| problem | form | experts | default less dense | default less old | in use at the end, old and new |",
         "|---|---|---|---|---|---|",

@@ -153,6 +153,6 @@ def _finish(file: Path, stage: Stage, problem: str, seeds: list[int] | None) -> 
             lambda settings: run(settings, stage),
         )
         best[contender] = min(tried, key=lambda entry: entry["result"]["loss"])["settings"]["learning_rate"]
-    for seed in seeds or stage.seeds:
+    for seed in seeds or stage.seeds[problem]:
         wanted = [stage.settings(problem, cell, seed, best[cell[0]]) for cell in cells]
         finish(file, wanted, lambda settings: run(settings, stage))
