@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from numbers import Integral
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ __all__ = [
     "check_network",
     "check_seed",
     "check_size",
+    "check_temperature",
 ]
 
 
@@ -165,6 +166,23 @@ def check_seed(seed: int) -> int:
     if not -(2**63) <= seed < 2**64:
         raise ValueError(f"seed is an int from -2**63 to 2**64 - 1, got {seed}")
     return int(seed)
+
+
+def check_temperature(temperature: float) -> float:
+    """A gate's temperature as a float.
+
+    Args:
+        temperature: What logits are divided by.
+
+    Raises:
+        TypeError: If it is not a number.
+        ValueError: If it is not finite and above 0.
+    """
+    if isinstance(temperature, bool) or not isinstance(temperature, Real):
+        raise TypeError(f"temperature is a number above 0, got {temperature!r}")
+    if not 0.0 < temperature < math.inf:
+        raise ValueError(f"temperature is a finite number above 0, got {temperature!r}")
+    return float(temperature)
 
 
 def check_device(device: torch.device | str) -> None:

@@ -102,6 +102,7 @@ class HeadConfig:
         rank: The rank; in its canonical form where `fit_head` made it.
         gate: The gate's activation.
         gate_norm: Its normalisation.
+        gate_temperature: What its logits are divided by.
     """
 
     num_classes: int
@@ -110,6 +111,7 @@ class HeadConfig:
     rank: RankLike
     gate: str = "entmax15"
     gate_norm: str | None = "batch"
+    gate_temperature: float = 2.0
 
     def build(self, device: str = "cpu") -> MuMoE:
         """A head with fresh parameters.
@@ -128,6 +130,7 @@ class HeadConfig:
             rank=self.rank,
             gate=self.gate,
             gate_norm=self.gate_norm,
+            gate_temperature=self.gate_temperature,
             device=device,
         )
 

@@ -139,7 +139,7 @@ def load_model(folder: Path | str) -> LoadedModel:
             f"{model_file}: not the file that {CONFIG} describes; it is truncated, damaged or of another run"
         )
     try:
-        head = {**config["head"], "expert_dims": tuple(config["head"]["expert_dims"])}
+        head = {"gate_temperature": 1.0, **config["head"], "expert_dims": tuple(config["head"]["expert_dims"])}
         if isinstance(head["rank"], list):
             head["rank"] = tuple(head["rank"])
         model = ImageClassifier(Trunk(), HeadConfig(**head).build())

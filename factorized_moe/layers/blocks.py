@@ -39,6 +39,7 @@ class MuMoEBlock(ExpertLayer):
         bias: As for `ExpertLayer`.
         gate: As for `ExpertLayer`.
         gate_norm: As for `ExpertLayer`.
+        gate_temperature: As for `ExpertLayer`.
         input_norm: As for `ExpertLayer`.
         init: As for `FactorizedExpertTensor`.
         checkpoint: As for `FactorizedExpertTensor`.
@@ -78,6 +79,7 @@ class MuMoEBlock(ExpertLayer):
         bias: bool = True,
         gate: str | Callable[[Tensor], Tensor] | nn.Module = "entmax15",
         gate_norm: str | None = "batch",
+        gate_temperature: float = 2.0,
         input_norm: bool = False,
         init: str | Initialisation | None = None,
         checkpoint: bool = False,
@@ -95,6 +97,7 @@ class MuMoEBlock(ExpertLayer):
             bias=bias,
             gate=gate,
             gate_norm=gate_norm,
+            gate_temperature=gate_temperature,
             input_norm=input_norm,
             init=init,
             checkpoint=checkpoint,
@@ -146,6 +149,7 @@ class GatedMuMoEBlock(ExpertLayer):
         bias: As for `ExpertLayer`.
         gate: As for `ExpertLayer`.
         gate_norm: As for `ExpertLayer`.
+        gate_temperature: As for `ExpertLayer`.
         input_norm: As for `ExpertLayer`.
         init: As for `FactorizedExpertTensor`.
         checkpoint: As for `FactorizedExpertTensor`.
@@ -187,6 +191,7 @@ class GatedMuMoEBlock(ExpertLayer):
         bias: bool = False,
         gate: str | Callable[[Tensor], Tensor] | nn.Module = "entmax15",
         gate_norm: str | None = "batch",
+        gate_temperature: float = 2.0,
         input_norm: bool = False,
         init: str | Initialisation | None = None,
         checkpoint: bool = False,
@@ -204,6 +209,7 @@ class GatedMuMoEBlock(ExpertLayer):
             bias=bias,
             gate=gate,
             gate_norm=gate_norm,
+            gate_temperature=gate_temperature,
             input_norm=input_norm,
             init=init,
             checkpoint=checkpoint,

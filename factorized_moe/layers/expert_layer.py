@@ -42,6 +42,7 @@ class ExpertLayer(nn.Module):
             maps ``(*batch, I)`` to one coefficient tensor ``(*batch, N_k)`` for each expert mode.
         gate_norm: ``"batch"``, ``"layer"`` or ``None``: how the logits are normalised before the activation, as for
             `ExpertGate`. Ignored where ``gate`` is a module.
+        gate_temperature: What the logits are divided by, as for `ExpertGate`. Ignored where ``gate`` is a module.
         input_norm: Whether a ``LayerNorm`` is applied to the experts' input; the gate sees the input as it is.
         init: As for `FactorizedExpertTensor`.
         checkpoint: As for `FactorizedExpertTensor`: less memory in training, more time.
@@ -87,6 +88,7 @@ class ExpertLayer(nn.Module):
         bias: bool = True,
         gate: str | Callable[[Tensor], Tensor] | nn.Module = "entmax15",
         gate_norm: str | None = "batch",
+        gate_temperature: float = 2.0,
         input_norm: bool = False,
         init: str | Initialisation | None = None,
         checkpoint: bool = False,
@@ -119,7 +121,15 @@ class ExpertLayer(nn.Module):
         if isinstance(gate, nn.Module):
             self.gate = gate
         else:
-            self.gate = ExpertGate(features, self.expert_dims, gate, gate_norm, device=device, dtype=dtype)
+            self.gate = ExpertGate(
+                features,
+                self.expert_dims,
+                gate,
+                gate_norm,
+                temperature=gate_temperature,
+                device=device,
+                dtype=dtype,
+            )
         self.input_norm = nn.LayerNorm(features, device=device, dtype=dtype) if input_norm else None
 
     @property

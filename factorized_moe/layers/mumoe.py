@@ -36,6 +36,7 @@ class MuMoE(ExpertLayer):
         bias: As for `ExpertLayer`.
         gate: As for `ExpertLayer`.
         gate_norm: As for `ExpertLayer`.
+        gate_temperature: As for `ExpertLayer`.
         input_norm: As for `ExpertLayer`.
         init: As for `FactorizedExpertTensor`.
         checkpoint: As for `FactorizedExpertTensor`.
@@ -73,6 +74,7 @@ class MuMoE(ExpertLayer):
         bias: bool = True,
         gate: str | Callable[[Tensor], Tensor] | nn.Module = "entmax15",
         gate_norm: str | None = "batch",
+        gate_temperature: float = 2.0,
         input_norm: bool = False,
         init: str | Initialisation | None = None,
         checkpoint: bool = False,
@@ -89,6 +91,7 @@ class MuMoE(ExpertLayer):
             bias=bias,
             gate=gate,
             gate_norm=gate_norm,
+            gate_temperature=gate_temperature,
             input_norm=input_norm,
             init=init,
             checkpoint=checkpoint,

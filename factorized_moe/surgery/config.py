@@ -15,12 +15,12 @@ from factorized_moe.activations import ACTIVATIONS
 from factorized_moe.budgets import rank_for_budget
 from factorized_moe.decompositions import ParameterBudget, get_decomposition
 from factorized_moe.decompositions.base import RankLike, find_initialisation
-from factorized_moe.validation import check_expert_dims, check_seed
+from factorized_moe.validation import check_expert_dims, check_seed, check_temperature
 
 __all__ = ["MuMoEConfig"]
 
-VERSION = 2
-"""Of the config as JSON. Version 1 had no ``init``: layers started from the paper's, gates were normalised by layer."""
+VERSION = 3
+"""Of the config as JSON; see `_defaults_of` for what earlier ones left out."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class MuMoEConfig:
         fraction: The same, as a fraction of the parameters of what is replaced: 1.0 for as many.
         gate: The name of the gate's activation.
         gate_norm: ``"layer"``, ``"batch"`` or `None`, as for `MuMoE`.
+        gate_temperature: As for `MuMoE`.
         init: The name of the initialisation of layers that start from random weights, as for `MuMoE`.
         noise: How far experts start from the dense weight, as for `upcycle`.
         pretrained: Whether the layers start from the weights they replace, or from random ones.
@@ -58,6 +59,7 @@ class MuMoEConfig:
     fraction: float | None = None
     gate: str = "entmax15"
     gate_norm: str | None = "batch"
+    gate_temperature: float = 2.0
     init: str | None = None
     noise: float = 0.1
     pretrained: bool = True
@@ -85,12 +87,20 @@ class MuMoEConfig:
             raise ValueError(f"gate of a config is one of {', '.join(map(repr, ACTIVATIONS))}, got {self.gate!r}")
         if self.gate_norm not in ("layer", "batch", None):
             raise ValueError(f"gate_norm is 'layer', 'batch' or None, got {self.gate_norm!r}")
+        check_temperature(self.gate_temperature)
         if not (_is_number(self.noise) and 0.0 <= self.noise < math.inf):
             raise ValueError(f"noise is a finite number, 0 or more, got {self.noise!r}")
         if not isinstance(self.pretrained, bool):
             raise TypeError(f"pretrained is True or False, got {self.pretrained!r}")
         check_seed(self.seed)
-        for name in ("rank", "budget", "fraction", "noise", "seed"):  # what JSON knows, in place of numpy's scalars
+        for name in (
+            "rank",
+            "budget",
+            "fraction",
+            "gate_temperature",
+            "noise",
+            "seed",
+        ):  # what JSON knows, in place of numpy's scalars
             object.__setattr__(self, name, _plain(getattr(self, name)))
 
     def ranks(self, shapes: Sequence[tuple[int, int]], bias: bool, replaced: int) -> tuple[RankLike, ...]:
@@ -136,7 +146,8 @@ class MuMoEConfig:
     def from_json(cls, text: str) -> MuMoEConfig:
         """The config that `to_json` wrote.
 
-        A text without a version is of version 1, whose layers started from the paper's initialisation.
+        A text without a version is of version 1, whose layers started from the paper's initialisation; in versions 1
+        and 2 logits were not divided by a temperature.
 
         Raises:
             ValueError: If the text is no JSON object of a config, or one of a later version; an unknown key is named
@@ -149,7 +160,7 @@ class MuMoEConfig:
         if not isinstance(values, dict):
             raise ValueError(f"a config is a JSON object, got {type(values).__name__}")
         version = values.pop("version", 1)
-        if version not in (1, VERSION):
+        if isinstance(version, bool) or version not in range(1, VERSION + 1):
             raise ValueError(
                 f"a config of version {version!r} was written by a later release; this one reads {VERSION}"
             )
@@ -160,14 +171,22 @@ class MuMoEConfig:
                 raise ValueError(f"unknown key {key!r} in a config; did you mean {near!r}?")
         if "expert_dims" not in values:
             raise ValueError("a config needs 'expert_dims'")
-        return cls(**(_first_version_defaults(values) if version == 1 else values))
+        return cls(**_defaults_of(version, values), **values)
 
 
-def _first_version_defaults(values: dict[str, Any]) -> dict[str, Any]:
-    """What a config of version 1 meant by what it left out."""
+def _defaults_of(version: int, values: dict[str, Any]) -> dict[str, Any]:
+    """What a config of an earlier version meant by what it left out."""
+    return {name: value for name, value in _earlier(version, values).items() if name not in values}
+
+
+def _earlier(version: int, values: dict[str, Any]) -> dict[str, Any]:
+    if version >= 3:
+        return {}
+    if version == 2:
+        return {"gate_temperature": 1.0}
     known = get_decomposition(values.get("decomposition", MuMoEConfig.decomposition)).initialisations
     init = "paper" if "paper" in known else next((name for name in known if name != "balanced"), None)
-    return {"gate_norm": "layer", "init": init, **values}
+    return {"gate_temperature": 1.0, "gate_norm": "layer", "init": init}
 
 
 def _plain(value: Any) -> Any:

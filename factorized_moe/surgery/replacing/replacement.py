@@ -193,7 +193,13 @@ def _make(
     shapes = [(read.weight.shape[0], read.weight.shape[1]) for read in read_linears(linears)]
     bias = any(read.bias is not None for read in read_linears(linears))
     ranks = config.ranks(shapes, bias, _count(p for linear in linears for p in linear.parameters()))
-    options = {"rank": ranks[0], "gate": config.gate, "gate_norm": config.gate_norm, "init": config.init}
+    options = {
+        "rank": ranks[0],
+        "gate": config.gate,
+        "gate_norm": config.gate_norm,
+        "gate_temperature": config.gate_temperature,
+        "init": config.init,
+    }
     if len(ranks) > 1:
         options["second_rank"] = ranks[-1]
     with torch.random.fork_rng(devices=[]):

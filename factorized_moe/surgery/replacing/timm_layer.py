@@ -67,6 +67,7 @@ def timm_mlp_layer(config: MuMoEConfig) -> Callable[..., nn.Module]:
             "bias": biased,
             "gate": config.gate,
             "gate_norm": config.gate_norm,
+            "gate_temperature": config.gate_temperature,
             "init": config.init,
         }
         block = MuMoEBlock(
