@@ -22,14 +22,15 @@ MOST_ROOMS = 6
 
 # Top-level modules, lowest first: a module imports from its own line and the lines above it.
 ORDER = (
-    ("parsing", "writing"),
+    ("parsing", "text_tables", "writing"),
     ("network", "validation", "spread"),
     ("contraction",),
     ("decompositions",),
+    ("budgets",),
     ("storage", "fitting", "drawing"),
     ("tensor",),
     ("folding", "entmax", "activations", "batch_statistics", "gating", "layers"),
-    ("budgets", "optimisation"),
+    ("optimisation",),
     ("compat", "surgery", "interpret", "parallel", "testing"),
     ("demo",),
     ("cli",),

@@ -129,7 +129,7 @@ def best_expert_rank(
     uniform: Rank,
     wanted: int | None,
 ) -> Rank:
-    """The rank of the largest expert rank bound within a limit: see `rank_for_budget`.
+    """The rank of the largest expert rank bound within a limit: see `Budget`.
 
     Args:
         costs: The layer.
@@ -140,7 +140,7 @@ def best_expert_rank(
         wanted: The number of experts that must be able to be linearly independent, or ``None``.
     """
     search = _Search(costs, form, measure, limit)
-    experts, full = math.prod(costs.expert_dims), min(costs.features)
+    experts, full = math.prod(costs.expert_dims), min(map(min, costs.linears))
     if costs.rank_bounds(uniform) == (full, experts):
         return uniform
     wanted = math.isqrt(experts - 1) + 1 if wanted is None else min(wanted, experts)

@@ -12,8 +12,10 @@ from numbers import Real
 import torch
 from torch import Tensor
 
+from factorized_moe.budgets import SizeLike
+from factorized_moe.budgets.ranks import rank_of_tensor
 from factorized_moe.decompositions import Decomposition, get_decomposition
-from factorized_moe.decompositions.base import Rank, RankLike
+from factorized_moe.decompositions.base import Rank
 from factorized_moe.fitting.bounds import error_bound
 from factorized_moe.fitting.problem import Problem, Report
 from factorized_moe.fitting.progress import progress_bar
@@ -34,7 +36,7 @@ SMALLEST, LARGEST = 1e-150, 1e150
 def fit(
     dense: Tensor,
     decomposition: str | Decomposition = "cp",
-    rank: RankLike | None = None,
+    rank: SizeLike | None = None,
     *,
     error: float | None = None,
     bias: bool = False,
@@ -97,7 +99,7 @@ def fit(
     job = _Job(source, target, root, bias, dtype or dense.dtype, seed, begun)
     with progress_bar(progress) as report:
         if rank is not None:
-            return job.fit(source.resolve_rank(rank, tuple(dense.shape)), report)
+            return job.fit(rank_of_tensor(rank, tuple(dense.shape), source, bias=bias), report)
         return job.fit_to_error(error, report)
 
 

@@ -6,15 +6,14 @@ import dataclasses
 import difflib
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
 
 from factorized_moe.activations import ACTIVATIONS
-from factorized_moe.budgets import rank_for_budget
-from factorized_moe.decompositions import ParameterBudget, get_decomposition
-from factorized_moe.decompositions.base import RankLike, find_initialisation
+from factorized_moe.budgets import Budget, SizeLike
+from factorized_moe.decompositions import get_decomposition
+from factorized_moe.decompositions.base import find_initialisation
 from factorized_moe.validation import check_expert_dims, check_seed, check_temperature
 
 __all__ = ["MuMoEConfig"]
@@ -31,8 +30,7 @@ class MuMoEConfig:
         expert_dims: The number of experts of each expert mode.
         decomposition: A registered name.
         rank: The rank of every expert tensor: an int, a tuple of ints, or a fraction of the dense tensor's size.
-        budget: The most parameters that each layer of experts may have, its gate included. A block shares them out in
-            proportion to the sizes of its linear layers; `rank_for_budget` chooses the ranks.
+        budget: The most parameters that each layer of experts may have, its gate included: a `Budget`.
         fraction: The same, as a fraction of the parameters of what is replaced: 1.0 for as many.
         gate: The name of the gate's activation.
         gate_norm: ``"layer"``, ``"batch"`` or `None`, as for `MuMoE`.
@@ -80,7 +78,7 @@ class MuMoEConfig:
         if len(given) != 1:
             raise ValueError(f"give exactly one of rank, budget and fraction, got {' and '.join(given) or 'none'}")
         if self.budget is not None:
-            ParameterBudget(self.budget)
+            Budget(parameters=self.budget)
         if self.fraction is not None and not (_is_number(self.fraction) and 0.0 < self.fraction < math.inf):
             raise ValueError(f"fraction is a number above 0, got {self.fraction!r}")
         if self.gate not in ACTIVATIONS:
@@ -103,40 +101,20 @@ class MuMoEConfig:
         ):  # what JSON knows, in place of numpy's scalars
             object.__setattr__(self, name, _plain(getattr(self, name)))
 
-    def ranks(self, shapes: Sequence[tuple[int, int]], bias: bool, replaced: int) -> tuple[RankLike, ...]:
-        """The rank of each expert tensor of a layer.
+    def size_for(self, replaced: int) -> SizeLike:
+        """The rank of a layer of experts, or the budget that it follows from.
 
         Args:
-            shapes: ``(I, O)`` of the linear layer that each tensor stands for, without the bias.
-            bias: Whether the tensors have a bias.
             replaced: How many parameters are replaced.
 
-        Raises:
-            ValueError: If the budget is too small.
-
         Examples:
-            >>> MuMoEConfig((8,), budget=2000).ranks([(16, 64), (64, 16)], bias=True, replaced=2128)
-            (10, 10)
+            >>> MuMoEConfig((8,), fraction=0.5).size_for(2128).parameters
+            1064
         """
         if self.rank is not None:
-            return (self.rank,) * len(shapes)
+            return self.rank
         total = self.budget if self.budget is not None else int((self.fraction or 0.0) * replaced)
-        gate = shapes[0][0] * sum(self.expert_dims)
-        if total - gate < len(shapes):
-            raise ValueError(f"a budget of {total:,} parameters is used up by the gate, which has {gate:,}; give more")
-        whole = sum(inputs * outputs for inputs, outputs in shapes)
-        return tuple(
-            rank_for_budget(
-                self.expert_dims,
-                inputs,
-                outputs,
-                self.decomposition,
-                parameters=(total - gate) * inputs * outputs // whole,
-                bias=bias,
-                count_gate=False,
-            )
-            for inputs, outputs in shapes
-        )
+        return Budget(parameters=max(total, 1))
 
     def to_json(self) -> str:
         """The config as a JSON object, with the version of its format."""

@@ -6,7 +6,6 @@ layers do not wait for each other, and one run trains any number of them.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from factorized_moe.optimisation import warm_up_and_cosine
 from factorized_moe.surgery.distillation.capturing import Call, calls_of, check_names
 from factorized_moe.surgery.distillation.training_state import read_state, write_state
 
@@ -69,7 +69,7 @@ class DistillationSettings:
     def rate(self, step: int) -> float:
         """The learning rate of a step, counted from 0."""
         warm_up = max(1, round(self.steps * self.warm_up))
-        return self.learning_rate * min((step + 1) / warm_up, 0.5 * (1.0 + math.cos(math.pi * step / self.steps)))
+        return self.learning_rate * warm_up_and_cosine(step, self.steps, warm_up)
 
 
 @dataclass(frozen=True)
