@@ -6,7 +6,6 @@ Legend: ``*batch`` any leading shape, ``I`` in_features, ``O`` out_features, ``N
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from numbers import Integral
 from typing import Any
 
 import torch
@@ -34,6 +33,7 @@ from factorized_moe.decompositions import Decomposition, get_decomposition, name
 from factorized_moe.decompositions.base import GivenNetwork, Initialisation, find_initialisation
 from factorized_moe.fitting import Fit, fit
 from factorized_moe.network import TensorNetwork
+from factorized_moe.scalars import is_whole
 from factorized_moe.storage import NetworkTensor
 from factorized_moe.validation import (
     check_alone,
@@ -204,7 +204,7 @@ class FactorizedExpertTensor(nn.Module):
         for mode, index in enumerate(indices):
             if index is None:
                 continue
-            if isinstance(index, bool) or not isinstance(index, Integral):
+            if not is_whole(index):
                 raise TypeError(f"index of expert mode {mode} is an int or None, got {index!r}")
             size = self.expert_dims[mode]
             if not -size <= index < size:

@@ -22,7 +22,7 @@ MOST_ROOMS = 6
 
 # Top-level modules, lowest first: a module imports from its own line and the lines above it.
 ORDER = (
-    ("parsing", "text_tables", "writing"),
+    ("parsing", "scalars", "text_tables", "writing"),
     ("network", "validation", "spread"),
     ("contraction",),
     ("decompositions",),

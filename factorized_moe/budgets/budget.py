@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from numbers import Integral
 
 import torch
 from torch import nn
@@ -17,6 +16,7 @@ from factorized_moe.budgets.pricing import LayerCosts
 from factorized_moe.budgets.rank_search import RankForm, best_expert_rank
 from factorized_moe.decompositions import Decomposition, get_decomposition, name_of
 from factorized_moe.decompositions.base import Rank, RankLike, largest_within
+from factorized_moe.scalars import is_whole
 from factorized_moe.validation import check_dtype, check_expert_dims, check_flag, check_size
 
 __all__ = ["Budget", "BudgetError", "SizeLike"]
@@ -108,7 +108,7 @@ class Budget:
             if not isinstance(value, nn.Module):
                 kind = type(value).__name__
                 raise TypeError(f"like is a module, for instance the nn.Linear to be replaced, got {kind}")
-        elif isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+        elif not is_whole(value) or value < 1:
             raise ValueError(f"a budget of {name} is a positive int, got {value!r}")
 
     def rank(

@@ -11,10 +11,10 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from numbers import Integral
 
 from factorized_moe.budgets.pricing import LayerCosts
 from factorized_moe.decompositions.base import Rank, largest_within
+from factorized_moe.scalars import is_whole
 
 __all__ = ["RankForm", "best_expert_rank"]
 
@@ -55,9 +55,7 @@ class RankForm:
         if fixed is None:
             return cls(costs, start, groups)
         entries = tuple(fixed) if isinstance(fixed, Sequence) else ()
-        if len(entries) != len(start) or any(
-            e is not None and (isinstance(e, bool) or not isinstance(e, Integral) or e < 1) for e in entries
-        ):
+        if len(entries) != len(start) or any(e is not None and (not is_whole(e) or e < 1) for e in entries):
             raise ValueError(
                 f"fixed has one positive int or None for each of the {len(start)} entries of a rank, got {fixed!r}"
             )

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from numbers import Integral
 
 from factorized_moe.contraction.operations import Add, Operation
 from factorized_moe.network import BATCH, TensorNetwork
+from factorized_moe.scalars import is_whole
 from factorized_moe.text_tables import text_table
 
 __all__ = ["ContractionPlan", "Request", "Step", "check_batch_size"]
@@ -152,6 +152,6 @@ class ContractionPlan:
 
 def check_batch_size(batch_size: int) -> int:
     """A number of samples as an int; refused if it is not a positive one."""
-    if isinstance(batch_size, bool) or not isinstance(batch_size, Integral) or batch_size < 1:
+    if not is_whole(batch_size) or batch_size < 1:
         raise ValueError(f"batch_size must be a positive int, got {batch_size!r}")
     return int(batch_size)

@@ -18,6 +18,7 @@ from torch import Tensor
 from factorized_moe.contraction.costs import num_parameters
 from factorized_moe.decompositions.initialisation import Initialisation, balanced, variance_preserving
 from factorized_moe.network import TensorNetwork
+from factorized_moe.scalars import is_whole
 
 __all__ = [
     "Decomposition",
@@ -152,7 +153,7 @@ class Decomposition(ABC):
                 )
             return self._rank_for_budget(int(float(rank) * math.prod(shape)), shape)
         entries = tuple(rank)
-        if any(isinstance(entry, bool) or not isinstance(entry, Integral) or entry < 1 for entry in entries):
+        if any(not is_whole(entry) or entry < 1 for entry in entries):
             raise ValueError(f"every entry of a rank tuple is a positive int, got {entries}")
         return self.check_rank(tuple(int(entry) for entry in entries), shape)
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
-from numbers import Real
 
 import torch
 from torch import Tensor
@@ -24,6 +23,7 @@ from factorized_moe.fitting.smallest_rank import smallest_rank_fit
 from factorized_moe.fitting.starts import Found, best_of_starts, improve_start
 from factorized_moe.fitting.whitening import InputRoot, absorbs_input, divide_input, input_moment, moment_roots
 from factorized_moe.network import TensorNetwork
+from factorized_moe.scalars import is_number
 from factorized_moe.validation import check_dense, check_dtype, check_flag, check_network, check_seed
 
 __all__ = ["fit"]
@@ -139,7 +139,7 @@ class _Job:
         )
 
     def fit_to_error(self, error: float | None, report: Report) -> Fit:
-        if isinstance(error, bool) or not isinstance(error, Real) or not 0.0 < float(error) < 1.0:
+        if not is_number(error) or not 0.0 < float(error) < 1.0:
             raise ValueError(f"error is a number above 0 and below 1, got {error!r}")
         shape = tuple(self.target.shape)
 

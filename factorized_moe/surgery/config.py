@@ -7,14 +7,14 @@ import difflib
 import json
 import math
 from dataclasses import dataclass
-from numbers import Integral, Real
 from typing import Any
 
 from factorized_moe.activations import ACTIVATIONS
 from factorized_moe.budgets import Budget, SizeLike
 from factorized_moe.decompositions import get_decomposition
 from factorized_moe.decompositions.base import find_initialisation
-from factorized_moe.validation import check_expert_dims, check_seed, check_temperature
+from factorized_moe.scalars import is_number, is_whole
+from factorized_moe.validation import check_expert_dims, check_flag, check_seed, check_temperature
 
 __all__ = ["MuMoEConfig"]
 
@@ -79,17 +79,16 @@ class MuMoEConfig:
             raise ValueError(f"give exactly one of rank, budget and fraction, got {' and '.join(given) or 'none'}")
         if self.budget is not None:
             Budget(parameters=self.budget)
-        if self.fraction is not None and not (_is_number(self.fraction) and 0.0 < self.fraction < math.inf):
+        if self.fraction is not None and not (is_number(self.fraction) and 0.0 < self.fraction < math.inf):
             raise ValueError(f"fraction is a number above 0, got {self.fraction!r}")
         if self.gate not in ACTIVATIONS:
             raise ValueError(f"gate of a config is one of {', '.join(map(repr, ACTIVATIONS))}, got {self.gate!r}")
         if self.gate_norm not in ("layer", "batch", None):
             raise ValueError(f"gate_norm is 'layer', 'batch' or None, got {self.gate_norm!r}")
         check_temperature(self.gate_temperature)
-        if not (_is_number(self.noise) and 0.0 <= self.noise < math.inf):
+        if not (is_number(self.noise) and 0.0 <= self.noise < math.inf):
             raise ValueError(f"noise is a finite number, 0 or more, got {self.noise!r}")
-        if not isinstance(self.pretrained, bool):
-            raise TypeError(f"pretrained is True or False, got {self.pretrained!r}")
+        check_flag("pretrained", self.pretrained)
         check_seed(self.seed)
         for name in (
             "rank",
@@ -171,10 +170,6 @@ def _plain(value: Any) -> Any:
     """A number as Python's int or float, also within a tuple; anything else as it is."""
     if isinstance(value, tuple):
         return tuple(_plain(entry) for entry in value)
-    if isinstance(value, Integral) and not isinstance(value, bool):
+    if is_whole(value):
         return int(value)
-    return float(value) if _is_number(value) else value
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
+    return float(value) if is_number(value) else value

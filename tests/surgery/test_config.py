@@ -38,7 +38,7 @@ def test_json_round_trip(config: MuMoEConfig) -> None:
         ({"gate": "sigmoid"}, ValueError, "gate of a config is one of .*'entmax15'.*, got 'sigmoid'"),
         ({"gate_norm": "group"}, ValueError, "gate_norm is 'layer', 'batch' or None"),
         ({"noise": float("inf")}, ValueError, "noise is a finite number"),
-        ({"pretrained": 1}, TypeError, "pretrained is True or False"),
+        ({"pretrained": 1}, TypeError, "pretrained must be True or False"),
         ({"seed": 1.5}, TypeError, "seed is an int"),
         ({"seed": 2**70}, ValueError, "seed is an int from .* got 11805916207"),
     ],

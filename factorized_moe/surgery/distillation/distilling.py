@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from factorized_moe.optimisation import warm_up_and_cosine
+from factorized_moe.scalars import is_whole
 from factorized_moe.surgery.distillation.capturing import Call, calls_of, check_names
 from factorized_moe.surgery.distillation.training_state import read_state, write_state
 
@@ -56,7 +57,7 @@ class DistillationSettings:
     def __post_init__(self) -> None:
         for name in ("steps", "accumulate"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            if not is_whole(value) or value < 1:
                 raise ValueError(f"{name} must be an int of at least 1, got {value!r}")
         for name in ("learning_rate", "gradient_norm"):
             if not getattr(self, name) > 0:

@@ -21,6 +21,7 @@ from factorized_moe.fitting.closed_form.carriers import mean_matrix
 from factorized_moe.fitting.closed_form.equal_experts import equal_experts
 from factorized_moe.fitting.whitening import input_moment
 from factorized_moe.layers import ExpertLayer, GatedMuMoEBlock, MuMoE, MuMoEBlock
+from factorized_moe.scalars import is_number
 from factorized_moe.surgery.replacing.layouts import MLPLayout, child, find_layout
 from factorized_moe.surgery.replacing.linears import computes_weights, read_linear, read_linears
 
@@ -156,7 +157,7 @@ def fill_layer(
     input_covariance: Tensor | None = None,
 ) -> tuple[float, ...]:
     """Set a layer's experts to linear layers, and return the error of each."""
-    if isinstance(noise, bool) or not isinstance(noise, int | float) or not 0 <= noise < float("inf"):
+    if not is_number(noise) or not 0 <= noise < float("inf"):
         raise ValueError(f"noise is a finite number, 0 or more, got {noise!r}")
     weights = read_linears(linears)
     if any(read.weight.is_meta for read in weights):
