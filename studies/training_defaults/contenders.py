@@ -118,7 +118,7 @@ CONFIRM = Stage(
     "confirm",
     (OLD_LANGUAGE, OLD_VISION, DEFAULT, *SENT),
     ((64,), (8, 8), (4, 4, 4)),
-    {"gpt": tuple(range(6)), "mixer": tuple(range(6)), "head": tuple(range(12))},
+    {"gpt": tuple(range(4)), "mixer": tuple(range(4)), "head": tuple(range(12))},
     {"gpt": (4e-4, 1e-3, 3e-3), "mixer": (4e-4, 1e-3, 3e-3), "head": (1e-3, 3e-3, 1e-2)},
     {"gpt": Size(128, 4, 400, 8), "mixer": Size(128, 4, 400, 32), "head": Size(0, 0, 600, 256)},
 )
