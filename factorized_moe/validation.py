@@ -23,6 +23,7 @@ __all__ = [
     "check_network",
     "check_seed",
     "check_size",
+    "check_strings",
     "check_temperature",
 ]
 
@@ -152,6 +153,17 @@ def check_flag(name: str, value: bool) -> bool:
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be True or False, got {value!r}")
     return value
+
+
+def check_strings(name: str, given: Sequence[str]) -> tuple[str, ...]:
+    """Strings as a tuple; ``name`` is what the message calls them.
+
+    Raises:
+        TypeError: If they are no sequence of strings: one string would count as one name for each letter.
+    """
+    if isinstance(given, str) or not isinstance(given, Sequence) or not all(isinstance(each, str) for each in given):
+        raise TypeError(f"{name} is a sequence of strings, got {given!r}")
+    return tuple(given)
 
 
 def check_seed(seed: int) -> int:

@@ -13,6 +13,7 @@ from factorized_moe.activations import ACTIVATIONS
 from factorized_moe.budgets import Budget, SizeLike
 from factorized_moe.decompositions import get_decomposition
 from factorized_moe.decompositions.base import find_initialisation
+from factorized_moe.reading import check_modes, parse_json
 from factorized_moe.scalars import is_number, is_whole
 from factorized_moe.validation import check_expert_dims, check_flag, check_seed, check_temperature
 
@@ -79,6 +80,7 @@ class MuMoEConfig:
             raise ValueError(f"give exactly one of rank, budget and fraction, got {' and '.join(given) or 'none'}")
         if self.budget is not None:
             Budget(parameters=self.budget)
+        _check_rank(self.rank)
         if self.fraction is not None and not (is_number(self.fraction) and 0.0 < self.fraction < math.inf):
             raise ValueError(f"fraction is a number above 0, got {self.fraction!r}")
         if self.gate not in ACTIVATIONS:
@@ -131,8 +133,8 @@ class MuMoEConfig:
                 with the nearest one.
         """
         try:
-            values: Any = json.loads(text)
-        except json.JSONDecodeError as error:
+            values: Any = parse_json(text, "the text")
+        except ValueError as error:
             raise ValueError(f"a config is a JSON object, but the text is no JSON: {error}") from error
         if not isinstance(values, dict):
             raise ValueError(f"a config is a JSON object, got {type(values).__name__}")
@@ -148,6 +150,7 @@ class MuMoEConfig:
                 raise ValueError(f"unknown key {key!r} in a config; did you mean {near!r}?")
         if "expert_dims" not in values:
             raise ValueError("a config needs 'expert_dims'")
+        check_modes(values["expert_dims"])
         return cls(**_defaults_of(version, values), **values)
 
 
@@ -164,6 +167,17 @@ def _earlier(version: int, values: dict[str, Any]) -> dict[str, Any]:
     known = get_decomposition(values.get("decomposition", MuMoEConfig.decomposition)).initialisations
     init = "paper" if "paper" in known else next((name for name in known if name != "balanced"), None)
     return {"gate_temperature": 1.0, "gate_norm": "layer", "init": init}
+
+
+def _check_rank(rank: Any) -> None:
+    """Refuse what is no rank of any decomposition; each one checks what it takes when a layer is made."""
+    parts = rank if isinstance(rank, tuple) else (rank,)
+    if rank is None or rank == "same":
+        return
+    if not parts or not all(is_number(part) for part in parts):
+        raise TypeError(f"rank of a config is an int, a tuple of ints, a fraction or 'same', got {rank!r}")
+    if not all(0 < part < math.inf for part in parts):
+        raise ValueError(f"rank of a config must be above 0 and finite, got {rank!r}")
 
 
 def _plain(value: Any) -> Any:
