@@ -9,6 +9,7 @@ from studies.common.images import FASHION_MNIST
 from studies.training_defaults.contenders import CONFIRM, DEFAULT, DENSE, SCREEN, Contender, form_of
 from studies.training_defaults.gates import CANDIDATES, InputMoments
 from studies.training_defaults.page import page
+from studies.training_defaults.rule import Cells, cells_of, choose, ranking, worst_regret
 from studies.training_defaults.run import main
 
 
@@ -57,8 +58,10 @@ def test_forms_have_as_many_parameters_as_the_dense_one(dims: tuple[int, ...]) -
 
 
 def entry(stage: str, who: Contender, dims: tuple[int, ...], seed: int, loss: float, in_use: int = 0) -> dict:
-    settings = {"stage": stage, "problem": "gpt", "init": who.init, "gate": who.gate, "expert_dims": list(dims)}
-    usage = {"400": [{"mode": mode, "in_use": in_use} for mode in range(len(dims))]} if dims else {}
+    settings = {"stage": stage, "problem": "gpt", "init": who.init, "gate": who.gate}
+    settings |= {"decomposition": "cp" if dims else "", "expert_dims": list(dims)}
+    use = {"in_use": in_use, "perplexity": 7.5, "mutual_information": 0.5}
+    usage = {"400": [{"mode": mode, **use} for mode in range(len(dims))]} if dims else {}
     result = {"loss": loss, "accuracy": 0.5, "parameters": 10, "usage": usage}
     return {"settings": {**settings, "seed": seed}, "result": result, "seconds": 30.0}
 
@@ -81,6 +84,34 @@ def test_verdicts_are_made_of_the_runs() -> None:
     assert "- paper, layer: 0 of 2 modes dead at the end, 50% of all experts in use." in text
     assert "| paper, layer | a dead mode | 0% | 0.200 |" in text
     assert "| balanced, batch | 0.000 | 100% | 0.000 |" in text
-    assert "The one set before, the smallest worst regret in loss, picks balanced, batch (0.000)" in text
-    assert "most experts are in use under balanced, batch, 100%" in text
+    assert "**The rule chooses balanced, batch** (worst regret 0.000, gpt 8 x 8; alone)" in text
     assert "the 15 runs of this page took 8" in text
+
+
+def cells(losses: dict[str, tuple[float, ...]], in_use: int = 8) -> Cells:
+    runs = [
+        entry("made", Contender("balanced", gate), (8, 8), seed, loss, in_use)
+        for gate, values in losses.items()
+        for seed, loss in enumerate(values)
+    ]
+    return cells_of(runs, "made")
+
+
+def test_the_rule_by_hand() -> None:
+    found = cells({"batch": (1.0, 1.2, 1.1), "layer": (1.1, 1.2, 1.15), "unit rows": (1.5, 1.6, 1.7)})
+    regret, where = worst_regret(found, Contender("balanced", "unit rows"))  # type: ignore[misc]
+    assert (round(regret.mean, 12), round(regret.error, 12), where) == (0.5, 0.057735026919, "gpt 8 x 8")
+    chosen = choose(found)
+    assert chosen is not None
+    assert chosen[0].gate == "layer"  # 0.05 ± 0.029 behind: a tie, and it reads no batch
+    assert {who.gate for who in chosen[1]} == {"layer", "batch"}
+
+
+def test_who_leaves_a_mode_dead_is_not_chosen() -> None:
+    found = cells({"layer": (0.5, 0.5)}, in_use=0)
+    assert choose(found) is None
+    found[("gpt", (8, 8))].update(cells({"batch": (1.0, 1.0)})[("gpt", (8, 8))])
+    chosen = choose(found)
+    assert chosen is not None
+    assert chosen[0].gate == "batch"
+    assert [who.gate for who, _, _ in ranking(found)] == ["batch", "layer"]
