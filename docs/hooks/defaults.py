@@ -20,7 +20,7 @@ CLASSES = {
     "ExpertGate": ExpertGate,
     "MuMoEConfig": MuMoEConfig,
 }
-SAME = {"ExpertGate": {"activation": "gate", "norm": "gate_norm"}}
+SAME = {"ExpertGate": {"activation": "gate", "norm": "gate_norm", "temperature": "gate_temperature"}}
 """Arguments of a class that another name stands for in the other classes."""
 
 REASONS = {

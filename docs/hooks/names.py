@@ -25,11 +25,17 @@ def _modules() -> list[ModuleType]:
 
 @cache
 def identifiers() -> dict[str, str]:
-    """Where each public name is, if it stands for one object only and cannot be taken for an ordinary word."""
+    """Where each public name is, if it stands for one object only and cannot be taken for an ordinary word.
+
+    A name that the package itself offers stands for that object; `factorized_moe.compat` has a `MuMoE` of its own.
+    """
     homes: dict[str, list[tuple[int, str]]] = {}
     for module in _modules():
         for name in module.__all__:
             homes.setdefault(name, []).append((id(getattr(module, name)), f"{module.__name__}.{name}"))
+    for name in factorized_moe.__all__:
+        whole = id(getattr(factorized_moe, name))
+        homes[name] = [place for place in homes.get(name, []) if place[0] == whole]
     return {
         name: places[0][1]
         for name, places in homes.items()
