@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.thorough
+
 ROOT = Path(__file__).parents[1]
 LARGEST = 150_000
 """Bytes of a page. Every page of a reference read on a phone is loaded whole."""
