@@ -35,6 +35,7 @@ __all__ = [
 ]
 
 Activation: TypeAlias = Callable[[Tensor], Tensor]
+"""A function from logits ``(*batch, N)`` to coefficients of that shape, which acts on the last dimension alone."""
 
 _HALF_PRECISION = (torch.float16, torch.bfloat16)
 

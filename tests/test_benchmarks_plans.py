@@ -8,6 +8,8 @@ from benchmarks import measured_plans, plans
 from benchmarks.measuring import QUICK
 from factorized_moe.contraction import forward_request
 
+pytestmark = pytest.mark.thorough
+
 FEW = plans.Sizes(networks=6, groups=((3, 7), (8, 12)), seconds=5.0)
 
 

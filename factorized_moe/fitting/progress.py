@@ -23,7 +23,7 @@ def progress_bar(show: bool) -> Iterator[Report]:
     try:
         from tqdm import tqdm
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("progress=True needs tqdm: pip install 'factorized-moe[models]'") from error
+        raise ModuleNotFoundError("progress=True needs tqdm: pip install 'factorized-moe[progress]'") from error
     with tqdm(desc="fit", unit=" sweeps") as bar:
 
         def report(error: float) -> None:

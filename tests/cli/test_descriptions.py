@@ -15,6 +15,8 @@ from factorized_moe.cli import main
 from factorized_moe.decompositions import available_decompositions, registration_of
 from factorized_moe.parallel import describe_shards, shard_rows
 
+pytestmark = pytest.mark.thorough
+
 PAGE = (Path(__file__).parents[2] / "docs" / "command-line.md").read_text(encoding="utf-8")
 CONSOLE = re.compile(r"```console\n\$ factorized-moe (.*)\n([\s\S]*?)```")
 MEASURED = ["--rank", "2", "--optimize", "measure"]

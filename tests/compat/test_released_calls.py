@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from factorized_moe import compat, layers
 from factorized_moe.activations import entmax15
 
+pytestmark = pytest.mark.thorough
+
 EXACT: dict[str, Any] = {"rtol": 0.0, "atol": 1e-9}
 
 

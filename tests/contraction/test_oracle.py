@@ -16,6 +16,8 @@ from factorized_moe.testing import least_costs, plan_cost
 
 from .random_networks import random_network
 
+pytestmark = pytest.mark.thorough
+
 BATCH_SIZES = (1, 64, 1024, 16384)
 
 NEAR = 1.1

@@ -12,6 +12,8 @@ from studies.training_defaults.page import page
 from studies.training_defaults.rule import Cells, cells_of, choose, ranking, worst_regret
 from studies.training_defaults.run import main
 
+pytestmark = pytest.mark.thorough
+
 
 def test_quick_form_runs_and_resumes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     only = ["gpt", "mixer"] if FASHION_MNIST.exists() else ["gpt"]

@@ -358,5 +358,5 @@ def _bar(steps: int) -> Any:
     try:
         from tqdm import tqdm
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("a progress bar needs tqdm: pip install 'factorized-moe[models]'") from error
+        raise ModuleNotFoundError("a progress bar needs tqdm: pip install 'factorized-moe[progress]'") from error
     return tqdm(total=steps, unit="step")

@@ -474,6 +474,7 @@ def test_rows_keep_nan_and_many_experts() -> None:
     assert rows.dense()[1, 39_999].isnan()
 
 
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 def test_compiled_model(model: Model) -> None:
     layer, x = model.layer, torch.randn(4, 8)
