@@ -146,13 +146,11 @@ def _in_short(sections: Iterable[Section]) -> str:
         ]
         if told:
             lines.append(f"- {section.title}: {', '.join(told)}.")
-    return "\n".join(
-        [
-            *lines,
-            "",
-            "The median over all rows of a section, also of other libraries and dense weights; in brackets the smallest and the\nlargest.\n",
-        ]
+    closing = (
+        "The median over all rows of a section, also of other libraries and dense weights; in brackets the smallest and "
+        "the largest.\n"
     )
+    return "\n".join([*lines, "", closing])
 
 
 def _circumstances(sections: Mapping[str, Section]) -> str:
