@@ -147,8 +147,8 @@ def _in_short(sections: Iterable[Section]) -> str:
         if told:
             lines.append(f"- {section.title}: {', '.join(told)}.")
     closing = (
-        "The median over all rows of a section, also of other libraries and dense weights; in brackets the smallest and "
-        "the largest.\n"
+        "The median over all rows of a section, also of other libraries and dense weights; in brackets the smallest "
+        "and the largest.\n"
     )
     return "\n".join([*lines, "", closing])
 
