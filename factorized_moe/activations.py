@@ -14,7 +14,6 @@ import difflib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from numbers import Integral
 from types import MappingProxyType
 from typing import TypeAlias
 
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor
 
 from factorized_moe.entmax import entmax
+from factorized_moe.scalars import is_number, is_whole
 
 __all__ = [
     "ACTIVATIONS",
@@ -130,7 +130,7 @@ class Entmax:
     alpha: float = 1.25
 
     def __post_init__(self) -> None:
-        if isinstance(self.alpha, bool) or not isinstance(self.alpha, (int, float)):
+        if not is_number(self.alpha):
             raise TypeError(
                 f"Entmax: alpha must be a number above 1, but got {self.alpha!r} of type {type(self.alpha).__name__}; "
                 "pass a float such as 1.25"
@@ -174,7 +174,7 @@ class TopKSoftmax:
     k: int = 2
 
     def __post_init__(self) -> None:
-        if isinstance(self.k, bool) or not isinstance(self.k, Integral):
+        if not is_whole(self.k):
             raise TypeError(
                 f"TopKSoftmax: k must be a positive integer, but got {self.k!r} of type {type(self.k).__name__}; "
                 "pass an int such as 2"

@@ -6,12 +6,13 @@ Legend: ``*batch`` any leading shape, ``I`` in_features, ``O`` out_features, ``N
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from factorized_moe.budgets import SizeLike
+from factorized_moe.budgets.ranks import rank_of_tensor
 from factorized_moe.contraction import (
     ContractionPlan,
     LayerPlans,
@@ -29,9 +30,10 @@ from factorized_moe.contraction import (
 from factorized_moe.contraction.plan import check_batch_size
 from factorized_moe.contraction.planning import DEFAULT_BATCH_SIZE
 from factorized_moe.decompositions import Decomposition, get_decomposition, name_of
-from factorized_moe.decompositions.base import GivenNetwork, Initialisation, RankLike, find_initialisation
+from factorized_moe.decompositions.base import GivenNetwork, Initialisation, find_initialisation
 from factorized_moe.fitting import Fit, fit
 from factorized_moe.network import TensorNetwork
+from factorized_moe.scalars import is_whole
 from factorized_moe.storage import NetworkTensor
 from factorized_moe.validation import (
     check_alone,
@@ -58,7 +60,7 @@ class FactorizedExpertTensor(nn.Module):
         decomposition: A registered name, such as ``"cp"`` (the default), ``"tucker"``, ``"tt"`` or ``"tr"``, or an
             instance.
         rank: An int, a tuple of ints in TensorLy's convention (Tucker: one for each mode; TT and TR: one for each
-            bond, first and last included), ``"same"``, a fraction of the dense size, or a ``ParameterBudget``.
+            bond, first and last included), ``"same"``, a fraction of the dense size, or a `Budget`.
         network: Any network, in place of the arguments above, which it says. Its input mode counts the bias row.
         bias: Whether each expert has a bias: one more row of its matrix, the last.
         init: The name of one of the decomposition's initialisations, or a function that fills the parameters in
@@ -100,7 +102,7 @@ class FactorizedExpertTensor(nn.Module):
         in_features: int | None = None,
         out_features: int | None = None,
         decomposition: str | Decomposition | None = None,
-        rank: RankLike | None = None,
+        rank: SizeLike | None = None,
         *,
         network: TensorNetwork | None = None,
         bias: bool = False,
@@ -122,9 +124,9 @@ class FactorizedExpertTensor(nn.Module):
         check_dtype(dtype)
         self.decomposition = get_decomposition("cp" if decomposition is None else decomposition)
         if rank is None:
-            raise TypeError("rank is missing; give an int, a tuple of ints, 'same', a fraction or a ParameterBudget")
+            raise TypeError("rank is missing; give an int, a tuple of ints, 'same', a fraction or a Budget")
         shape = (*self.expert_dims, self.in_features + self.bias, self.out_features)
-        self.rank = self.decomposition.resolve_rank(rank, shape)
+        self.rank = rank_of_tensor(rank, shape, self.decomposition, bias=self.bias)
         self.network = self.decomposition.network(self.expert_dims, shape[-2], shape[-1], self.rank)
         check_network(self.network, shape, self.decomposition)
         self._init = find_initialisation(self.decomposition, init)
@@ -202,7 +204,7 @@ class FactorizedExpertTensor(nn.Module):
         for mode, index in enumerate(indices):
             if index is None:
                 continue
-            if isinstance(index, bool) or not isinstance(index, Integral):
+            if not is_whole(index):
                 raise TypeError(f"index of expert mode {mode} is an int or None, got {index!r}")
             size = self.expert_dims[mode]
             if not -size <= index < size:
@@ -270,7 +272,7 @@ class FactorizedExpertTensor(nn.Module):
         cls,
         dense: Tensor,
         decomposition: str | Decomposition = "cp",
-        rank: RankLike | None = None,
+        rank: SizeLike | None = None,
         *,
         bias: bool = False,
         device: torch.device | str | None = None,
@@ -335,7 +337,7 @@ class FactorizedExpertTensor(nn.Module):
 
     @classmethod
     def from_tensorly(
-        cls, value: Any, decomposition: str | Decomposition, rank: RankLike, *, bias: bool = False
+        cls, value: Any, decomposition: str | Decomposition, rank: SizeLike, *, bias: bool = False
     ) -> FactorizedExpertTensor:
         """Take over TensorLy's tuple type of the modes ``(*expert_dims, I (+1), O)``; the values are copied.
 
@@ -371,7 +373,7 @@ class FactorizedExpertTensor(nn.Module):
         cls,
         shape: tuple[int, ...],
         decomposition: str | Decomposition,
-        rank: RankLike | None,
+        rank: SizeLike | None,
         bias: bool,
         device: torch.device | str,
         dtype: torch.dtype,

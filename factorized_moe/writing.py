@@ -6,6 +6,7 @@ files count; then they move to their places. Who reads or writes later finishes 
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -39,6 +40,9 @@ def write_files(folder: Path, files: Mapping[str, bytes | Callable[[Path], objec
         ...     sorted(path.name for path in (Path(place) / "new").iterdir())
         ['a', 'b']
     """
+    for name in files:
+        if (place := folder / name).exists() and not place.is_file():  # moving the file there would fail, or harm
+            raise FileExistsError(errno.EEXIST, "there is something that is no file", str(place))
     made = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     finish(folder)

@@ -6,7 +6,6 @@ Legend: `*batch` any leading shape, `I` input_dim, `O` output_dim, `S` second_di
 from __future__ import annotations
 
 from collections.abc import Sequence
-from numbers import Integral
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,6 +14,7 @@ from factorized_moe import layers
 from factorized_moe.activations import Activation, entmax15, resolve_activation
 from factorized_moe.compat.gates import coefficients, native_gate, norms, projections
 from factorized_moe.compat.weights import ReleasedWeight, bonds
+from factorized_moe.scalars import is_whole
 from factorized_moe.tensor import FactorizedExpertTensor
 from factorized_moe.validation import check_call
 
@@ -232,7 +232,7 @@ class MuMoE(nn.Module):
 
 
 def _size_or_zero(second_dim: Any) -> int:
-    if isinstance(second_dim, bool) or not isinstance(second_dim, Integral) or second_dim < 0:
+    if not is_whole(second_dim) or second_dim < 0:
         raise ValueError(f"second_dim is a size, or 0 for one layer only, got {second_dim!r}")
     return int(second_dim)
 

@@ -15,9 +15,10 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
+
+from factorized_moe.reading import check_room
 
 __all__ = ["IdxImages", "holds_idx_files", "read_idx", "read_idx_folder"]
 
@@ -83,25 +84,35 @@ def read_idx(file: Path, dimensions: int) -> Tensor:
     Raises:
         ValueError: If it is damaged, of another kind, or longer or shorter than its header says.
     """
-    try:
-        content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
-    except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{file}: cannot be read: {error}") from error
     start = 4 + 4 * dimensions
     magic = bytes([0, 0, UNSIGNED_BYTES, dimensions])
-    if len(content) < start or content[:4] != magic:
+    try:
+        with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:
+            header = stream.read(start)
+            if len(header) < start or header[:4] != magic:
+                raise ValueError(
+                    f"starts with the bytes {header[:4].hex(' ') or '(none)'}, expected {magic.hex(' ')}: "
+                    f"an IDX file of unsigned bytes with {dimensions} dimension{'s' if dimensions > 1 else ''}"
+                )
+            shape = struct.unpack(f">{dimensions}I", header[4:])
+            wanted = math.prod(shape)
+            check_room(f"values of shape {' x '.join(map(str, shape))}", wanted, file.stat().st_size)
+            content = stream.read(wanted + 1)  # one more, to see whether the file goes on
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{file}: cannot be read: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
+    if len(content) != wanted:
+        found = f"{len(content):,}" if len(content) < wanted else "more"
         raise ValueError(
-            f"{file}: starts with the bytes {content[:4].hex(' ') or '(none)'}, expected {magic.hex(' ')}: "
-            f"an IDX file of unsigned bytes with {dimensions} dimension{'s' if dimensions > 1 else ''}"
+            f"{file}: {found} bytes of values, but its header says "
+            f"{' x '.join(map(str, shape))} = {wanted:,}; it is truncated or damaged"
         )
-    shape = struct.unpack(f">{dimensions}I", content[4:start])
-    if len(content) - start != math.prod(shape):
-        raise ValueError(
-            f"{file}: {len(content) - start:,} bytes of values, but its header says "
-            f"{' x '.join(map(str, shape))} = {math.prod(shape):,}; it is truncated or damaged"
-        )
-    values = np.frombuffer(content, dtype=np.uint8, offset=start).reshape(shape)
-    return torch.from_numpy(values.copy())
+    return (
+        torch.frombuffer(bytearray(content), dtype=torch.uint8).reshape(shape)
+        if wanted
+        else torch.empty(shape, dtype=torch.uint8)
+    )
 
 
 def _idx_files(folder: Path) -> list[Path]:

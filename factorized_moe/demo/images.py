@@ -7,7 +7,9 @@ Every image is grey, one byte a pixel. Whatever cannot be read as it should be i
 
 from __future__ import annotations
 
+import math
 import struct
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +22,7 @@ import torch
 from torch import Tensor
 
 from factorized_moe.demo.idx import holds_idx_files, read_idx_folder
+from factorized_moe.reading import check_room
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -36,6 +39,13 @@ RESIZED_SIDE = 32
 """All others are resized to a square of this side."""
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+
+
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""What these suffixes stand for; Pillow knows more, and would run other programs on some."""
+
+MOST_PIXELS = 2**24
+"""Of one image: 64 MiB as Pillow holds them in colour."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,6 +183,9 @@ def _image_folder(path: Path, seed: int) -> ImageData:
     left_out = sum(map(len, entries.values())) - len(everything)
     _check_classes(tuple(files), path)
     size, resized = _common_size(everything)
+    check_room(
+        f"{len(everything):,} images", len(everything) * math.prod(size), sum(f.stat().st_size for f in everything)
+    )
     images = torch.stack([_read_grey(file, size) for file in everything])
     labels = torch.cat([torch.full((len(members),), k) for k, members in enumerate(files.values())])
     description = f"{path}, in grey" + (f", resized to {size[0]} x {size[1]}" if resized else "")
@@ -186,6 +199,9 @@ def _visible(folder: Path) -> list[Path]:
 
 def _image_files(folder: Path, entries: Sequence[Path]) -> list[Path]:
     files = [entry for entry in entries if entry.suffix.lower() in SUFFIXES]
+    for file in files:
+        if not file.is_file():  # a pipe would wait for a writer
+            raise ValueError(f"{file}: not a file, though its name is that of an image")
     if not files:
         found = "only sub-folders; give the folder whose sub-folders are the classes"
         other = f"none of its {len(entries)} entries is one; expected {', '.join(sorted(SUFFIXES))}"
@@ -196,11 +212,9 @@ def _image_files(folder: Path, entries: Sequence[Path]) -> list[Path]:
 
 def _common_size(files: Iterable[Path]) -> tuple[tuple[int, int], bool]:
     """The width and height to give every image, and whether that is not the size all of them have."""
-    from PIL import Image
-
     sizes = set()
     for file in files:
-        with _naming(file), Image.open(file) as image:
+        with _opened(file) as image:
             sizes.add(image.size)
     first = next(iter(sizes))
     if len(sizes) == 1 and max(first) <= LARGEST_SIDE:
@@ -212,7 +226,7 @@ def _read_grey(file: Path, size: tuple[int, int]) -> Tensor:
     """One image in grey, turned as its camera says, what is transparent in white: ``(H, W)``, uint8."""
     from PIL import Image, ImageOps
 
-    with _naming(file), Image.open(file) as image:
+    with _opened(file) as image:
         upright = ImageOps.exif_transpose(image)
         grey = _to_grey(upright)
         resized = grey if grey.size == size else grey.resize(size, Image.Resampling.BILINEAR)
@@ -231,6 +245,20 @@ def _to_grey(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("L")
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Image.Image]:
+    """An image of a format that a suffix stands for, and of pixels that take little memory; its pixels are not read."""
+    from PIL import Image
+
+    with _naming(file), warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our bound is below Pillow's
+        with Image.open(file, formats=FORMATS) as image:
+            if math.prod(image.size) > MOST_PIXELS:
+                width, height = image.size
+                raise ValueError(f"{width} x {height} pixels, at most {MOST_PIXELS:,} are read")
+            yield image
 
 
 @contextmanager

@@ -13,12 +13,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from factorized_moe.demo.classifier import HeadConfig, ImageClassifier, Trunk
+from factorized_moe.demo.images import LARGEST_SIDE
 from factorized_moe.interpret.report import ReportData, report_page
 from factorized_moe.interpret.report.run_files import REPORT_FILE, run_bytes
+from factorized_moe.reading import check_modes, listed, number, read_json, record_of, text, whole
 from factorized_moe.writing import place_of, write_files
 
 __all__ = ["FILES", "LoadedModel", "check_results_folder", "load_model", "write_results"]
@@ -139,22 +142,45 @@ def load_model(folder: Path | str) -> LoadedModel:
             f"{model_file}: not the file that {CONFIG} describes; it is truncated, damaged or of another run"
         )
     try:
-        head = {**config["head"], "expert_dims": tuple(config["head"]["expert_dims"])}
-        if isinstance(head["rank"], list):
-            head["rank"] = tuple(head["rank"])
-        model = ImageClassifier(Trunk(), HeadConfig(**head).build())
-        model.load_state_dict(load(content))
-        classes, (height, width) = tuple(config["classes"]), config["image_size"]
+        head = _read_head(config)
+        classes = tuple(listed(config["classes"], "classes", text))
+        if len(classes) != head.num_classes:
+            raise ValueError(f"classes are {len(classes)}, but the head has {head.num_classes}")
+        sides = listed(config["image_size"], "image_size", lambda side, name: whole(side, name, 1, LARGEST_SIDE))
+        if len(sides) != 2:
+            raise ValueError(f"image_size is {sides}, expected a height and a width")
+        state = load(content)
+        with torch.device("meta"):  # the file's tensors take its place: nothing is allocated for a size that it names
+            model = ImageClassifier(Trunk(), head.build("meta"))
+        for name, tensor in model.state_dict().items():
+            if name in state and state[name].dtype != tensor.dtype:
+                raise ValueError(f"{name!r} is {state[name].dtype}, expected {tensor.dtype}")
+        model.load_state_dict(state, assign=True)
+        for parameter in model.parameters():
+            parameter.requires_grad_(True)
     except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         raise ValueError(
             f"{config_file}: does not describe the model beside it: {' '.join(str(error).split())}"
         ) from error
-    return LoadedModel(model.eval(), classes, (height, width))
+    return LoadedModel(model.eval(), classes, (sides[0], sides[1]))
+
+
+def _read_head(config: Mapping[str, Any]) -> HeadConfig:
+    """What the head is built from, of the types that `asdict` writes."""
+    keys = ("num_classes", "expert_dims", "decomposition", "rank", "gate", "gate_norm")
+    head = {"gate_temperature": 1.0, **record_of(config["head"], "head", keys, ["gate_temperature"])}
+    number(head["gate_temperature"], "gate_temperature")
+    whole(head["num_classes"], "num_classes", 1, 2**24)
+    for name in ("decomposition", "gate"):
+        text(head[name], name)
+    rank = head["rank"]
+    head["rank"] = tuple(listed(rank, "rank", whole)) if isinstance(rank, list) else whole(rank, "rank", 1)
+    return HeadConfig(**head | {"expert_dims": check_modes(head["expert_dims"])})
 
 
 def _read_config(file: Path) -> dict[str, Any]:
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
+        config = read_json(file)
     except (OSError, ValueError) as error:
         raise ValueError(f"{file}: not readable as JSON: {error}") from error
     if not isinstance(config, dict) or config.get("format") != FORMAT or "model_sha256" not in config:

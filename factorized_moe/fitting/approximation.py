@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
-from numbers import Real
 
 import torch
 from torch import Tensor
 
+from factorized_moe.budgets import SizeLike
+from factorized_moe.budgets.ranks import rank_of_tensor
 from factorized_moe.decompositions import Decomposition, get_decomposition
-from factorized_moe.decompositions.base import Rank, RankLike
+from factorized_moe.decompositions.base import Rank
 from factorized_moe.fitting.bounds import error_bound
 from factorized_moe.fitting.problem import Problem, Report
 from factorized_moe.fitting.progress import progress_bar
@@ -22,6 +23,7 @@ from factorized_moe.fitting.smallest_rank import smallest_rank_fit
 from factorized_moe.fitting.starts import Found, best_of_starts, improve_start
 from factorized_moe.fitting.whitening import InputRoot, absorbs_input, divide_input, input_moment, moment_roots
 from factorized_moe.network import TensorNetwork
+from factorized_moe.scalars import is_number
 from factorized_moe.validation import check_dense, check_dtype, check_flag, check_network, check_seed
 
 __all__ = ["fit"]
@@ -34,7 +36,7 @@ SMALLEST, LARGEST = 1e-150, 1e150
 def fit(
     dense: Tensor,
     decomposition: str | Decomposition = "cp",
-    rank: RankLike | None = None,
+    rank: SizeLike | None = None,
     *,
     error: float | None = None,
     bias: bool = False,
@@ -97,7 +99,7 @@ def fit(
     job = _Job(source, target, root, bias, dtype or dense.dtype, seed, begun)
     with progress_bar(progress) as report:
         if rank is not None:
-            return job.fit(source.resolve_rank(rank, tuple(dense.shape)), report)
+            return job.fit(rank_of_tensor(rank, tuple(dense.shape), source, bias=bias), report)
         return job.fit_to_error(error, report)
 
 
@@ -137,7 +139,7 @@ class _Job:
         )
 
     def fit_to_error(self, error: float | None, report: Report) -> Fit:
-        if isinstance(error, bool) or not isinstance(error, Real) or not 0.0 < float(error) < 1.0:
+        if not is_number(error) or not 0.0 < float(error) < 1.0:
             raise ValueError(f"error is a number above 0 and below 1, got {error!r}")
         shape = tuple(self.target.shape)
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from factorized_moe.contraction.exhaustive import search_order
+from factorized_moe.contraction.named_axes import contract_named
 from factorized_moe.contraction.search import Operand
 from factorized_moe.network import Node, TensorNetwork
 
@@ -113,11 +114,8 @@ def contract(operands: Sequence[tuple[Tensor, Sequence[str]]], output: Sequence[
     for tensor, names in zip(tensors, labels, strict=True):
         sizes.update(zip(names, tensor.shape, strict=True))
     for left, right, kept in _steps(tuple(labels), tuple(output), tuple(sizes.items())):
-        number = {label: k for k, label in enumerate(dict.fromkeys((*labels[left], *labels[right])))}
-        arguments: list[object] = [tensors[left], [number[x] for x in labels[left]]]
-        if left != right:
-            arguments += [tensors[right], [number[x] for x in labels[right]]]
-        tensors.append(torch.einsum(*arguments, [number[x] for x in kept]))
+        step = [(labels[place], tensors[place]) for place in ((left,) if left == right else (left, right))]
+        tensors.append(contract_named(step, kept))
         labels.append(kept)
     return tensors[-1]
 

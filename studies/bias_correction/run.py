@@ -9,6 +9,7 @@ from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
+from factorized_moe.writing import write_files
 from studies.bias_correction.adult import People, download, read
 from studies.bias_correction.pipeline import Settings, correct_for_seed
 from studies.bias_correction.report import page
@@ -70,5 +71,5 @@ def run(
             for seed, chosen, by_name in zip(seeds, strengths, measured, strict=True)
         ],
     }
-    (out / "bias-correction.json").write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
-    (out / "bias-correction.md").write_text(page(measured, facts), encoding="utf-8")
+    figures = json.dumps(stored, indent=1) + "\n"
+    write_files(out, {"bias-correction.json": figures.encode(), "bias-correction.md": page(measured, facts).encode()})

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from factorized_moe.writing import place_of, write_files
+
 __all__ = ["finish", "read"]
 
 Run = Mapping[str, Any]
@@ -18,10 +20,8 @@ def read(file: Path) -> list[dict[str, Any]]:
 
     A last line that was cut off by a stop is left out; its run is done again.
     """
-    if not file.exists():
-        return []
     found = []
-    for line in file.read_text(encoding="utf-8").splitlines():
+    for line in _lines(file):
         try:
             found.append(json.loads(line))
         except json.JSONDecodeError:
@@ -39,18 +39,21 @@ def finish(file: Path, wanted: Iterable[Run], run: Callable[[Run], Run]) -> list
     """
     wanted = list(wanted)
     done = {_key(entry["settings"]): entry for entry in read(file)}
-    file.parent.mkdir(parents=True, exist_ok=True)
     missing = [settings for settings in wanted if _key(settings) not in done]
     for number, settings in enumerate(missing, 1):
         begun = time.perf_counter()
         entry = {"settings": dict(settings), "result": dict(run(settings))}
         entry["seconds"] = round(time.perf_counter() - begun, 1)
-        torn = file.exists() and file.read_bytes()[-1:] not in (b"\n", b"")
-        with file.open("a", encoding="utf-8") as stream:
-            stream.write("\n" * torn + json.dumps(entry) + "\n")
+        kept = "".join(f"{line}\n" for line in _lines(file))
+        write_files(file.parent, {file.name: f"{kept}{json.dumps(entry)}\n".encode()})
         done[_key(settings)] = entry
         print(f"{number} of {len(missing)}: {' '.join(map(str, settings.values()))} ({entry['seconds']} s)", flush=True)
     return [done[_key(settings)] for settings in wanted]
+
+
+def _lines(file: Path) -> list[str]:
+    place = place_of(file.parent, file.name)
+    return place.read_text(encoding="utf-8").splitlines() if place.exists() else []
 
 
 def _key(settings: Run) -> str:

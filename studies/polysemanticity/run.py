@@ -19,6 +19,7 @@ from typing import Any
 from benchmarks.machine import describe
 from factorized_moe.demo.training import reproducible
 from factorized_moe.interpret import counterfactuals
+from factorized_moe.writing import write_files
 from studies.common.images import FASHION_MNIST, Images, Sizes, load, train_classifier
 
 ROOT = Path(__file__).parents[2]
@@ -251,17 +252,15 @@ def draw(found: Sequence[Run], path: Path) -> None:
             axis.spines["right"].set_visible(False)
             axis.grid(alpha=0.3, linewidth=0.5)
         axes[0].legend(frameon=False)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, metadata={"Date": None})
+        write_files(path.parent, {path.name: lambda place: figure.savefig(place, metadata={"Date": None})})
         pyplot.close(figure)
 
 
 def write(found: Sequence[Run], facts: Mapping[str, str], out: Path) -> None:
     """Write the figures, the page and the picture."""
-    out.mkdir(parents=True, exist_ok=True)
     stored = {"facts": dict(facts), "runs": [asdict(run) for run in found]}
-    (out / "polysemanticity.json").write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
-    (out / "polysemanticity.md").write_text(page(found, facts), encoding="utf-8")
+    figures = json.dumps(stored, indent=1) + "\n"
+    write_files(out, {"polysemanticity.json": figures.encode(), "polysemanticity.md": page(found, facts).encode()})
     draw(found, out / FIGURE)
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from factorized_moe.writing import write_files
 from studies.real_models.language import CROSS_ENTROPY
 from studies.real_models.sentences import AGREEMENT, COSINE
 from studies.real_models.study import VARIANTS, Row, Variant
@@ -103,11 +103,8 @@ class Study:
 
 def save(path: Path, studies: Mapping[str, Study]) -> None:
     """Write the studies as JSON, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     stored = {name: asdict(study) for name, study in studies.items()}
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_files(path.parent, {path.name: (json.dumps(stored, indent=1) + "\n").encode()})
 
 
 def load(path: Path) -> dict[str, Study]:

@@ -12,6 +12,7 @@ import torch
 
 from benchmarks import machine
 from factorized_moe.surgery import DistillationSettings
+from factorized_moe.writing import write_files
 from studies.real_models import language, report, sentences
 from studies.real_models.report import Study
 from studies.real_models.sources import LANGUAGE_MODEL, SENTENCE_MODEL, Source, prose, unpack
@@ -169,4 +170,4 @@ def write(out: Path, name: str, found: Study) -> None:
     stored = report.load(file)
     stored[name] = found.merged(stored.get(name))
     report.save(file, {known: stored[known] for known in STUDIES if known in stored})
-    (out / "real-models.md").write_text(report.markdown(report.load(file)), encoding="utf-8")
+    write_files(out, {"real-models.md": report.markdown(report.load(file)).encode()})

@@ -12,7 +12,14 @@ from studies.training_defaults.problems import PROBLEMS, Form, Size
 
 __all__ = ["CONFIRM", "DEFAULT", "DENSE", "FORMS", "QUICK", "SCREEN", "SIMPLEST", "Contender", "Stage", "form_of"]
 
-LIBRARY_GATES = ("batch", "layer", "none")
+LIBRARY_GATES: dict[str, tuple[str | None, float]] = {
+    "batch": ("batch", 1.0),
+    "layer": ("layer", 1.0),
+    "none": (None, 1.0),
+    "batch, half": ("batch", 2.0),
+    "layer, half": ("layer", 2.0),
+}
+"""Normalisation and temperature of the library's gates."""
 BALANCING = "layer, balancing loss"
 """The library's layer norm, and a term in the loss: the square of each expert's mean coefficient times their number."""
 
@@ -23,7 +30,7 @@ class Contender:
 
     Attributes:
         init: A name of the library's.
-        gate: A name of the library's (``gate_norm``) or of `CANDIDATES`.
+        gate: A name of `LIBRARY_GATES`, `BALANCING`, or of `CANDIDATES`.
     """
 
     init: str
@@ -34,7 +41,7 @@ class Contender:
 
 
 DENSE = Contender("", "")
-DEFAULT = Contender("balanced", "batch")
+DEFAULT = Contender("balanced", "batch, half")
 """What the library does unless told otherwise."""
 OLD_LANGUAGE = Contender("paper", "layer")
 """The default of `MuMoEConfig` before, and the paper's choice for language."""
@@ -98,8 +105,8 @@ class Stage:
 
 RATE_SEED = 100
 
-SENT = tuple(Contender("balanced", gate) for gate in ("batch, half", "unit rows, half", "unit rows"))
-"""What the screening sends to the larger models, see `CONFIRM`."""
+SENT = tuple(Contender("balanced", gate) for gate in ("batch", "unit rows, half", "unit rows"))
+"""What the screening sends to the larger models, see `CONFIRM`, and the default of the time before it."""
 
 ONE_RATE = dict.fromkeys(PROBLEMS, (3e-3,))
 SMALL = {"gpt": Size(64, 2, 400, 16), "mixer": Size(64, 2, 400, 64), "head": Size(0, 0, 600, 256)}
@@ -111,7 +118,7 @@ CONFIRM = Stage(
     "confirm",
     (OLD_LANGUAGE, OLD_VISION, DEFAULT, *SENT),
     ((64,), (8, 8), (4, 4, 4)),
-    {"gpt": tuple(range(6)), "mixer": tuple(range(6)), "head": tuple(range(12))},
+    {"gpt": tuple(range(4)), "mixer": tuple(range(4)), "head": tuple(range(12))},
     {"gpt": (4e-4, 1e-3, 3e-3), "mixer": (4e-4, 1e-3, 3e-3), "head": (1e-3, 3e-3, 1e-2)},
     {"gpt": Size(128, 4, 400, 8), "mixer": Size(128, 4, 400, 32), "head": Size(0, 0, 600, 256)},
 )
@@ -149,6 +156,7 @@ def form_of(contender: Contender, dims: tuple[int, ...], decomposition: str) -> 
     def gate(features: int, modes: tuple[int, ...]) -> dict[str, Any]:
         if contender.gate in CANDIDATES:
             return {"gate": CANDIDATES[contender.gate](features, modes)}
-        return {"gate_norm": {"none": None, BALANCING: "layer"}.get(contender.gate, contender.gate)}
+        norm, temperature = LIBRARY_GATES["layer" if contender.gate == BALANCING else contender.gate or "batch"]
+        return {"gate_norm": norm, "gate_temperature": temperature}
 
     return Form(dims, decomposition, contender.init, gate)

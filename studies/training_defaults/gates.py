@@ -1,7 +1,6 @@
 """Gates that the study compares with the library's own; each is a module that a layer takes as ``gate=``.
 
-None of them reads the other samples of a batch but "batch, half", and `InputMoments` through slow averages of the input
-alone.
+None of them reads the other samples of a batch but `InputMoments`, through slow averages of the input alone.
 
 Legend: ``*batch`` any leading shape, ``I`` in_features, ``N`` experts of all modes together.
 """
@@ -14,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from factorized_moe.activations import entmax15
-from factorized_moe.gating import ExpertGate
 
 __all__ = ["CANDIDATES", "InputMoments", "RandomStart", "RouterBias", "UnitRows"]
 
@@ -140,14 +138,7 @@ class RouterBias(_Gate):
         return found
 
 
-def _half(logits: Tensor) -> Tensor:
-    """Entmax of half the logits: coefficients that are further from one expert for each input."""
-    return entmax15(0.5 * logits)
-
-
 CANDIDATES: dict[str, Callable[[int, Sequence[int]], nn.Module]] = {
-    "batch, half": lambda i, n: ExpertGate(i, n, _half, "batch"),
-    "layer, half": lambda i, n: ExpertGate(i, n, _half, "layer"),
     "input moments": InputMoments,
     "input moments, no gradient through them": lambda i, n: InputMoments(i, n, through=False),
     "unit rows": UnitRows,

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from factorized_moe.gating import ExpertGate
 from factorized_moe.interpret import watch_usage
+from factorized_moe.writing import write_files
 from studies.common.runs import finish, read
 from studies.common.training import train
 from studies.training_defaults.contenders import (
@@ -137,7 +138,7 @@ def main(arguments: list[str] | None = None) -> None:
     for stage in [] if options.page else stages:
         for problem in options.only or stage.sizes:
             _finish(file, stage, problem, options.seeds)
-    (out / f"{NAME}.md").write_text(page(read(file)), encoding="utf-8")
+    write_files(out, {f"{NAME}.md": page(read(file)).encode()})
 
 
 def _finish(file: Path, stage: Stage, problem: str, seeds: list[int] | None) -> None:

@@ -179,7 +179,7 @@ def test_damaged_config(tmp_path: Path, text: str | bytes, message: str) -> None
         ({"rank": [2, 2, 3, 4]}, "size mismatch"),
         ({"decomposition": "tukcer"}, "unknown decomposition 'tukcer'"),
         ({"expert_dims": None}, "does not describe the model beside it"),
-        ({"colour": "red"}, "unexpected keyword argument 'colour'"),
+        ({"colour": "red"}, "head has the unknown key 'colour'"),
     ],
 )
 def test_config_that_does_not_describe_the_model(tmp_path: Path, change: dict[str, object], message: str) -> None:

@@ -82,11 +82,11 @@ def test_verdicts_are_made_of_the_runs() -> None:
     text = page(runs)
     assert "against paper, layer (an old one): lower loss in 1 of 1 cells, higher in 0, ties in 0" in text
     assert "gpt: the default less the dense model of equal parameters: 8 x 8 -0.100 ± 0.006" in text
-    assert "- balanced, batch: 0 of 2 modes dead at the end, 100% of all experts in use." in text
+    assert "- balanced, batch, half: 0 of 2 modes dead at the end, 100% of all experts in use." in text
     assert "- paper, layer: 0 of 2 modes dead at the end, 50% of all experts in use." in text
     assert "| paper, layer | a dead mode | 0% | 0.200 |" in text
-    assert "| balanced, batch | 0.000 | 100% | 0.000 |" in text
-    assert "**The rule chooses balanced, batch** (worst regret 0.000, gpt 8 x 8; alone)" in text
+    assert "| balanced, batch, half | 0.000 | 100% | 0.000 |" in text
+    assert "**The rule chooses balanced, batch, half** (worst regret 0.000, gpt 8 x 8; alone)" in text
     assert "the 15 runs of this page took 8" in text
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from factorized_moe.interpret.measures.measurement import Measurement, expert_columns
 from factorized_moe.interpret.recording.recording import Mode, Recording
 from factorized_moe.interpret.recording.streaming import active_entries, check_threshold, finite_rows
+from factorized_moe.reading import check_room
 
 __all__ = ["LabelCounts", "LabelSpecialisation", "count_labels", "measure_label_specialisation"]
 
@@ -65,7 +66,7 @@ def count_labels(
     Raises:
         TypeError: If the threshold is not a number.
         ValueError: If it is out of range, a sample has no label or one beyond the class names, a coefficient is not
-            finite, or there is no such layer or mode.
+            finite, there is no such layer or mode, or the counts would be far larger than the recording.
 
     Examples:
         >>> from factorized_moe import CPMuMoE
@@ -85,8 +86,10 @@ def count_labels(
     highest = int(labels.max()) if len(labels) else -1
     if names and highest >= len(names):
         raise ValueError(f"a sample has label {highest}, but there are {len(names)} class names, for labels from 0")
+    check_room(f"names of {highest + 1:,} classes", 64 * (highest + 1), recording.num_bytes)
     names = names or tuple(str(number) for number in range(highest + 1))
     classes = len(names)
+    check_room(f"counts of {experts:,} experts and {classes:,} classes", 24 * experts * classes, recording.num_bytes)
     counts = torch.zeros(experts * classes, dtype=torch.int64)
     sums = torch.zeros(experts * classes, dtype=torch.float64)
     for start, rows in finite_rows(recording, layer, mode):

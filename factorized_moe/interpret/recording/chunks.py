@@ -1,6 +1,6 @@
 """Consecutive samples of a recording: the coefficients of all its layers, and what the samples are.
 
-A chunk is one safetensors file, written under another name first: a file with a chunk's name is whole.
+A chunk is one safetensors file, written by `factorized_moe.writing`: a file with a chunk's name is whole.
 
 Legend: ``n`` samples of the chunk, ``N`` experts of one mode.
 """
@@ -16,13 +16,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from factorized_moe.interpret.recording.rows import Rows
+from factorized_moe.reading import TensorHeader, check_modes, parse_json, read_tensor_header, record_of, whole
+from factorized_moe.writing import write_files
 
-__all__ = ["Annotations", "Chunk", "StoredChunk", "read_chunk", "write_chunk", "write_whole"]
+__all__ = ["Annotations", "Chunk", "StoredChunk", "read_chunk", "read_sizes", "write_chunk", "write_whole"]
+
+DTYPES = ("F16", "F32", "F64")
+"""Of coefficients, as safetensors calls them."""
+
+MOST_ELEMENTS = 2**24
+"""Of the largest matrix of a chunk that is read, written out dense; those that are written have a quarter of it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +89,11 @@ class Chunk:
         """The names of the layers."""
         return tuple(self.rows)
 
+    @property
+    def num_bytes(self) -> int:
+        """What its coefficients take."""
+        return sum(rows.num_bytes for modes in self.rows.values() for rows in modes)
+
     def modes(self, layer: str) -> tuple[Rows, ...]:
         """A layer's coefficients, for each expert mode."""
         return self.rows[layer]
@@ -93,49 +106,114 @@ class StoredChunk:
         path: The file.
 
     Raises:
-        ValueError: If the file is not a chunk, or cut off.
+        ValueError: If the file is not a chunk, cut off, or its tensors are not those that it describes.
     """
 
     def __init__(self, path: Path) -> None:
         try:
-            with safe_open(path, "pt") as file:
-                described = json.loads(file.metadata()["chunk"])
-                self._names = frozenset(file.keys())
-        except (SafetensorError, KeyError, TypeError) as error:
+            header = read_tensor_header(path)
+            described = parse_json(header.metadata.get("chunk", ""), "its description")
+            record_of(described, "its description", ("start", "samples", "layers"))
+            self.start = whole(described["start"], "start")
+            self.num_samples = whole(described["samples"], "samples", 1)
+            self.sizes = read_sizes(described["layers"])
+            self._names = frozenset(header.shapes)
+            self.dtype = self._check(header)
+        except ValueError as error:
             raise ValueError(f"{path} is not a whole chunk of a recording: {error}") from error
         self.path = path
-        self.start: int = described["start"]
-        self.num_samples: int = described["samples"]
-        self._sizes: dict[str, list[int]] = described["layers"]
+        self.num_bytes = header.num_bytes
+
+    def _check(self, header: TensorHeader) -> str:
+        """The type of all coefficients, once the tensors are found to be those that the chunk describes."""
+        samples, known = self.num_samples, set[str]()
+        modes = [(f"{layer}/{mode}", size) for layer, sizes in self.sizes.items() for mode, size in enumerate(sizes)]
+        dtypes = set()
+        largest = max(size for _, size in modes)
+        if samples > 1 and samples * largest > MOST_ELEMENTS:
+            raise ValueError(f"{samples} samples of {largest} experts are more than a chunk holds")
+        for name, size in modes:
+            parts = {part: f"{name}/{part}" for part in ("values", "columns", "counts")}
+            if parts["counts"] in self._names:
+                (entries,) = header.expect(parts["values"], DTYPES, [None])
+                header.expect(parts["columns"], ("I16", "I32"), [entries])
+                header.expect(parts["counts"], ("I32",), [samples])
+                known |= set(parts.values())
+            else:
+                header.expect(parts["values"], DTYPES, [samples, size])
+                known.add(parts["values"])
+            dtypes.add(header.dtypes[parts["values"]])
+        for kind in {"ids", "labels"} & self._names:
+            header.expect(kind, ("I64",), [samples])
+            known.add(kind)
+        if "texts" in self._names:
+            header.expect("texts", ("U8",), [None])
+            header.expect("text_ends", ("I64",), [samples])
+            known |= {"texts", "text_ends"}
+        if unknown := sorted(self._names - known):
+            raise ValueError(f"it holds {unknown[0]!r}, which it does not describe")
+        if len(dtypes) != 1:
+            raise ValueError(f"coefficients are of types {sorted(dtypes)}, expected one type")
+        return dtypes.pop()
 
     @property
     def layers(self) -> tuple[str, ...]:
         """The names of the layers."""
-        return tuple(self._sizes)
+        return tuple(self.sizes)
 
     def modes(self, layer: str) -> tuple[Rows, ...]:
-        """A layer's coefficients, for each expert mode."""
+        """A layer's coefficients, for each expert mode.
+
+        Raises:
+            ValueError: If those of the file are of experts that there are not.
+        """
         with safe_open(self.path, "pt") as file:
 
             def part(name: str) -> Tensor | None:
                 return file.get_tensor(name) if name in self._names else None
 
             found = []
-            for mode, size in enumerate(self._sizes[layer]):
+            for mode, size in enumerate(self.sizes[layer]):
                 name = f"{layer}/{mode}"
                 values = file.get_tensor(f"{name}/values")
-                found.append(Rows(values, part(f"{name}/columns"), part(f"{name}/counts"), size))
+                rows = Rows(values, part(f"{name}/columns"), part(f"{name}/counts"), size)
+                if (fault := rows.fault()) is not None:
+                    raise ValueError(f"{self.path} is damaged: mode {mode} of layer {layer!r} has {fault}")
+                found.append(rows)
             return tuple(found)
 
     @property
     def annotations(self) -> Annotations:
-        """What the samples are."""
+        """What the samples are.
+
+        Raises:
+            ValueError: If a label is negative, or texts are not whole.
+        """
         with safe_open(self.path, "pt") as file:
             tensors = {kind: file.get_tensor(kind) for kind in ("ids", "labels") if kind in self._names}
             texts = None
             if "texts" in self._names:
-                texts = _split(file.get_tensor("texts"), file.get_tensor("text_ends"))
+                try:
+                    texts = _split(file.get_tensor("texts"), file.get_tensor("text_ends"))
+                except ValueError as error:
+                    raise ValueError(f"{self.path} is damaged: its texts are not whole: {error}") from error
+        if "labels" in tensors and int(tensors["labels"].min()) < 0:
+            raise ValueError(f"{self.path} is damaged: label {int(tensors['labels'].min())} is negative")
         return Annotations(**tensors, texts=texts)
+
+
+def read_sizes(value: object) -> dict[str, tuple[int, ...]]:
+    """The sizes of each layer's expert modes, as a file has them.
+
+    Raises:
+        ValueError: If they are not such sizes.
+    """
+    if not isinstance(value, dict) or not value:
+        raise ValueError("layers is no object with the expert modes of at least one layer")
+    found = {layer: check_modes(sizes, f"layers[{layer!r}]") for layer, sizes in value.items()}
+    if bare := [layer for layer, sizes in found.items() if not sizes]:
+        raise ValueError(f"layer {bare[0]!r} has no expert mode")
+    return found
 
 
 def read_chunk(chunk: Chunk | StoredChunk) -> Chunk:
@@ -167,18 +245,14 @@ def write_chunk(chunk: Chunk, path: Path) -> None:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file under another name and give it its own when it is whole.
+    """Write a file whole or not at all, forced to disk.
 
     Raises:
         OSError: If it cannot be written; then the file is as it was before.
     """
-    unfinished = path.with_name(f"{path.name}.unfinished")
     try:
-        with unfinished.open("wb") as file:
-            file.write(content)
-        unfinished.replace(path)
+        write_files(path.parent, {path.name: content})
     except OSError as error:
-        unfinished.unlink(missing_ok=True)
         if error.errno == errno.ENOSPC:
             raise OSError(errno.ENOSPC, "no space left on the disk", str(path)) from error
         raise
@@ -195,6 +269,8 @@ def _join(texts: Sequence[str]) -> tuple[Tensor, Tensor]:
 def _split(joined: Tensor, ends: Tensor) -> tuple[str, ...]:
     content, stops = joined.numpy().tobytes(), ends.tolist()
     starts = [0, *stops[:-1]]
+    if sorted(stops) != stops or starts[-1] < 0 or [*stops, 0][-2] != len(content):
+        raise ValueError("their ends are out of order")
     return tuple(
         content[start:stop].decode("utf-8", "surrogatepass") for start, stop in zip(starts, stops, strict=True)
     )

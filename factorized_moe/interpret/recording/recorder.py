@@ -17,9 +17,18 @@ from torch import Tensor, nn
 
 from factorized_moe.interpret.finding import find_layers
 from factorized_moe.interpret.recording.chunks import Annotations, Chunk, write_chunk
-from factorized_moe.interpret.recording.recording import HEADER_NAME, Header, Recording, chunk_path, open_recording
+from factorized_moe.interpret.recording.recording import (
+    HEADER_NAME,
+    Header,
+    Recording,
+    chunk_path,
+    chunk_paths,
+    open_recording,
+)
 from factorized_moe.interpret.recording.rows import Rows
 from factorized_moe.layers import ExpertLayer
+from factorized_moe.validation import check_strings
+from factorized_moe.writing import place_of
 
 __all__ = ["Recorder", "record"]
 
@@ -84,6 +93,7 @@ def record(
     _check_gates(chosen)
     if dtype not in DTYPES:
         raise ValueError(f"dtype is torch.float16, torch.float32 or torch.float64, got {dtype}")
+    check_strings("class_names", class_names)
     sizes = tuple((name, layer.expert_dims) for name, layer in chosen.items())
     recorder = Recorder(Header(sizes, dtype, tuple(class_names)), None if folder is None else Path(folder))
     handles = [layer.gate.register_forward_hook(recorder._hook(name)) for name, layer in chosen.items()]
@@ -125,7 +135,7 @@ class Recorder:
         self._open = True
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
-            if (folder / HEADER_NAME).exists() or any(folder.glob("chunk-*.safetensors")):
+            if place_of(folder, HEADER_NAME).exists() or chunk_paths(folder):
                 raise ValueError(f"{folder} holds another recording; give another folder, or delete that one first")
             header.write(folder)
 

@@ -20,14 +20,19 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from factorized_moe.interpret.recording.chunks import Annotations, Chunk, StoredChunk, write_whole
+from factorized_moe.interpret.recording.chunks import Annotations, Chunk, StoredChunk, read_sizes, write_whole
 from factorized_moe.interpret.recording.rows import Rows
+from factorized_moe.reading import listed, read_json, record_of, text, whole
+from factorized_moe.scalars import is_whole
+from factorized_moe.writing import READY, place_of
 
-__all__ = ["HEADER_NAME", "Header", "Mode", "Recording", "chunk_path", "open_recording"]
+__all__ = ["HEADER_NAME", "Header", "Mode", "Recording", "chunk_path", "chunk_paths", "open_recording"]
 
 HEADER_NAME = "recording.json"
 FORMAT = "factorized_moe recording"
 VERSION = 1
+HERE = FORMAT, VERSION
+DTYPES = {"float16": torch.float16, "float32": torch.float32, "float64": torch.float64}
 
 PRODUCTS = 2**21
 """Products of several modes' coefficients that are made at a time: 32 MiB with their experts' numbers."""
@@ -67,24 +72,29 @@ class Header:
     @classmethod
     def read(cls, folder: Path) -> Header:
         """The header of a recording in a folder."""
-        path = folder / HEADER_NAME
+        path = place_of(folder, HEADER_NAME)
         if not path.is_file():
             raise ValueError(f"{folder} holds no recording: there is no {HEADER_NAME} in it")
+        keys = ("format", "version", "layers", "dtype", "class_names", "num_samples")
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            form, version = content["format"], content["version"]
-            if (form, version) == (FORMAT, VERSION):
-                return cls(
-                    layers=tuple((name, tuple(sizes)) for name, sizes in content["layers"].items()),
-                    dtype=getattr(torch, content["dtype"]),
-                    class_names=tuple(content["class_names"]),
-                    num_samples=content["num_samples"],
+            content = read_json(path)
+            if isinstance(content, dict) and (form := (content.get("format"), content.get("version"))) != HERE:
+                raise ValueError(
+                    f"it is of format {form[0]!r}, version {form[1]!r}; "
+                    f"this library reads {FORMAT!r}, version {VERSION}"
                 )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} is not the header of a recording: {type(error).__name__}: {error}") from error
-        raise ValueError(
-            f"{path} is of format {form!r}, version {version}; this library reads {FORMAT!r}, version {VERSION}"
-        )
+            record_of(content, "it", keys)
+            dtype, samples = text(content["dtype"], "dtype"), content["num_samples"]
+            if dtype not in DTYPES:
+                raise ValueError(f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
+            return cls(
+                layers=tuple(read_sizes(content["layers"]).items()),
+                dtype=DTYPES[dtype],
+                class_names=tuple(listed(content["class_names"], "class_names", text)),
+                num_samples=None if samples is None else whole(samples, "num_samples"),
+            )
+        except ValueError as error:
+            raise ValueError(f"{path} is not the header of a recording: {error}") from error
 
 
 class Recording:
@@ -102,6 +112,7 @@ class Recording:
         class_names: The names of the classes; empty if none were given.
         complete: Whether the recording came to its end, or was cut off.
         num_samples: ``n``.
+        num_bytes: What its chunks take, in files or in memory.
 
     Examples:
         >>> from factorized_moe import CPMuMoE
@@ -124,6 +135,7 @@ class Recording:
         self.class_names = header.class_names
         self.complete = header.num_samples is not None
         self.num_samples = sum(part.num_samples for part in parts)
+        self.num_bytes = sum(part.num_bytes for part in parts)
         self._expert_dims = dict(header.layers)
         self._parts = tuple(parts)
 
@@ -180,7 +192,7 @@ class Recording:
         sizes = self._expert_dims[name]
         if mode == "product":
             return sizes
-        if isinstance(mode, bool) or not isinstance(mode, int) or not 0 <= mode < len(sizes):
+        if not is_whole(mode) or not 0 <= mode < len(sizes):
             raise ValueError(
                 f"mode {mode!r} is not one of the {len(sizes)} expert modes of layer {name!r}, counted from 0, "
                 "nor 'product'"
@@ -296,11 +308,11 @@ def open_recording(folder: str | Path) -> Recording:
     """
     folder = Path(folder)
     header = Header.read(folder)
-    paths = sorted(folder.glob("chunk-*.safetensors"))
+    paths = chunk_paths(folder)
     parts: list[Chunk | StoredChunk] = []
     samples = 0
     for number, path in enumerate(paths):
-        if path != chunk_path(folder, number):
+        if path.name != chunk_path(folder, number).name:
             raise ValueError(f"{chunk_path(folder, number)} is missing: put it back, or delete the later ones")
         try:
             part = StoredChunk(path)
@@ -308,6 +320,7 @@ def open_recording(folder: str | Path) -> Recording:
             if path != paths[-1] or header.num_samples is not None:
                 raise
             break  # the machine stopped while it was written
+        _check_part(part, header, parts)
         if part.start != samples:
             raise ValueError(f"{path} starts with sample {part.start}, expected {samples}: is it of another recording?")
         samples += part.num_samples
@@ -320,6 +333,17 @@ def open_recording(folder: str | Path) -> Recording:
     return Recording(header, parts)
 
 
+def _check_part(part: StoredChunk, header: Header, before: Sequence[Chunk | StoredChunk]) -> None:
+    """Refuse a chunk of other layers, sizes or types than the recording's."""
+    known = dict(header.layers)
+    if any(known.get(layer) != sizes for layer, sizes in part.sizes.items()):
+        raise ValueError(f"{part.path} has layers {part.sizes}, but the recording {known}: is it of another recording?")
+    if part.dtype != f"F{header.dtype.itemsize * 8}":
+        raise ValueError(f"{part.path} has coefficients of type {part.dtype}, but the recording of {header.dtype}")
+    if before and part.layers != before[0].layers:
+        raise ValueError(f"{part.path} has layers {part.layers}, but the chunks before it {before[0].layers}")
+
+
 def _products(start: int, modes: Sequence[Rows]) -> Iterator[tuple[int, Rows]]:
     """The products of all modes' coefficients, for as many samples at a time as have `PRODUCTS` of them."""
     counts = torch.stack([rows.nonzeros() for rows in modes]).double().prod(dim=0)
@@ -329,6 +353,12 @@ def _products(start: int, modes: Sequence[Rows]) -> Iterator[tuple[int, Rows]]:
         samples = slice(first, first + max(1, fitting))
         yield start + first, reduce(Rows.outer, (rows[samples] for rows in modes))
         first = samples.stop
+
+
+def chunk_paths(folder: Path) -> list[Path]:
+    """The files of all chunks, in order; also those that an interruption left to be moved."""
+    names = {path.name for place in (folder, folder / READY) for path in place.glob("chunk-*.safetensors")}
+    return [place_of(folder, name) for name in sorted(names)]
 
 
 def chunk_path(folder: Path, number: int) -> Path:

@@ -68,6 +68,22 @@ class Rows:
         counts = torch.cat([piece.counts for piece in pieces if piece.counts is not None])
         return cls(values, columns, counts, first.num_experts)
 
+    def fault(self) -> str | None:
+        """What is wrong with the non-zero coefficients of a file: ``None`` if they are as `of` makes them."""
+        if self.counts is None or self.columns is None:
+            return None
+        if int(self.counts.min()) < 0 or int(self.counts.sum()) != len(self.values):
+            return f"{len(self.values)} coefficients for counts that add up to {int(self.counts.sum())}"
+        if not len(self.columns):
+            return None
+        column = self.columns.long()
+        if int(column.min()) < 0 or int(column.max()) >= self.num_experts:
+            return f"a coefficient of expert {int(column[column.abs().argmax()])}, but {self.num_experts} experts"
+        places = self._row_of_each() * self.num_experts + column
+        if bool((places.diff() <= 0).any()):
+            return "several coefficients of one sample and expert, or some out of order"
+        return None
+
     def __len__(self) -> int:
         return len(self.values if self.counts is None else self.counts)
 

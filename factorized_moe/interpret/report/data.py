@@ -18,6 +18,7 @@ from factorized_moe.interpret.measures.spectra import ExpertSpectra
 from factorized_moe.interpret.recording.recording import Recording
 from factorized_moe.interpret.report.layer import LayerSummary, mode_name
 from factorized_moe.interpret.report.samples import Images, Texts
+from factorized_moe.reading import check_room
 
 __all__ = ["ReportData"]
 
@@ -54,6 +55,10 @@ class ReportData:
         counts |= {} if self.inputs is None else {"inputs": len(self.inputs)}
         if len(set(counts.values())) > 1:
             raise ValueError(f"the number of samples differs: {counts}; a text has one for each token")
+        if self.labels is not None and (self.labels.ndim != 1 or self.labels.dtype.kind not in "iu"):
+            raise ValueError(f"labels are {self.labels.dtype} of shape {self.labels.shape}, expected ints (n,)")
+        if self.labels is not None and len(self.labels) and int(self.labels.min()) < -1:
+            raise ValueError(f"labels go down to {int(self.labels.min())}, expected classes from 0, or -1 for none")
         if self.labels is not None and len(self.labels) and int(self.labels.max()) >= len(self.classes):
             raise ValueError(f"labels go up to {int(self.labels.max())}, but {len(self.classes)} classes are named")
         for layer in self.layers:
@@ -126,6 +131,7 @@ class ReportData:
         ]
         labels = recording.labels if recording.num_samples and recording.has("labels") else None
         most = 0 if labels is None else int(labels.max()) + 1
+        check_room(f"names of {most:,} classes", 64 * most, recording.num_bytes)
         return cls(
             title=title,
             layers=layers,

@@ -6,9 +6,11 @@ kept of each expert, ``W`` tokens around a top token, ``B`` bins, ``S`` singular
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from factorized_moe.interpret.measures.activity import measure_load
@@ -19,6 +21,7 @@ from factorized_moe.interpret.measures.spectra import ExpertSpectra
 from factorized_moe.interpret.recording.recording import Mode, Recording
 from factorized_moe.interpret.report.samples import Texts
 from factorized_moe.interpret.report.streams import expert_histograms, top_tokens, values_around
+from factorized_moe.reading import check_room
 
 __all__ = ["LayerSummary", "mode_name"]
 
@@ -32,6 +35,9 @@ RADIUS = 12
 """Tokens shown on either side of a top token."""
 
 BINS = 40
+
+BYTES_PER_EXPERT = 8 * BINS + 16 * TOP_IMAGES + 12 * TOP_TEXTS * (2 * RADIUS + 1)
+"""What a summary takes while it is made."""
 
 PER_EXPERT = {
     "load": "iu",
@@ -47,6 +53,10 @@ PER_EXPERT = {
     "spectrum": "f",
 }
 """The arrays of a layer that have one row for each expert, with the kinds of numpy dtype that each may have."""
+
+
+MEASURED = ("mean", "largest")
+"""Those that are finite for every expert, where there are samples."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -107,6 +117,8 @@ class LayerSummary:
                     f"{field} of layer {self.name!r} has shape {array.shape}, expected {self._axes(field)} axes with "
                     f"the {self.num_experts} experts first"
                 )
+            if array.size and (fault := _fault(field, array, self.num_samples)):
+                raise ValueError(f"{field} of layer {self.name!r} {fault}")
         if self.top_samples.shape != self.top_coefficients.shape:
             raise ValueError(
                 f"top_samples and top_coefficients of layer {self.name!r} have shapes {self.top_samples.shape} and "
@@ -161,6 +173,8 @@ class LayerSummary:
             ('model, mode 1', 5, [0, 0, 0, 0, 0])
         """
         name = recording.resolve(layer)
+        experts = math.prod(recording.grid(name, mode))
+        check_room(f"a summary of {experts:,} experts", BYTES_PER_EXPERT * experts, recording.num_bytes)
         load = measure_load(recording, threshold, layer=name, mode=mode)
         end = max(1.0, float(load.largest.max())) if len(load.largest) else 1.0
         labelled = recording.num_samples > 0 and recording.has("labels")
@@ -214,6 +228,27 @@ class LayerSummary:
         return int((self.load > 0).sum())
 
 
+def _refuse_negative(recording: Recording, layer: str, mode: Mode) -> None:
+    """A sum of which some part is negative does not divide into shares."""
+    for start, rows in recording.stream(layer, mode):
+        if len(rows.values) and float(rows.values.min()) < 0:
+            raise ValueError(
+                f"layer {layer!r} has the coefficient {float(rows.values.min())} among the samples from {start} on; "
+                "how coefficients divide among the classes is found for those from 0 up; record without labels"
+            )
+
+
+def _fault(field: str, array: Array, num_samples: int) -> str | None:
+    """What is wrong with the values of an array; ``None`` if nothing is."""
+    if array.dtype.kind in "iu":
+        least, most = (-1, 2**62) if field == "top_samples" else (0, num_samples)
+        if int(array.min()) < least or int(array.max()) > most:
+            return f"goes from {array.min()} to {array.max()}, expected counts of {num_samples} samples"
+    elif field in MEASURED and not bool(np.isfinite(array).all()):
+        return "has a value that is not finite"
+    return None
+
+
 def mode_name(layer: str, mode: Mode, modes: int) -> str:
     """What an expert mode is called in a report: by its layer, with the mode where there are several.
 
@@ -233,6 +268,7 @@ def mode_name(layer: str, mode: Mode, modes: int) -> str:
 
 def _class_share(recording: Recording, layer: str, mode: Mode) -> Array:
     """How the sum of each expert's coefficients divides among the classes, ``(N, C)``; zeros where it is 0."""
+    _refuse_negative(recording, layer, mode)
     found = count_labels(recording, layer=layer, mode=mode)
     sums = found.means.nan_to_num() * found.class_sizes  # (N, C)
     return (sums / sums.sum(dim=1, keepdim=True)).nan_to_num().numpy()

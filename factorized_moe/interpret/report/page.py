@@ -17,6 +17,7 @@ from factorized_moe.interpret.report.comparison import match_experts
 from factorized_moe.interpret.report.data import ReportData
 from factorized_moe.interpret.report.encoding import script_json
 from factorized_moe.interpret.report.payload import run_payload
+from factorized_moe.writing import write_files
 
 __all__ = ["report_page", "write_report"]
 
@@ -58,8 +59,7 @@ def write_report(path: Path | str, data: ReportData, compare: ReportData | None 
         'report.html'
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(report_page(data, compare), encoding="ascii")
+    write_files(path.parent, {path.name: report_page(data, compare).encode("ascii")})
     return path
 
 

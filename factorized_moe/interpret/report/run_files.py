@@ -16,11 +16,16 @@ from factorized_moe.interpret.recording.recording import HEADER_NAME, open_recor
 from factorized_moe.interpret.report.data import ReportData
 from factorized_moe.interpret.report.layer import PER_EXPERT, LayerSummary
 from factorized_moe.interpret.report.samples import Images, Texts
+from factorized_moe.reading import listed, number, parse_json, read_tensor_header, record_of, text, whole
+from factorized_moe.writing import place_of
 
 __all__ = ["REPORT_FILE", "load_run", "run_bytes", "save_run"]
 
 REPORT_FILE = "report.safetensors"
 FORMAT = "factorized-moe report, version 1"
+DTYPES = ("F16", "F32", "F64", "I8", "I16", "I32", "I64", "U8", "U16", "U32", "U64")
+NEEDED = ("load", "mean", "largest", "histogram", "top_samples", "top_coefficients")
+"""The arrays that every layer has."""
 
 
 def save_run(data: ReportData, path: Path | str) -> None:
@@ -41,7 +46,6 @@ def save_run(data: ReportData, path: Path | str) -> None:
         'A run'
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, run_bytes(data))
 
 
@@ -64,8 +68,8 @@ def run_bytes(data: ReportData) -> bytes:
     content = {
         "format": FORMAT,
         "title": data.title,
-        "facts": [list(fact) for fact in data.facts],
-        "classes": list(data.classes),
+        "facts": [list(map(str, fact)) for fact in data.facts],
+        "classes": list(map(str, data.classes)),
         "texts": [list(text) for text in data.inputs.texts] if isinstance(data.inputs, Texts) else None,
         "layers": [
             {field.name: getattr(layer, field.name) for field in fields(layer) if field.name not in PER_EXPERT}
@@ -85,10 +89,10 @@ def load_run(path: Path | str) -> ReportData:
         ValueError: If there is no run, or it cannot be read.
     """
     path = Path(path)
-    file = path / REPORT_FILE if path.is_dir() else path
+    file = place_of(path, REPORT_FILE) if path.is_dir() else place_of(path.parent, path.name)
     if file.is_file():
         return _read(file)
-    if (path / HEADER_NAME).is_file():
+    if place_of(path, HEADER_NAME).is_file():
         return ReportData.from_recording(open_recording(path), title=path.resolve().name)
     raise ValueError(
         f"{path}: no run; expected a folder with a {REPORT_FILE}, as `factorized-moe demo` writes it, or a recording"
@@ -97,31 +101,61 @@ def load_run(path: Path | str) -> ReportData:
 
 def _read(file: Path) -> ReportData:
     try:
+        header = read_tensor_header(file)
+        content = parse_json(header.metadata.get("report", ""), "its description")
+        if isinstance(content, dict) and content.get("format") != FORMAT:
+            raise ValueError(f"it is of format {content.get('format')!r}, this library reads {FORMAT!r}")
+        record_of(content, "its description", ("format", "title", "facts", "classes", "texts", "layers"))
+        layers = listed(content["layers"], "layers", _layer)
+        known = {f"layers.{place}.{field}" for place in range(len(layers)) for field in PER_EXPERT}
+        if unknown := sorted(header.shapes.keys() - known - {"labels", "pixels"}):
+            raise ValueError(f"it holds {unknown[0]!r}, which it does not describe")
+        for name, dtype in header.dtypes.items():
+            if dtype not in DTYPES:
+                raise ValueError(f"{name!r} is of type {dtype}, expected one of {', '.join(DTYPES)}")
         with safe_open(file, "numpy") as stored:
-            content: dict[str, Any] = json.loads((stored.metadata() or {})["report"])
-            arrays = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118  # no mapping
-        if content["format"] != FORMAT:
-            raise ValueError(f"it is of format {content['format']!r}, this library reads {FORMAT!r}")
-        return _rebuilt(content, arrays)
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            arrays = {name: stored.get_tensor(name) for name in header.shapes}
+        return _rebuilt(content, layers, arrays)
+    except (SafetensorError, TypeError, ValueError) as error:
         raise ValueError(f"{file}: not a report's data: {error}") from error
 
 
-def _rebuilt(content: dict[str, Any], arrays: dict[str, Any]) -> ReportData:
+def _layer(value: Any, name: str) -> dict[str, Any]:
+    """What a file says of a layer beside its arrays."""
+    needed = ("name", "threshold", "num_samples", "description", "histogram_end")
+    record_of(value, name, needed)
+    for key in ("name", "description"):
+        text(value[key], f"{key} of {name}")
+    number(value["threshold"], f"threshold of {name}", 0)
+    whole(value["num_samples"], f"num_samples of {name}")
+    if number(value["histogram_end"], f"histogram_end of {name}", 0) == 0:
+        raise ValueError(f"histogram_end of {name} is 0")
+    return dict(value)
+
+
+def _fact(value: Any, name: str) -> tuple[str, str]:
+    if len(pair := listed(value, name, text)) != 2:
+        raise ValueError(f"{name} has {len(pair)} strings, expected a name and a value")
+    return pair[0], pair[1]
+
+
+def _rebuilt(content: dict[str, Any], described: list[dict[str, Any]], arrays: dict[str, Any]) -> ReportData:
     inputs: Images | Texts | None = None
+    if content["texts"] is not None:
+        inputs = Texts(listed(content["texts"], "texts", lambda tokens, name: listed(tokens, name, text)))
     if "pixels" in arrays:
         inputs = Images(arrays["pixels"])
-    elif content["texts"] is not None:
-        inputs = Texts(content["texts"])
     layers = []
-    for place, described in enumerate(content["layers"]):
+    for place, layer in enumerate(described):
         found: dict[str, Any] = {field: arrays.get(f"layers.{place}.{field}") for field in PER_EXPERT}
-        layers.append(LayerSummary(**described, **found))
+        if missing := [field for field in NEEDED if found[field] is None]:
+            raise ValueError(f"it lacks {missing[0]} of layer {layer['name']!r}")
+        layers.append(LayerSummary(**layer, **found))
     return ReportData(
-        title=content["title"],
+        title=text(content["title"], "title"),
         layers=layers,
-        facts=[(name, value) for name, value in content["facts"]],
-        classes=content["classes"],
+        facts=listed(content["facts"], "facts", _fact),
+        classes=listed(content["classes"], "classes", text),
         labels=arrays.get("labels"),
         inputs=inputs,
     )

@@ -17,10 +17,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from factorized_moe import reading
+from factorized_moe.optimisation import warm_up_and_cosine
+from factorized_moe.scalars import is_number, is_whole
 from factorized_moe.surgery.distillation.capturing import Call, calls_of, check_names
 from factorized_moe.surgery.distillation.training_state import read_state, write_state
+from factorized_moe.validation import check_seed
+from factorized_moe.writing import place_of
 
 __all__ = ["DistillationSettings", "DistillationStep", "distill"]
+
+
+LARGEST_RATE = 1e30
+"""Of learning rates: AdamW's first step is ten times as long, and has to be a number of single precision."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +46,7 @@ class DistillationSettings:
         seed: Seeds torch's generator for the run, for replacements and batches that draw random numbers.
 
     Raises:
+        TypeError: If a value is of the wrong type.
         ValueError: If a value is out of range.
 
     Examples:
@@ -56,20 +66,26 @@ class DistillationSettings:
     def __post_init__(self) -> None:
         for name in ("steps", "accumulate"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            if not is_whole(value) or value < 1:
                 raise ValueError(f"{name} must be an int of at least 1, got {value!r}")
+        for name in ("learning_rate", "gradient_norm", "warm_up", "weight_decay"):
+            if not is_number(getattr(self, name)):
+                raise TypeError(f"{name} is a number, got {getattr(self, name)!r}")
         for name in ("learning_rate", "gradient_norm"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)!r}")
+        if self.learning_rate > LARGEST_RATE:
+            raise ValueError(f"learning_rate must be at most {LARGEST_RATE:g}, got {self.learning_rate!r}")
         if not 0 <= self.warm_up <= 1:
             raise ValueError(f"warm_up is a share of the steps, from 0 to 1, got {self.warm_up!r}")
-        if not self.weight_decay >= 0:
-            raise ValueError(f"weight_decay must not be negative, got {self.weight_decay!r}")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"weight_decay must be finite and not negative, got {self.weight_decay!r}")
+        check_seed(self.seed)
 
     def rate(self, step: int) -> float:
         """The learning rate of a step, counted from 0."""
         warm_up = max(1, round(self.steps * self.warm_up))
-        return self.learning_rate * min((step + 1) / warm_up, 0.5 * (1.0 + math.cos(math.pi * step / self.steps)))
+        return self.learning_rate * warm_up_and_cosine(step, self.steps, warm_up)
 
 
 @dataclass(frozen=True)
@@ -149,7 +165,7 @@ def distill(
     with nullcontext() if bar is None else bar, torch.random.fork_rng(devices=()), torch.enable_grad():
         torch.default_generator.manual_seed(settings.seed)
         stream = iter(batches)
-        if path is not None and path.exists():
+        if path is not None and place_of(path.parent, path.name).exists():
             random_state = run.restore(path)
             next(islice(stream, run.batches, run.batches), None)  # pass over
             torch.set_rng_state(random_state)
@@ -250,6 +266,25 @@ class _Run:
                 f"last parameters that gave a finite loss. Try a learning rate below {self.settings.learning_rate:g}"
             )
 
+    def _check_values(self, path: Path, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """Refuse a file whose values are not those of a run that stopped between two steps."""
+        try:
+            reading.record_of(values, "the state", ("batches", "losses", "settings", "step"))
+            reading.record_of(values["settings"], "its settings", asdict(self.settings))
+            reading.record_of(values["losses"], "its losses", self.replacements)
+            step = reading.whole(values["step"], "step", 0, self.settings.steps)
+            batches = step * self.settings.accumulate
+            reading.whole(values["batches"], "batches", batches, batches)
+            for name, losses in values["losses"].items():
+                if len(reading.listed(losses, f"losses of {name!r}", reading.number)) != step:
+                    raise ValueError(f"{len(losses)} losses of {name!r} for {step} steps")
+            random_state = tensors.get("random_state")
+            ours = torch.get_rng_state()
+            if random_state is None or (random_state.dtype, random_state.shape) != (ours.dtype, ours.shape):
+                raise ValueError("no state of torch's generator")
+        except ValueError as error:
+            raise ValueError(f"{path}: not the state of a run with these settings: {error}") from error
+
     def save(self, path: Path) -> None:
         """Write all that the next step depends on."""
         tensors = {f"replacements.{key}": value for key, value in self.modules.state_dict().items()}
@@ -263,7 +298,10 @@ class _Run:
         """Take over a file's state; returns that of torch's generator, to be set once the batches are passed over."""
         tensors, values = read_state(path)
         settings = asdict(self.settings)
-        others = {key: value for key, value in values["settings"].items() if settings[key] != value}
+        given = values.get("settings")
+        if not isinstance(given, dict) or not isinstance(values.get("losses"), dict):
+            raise ValueError(f"{path}: not the state of a run")
+        others = {key: value for key, value in given.items() if settings.get(key, self) != value}
         if others:
             raise ValueError(f"{path}: of a run with {others}; go on with these settings, or give another checkpoint")
         if list(values["losses"]) != list(self.replacements):
@@ -271,11 +309,15 @@ class _Run:
                 f"{path}: of a run that trains {list(values['losses'])}, not {list(self.replacements)}; give another "
                 "checkpoint"
             )
+        self._check_values(path, tensors, values)
         state: dict[int, dict[str, Tensor]] = {}
         for key, value in tensors.items():
             if key.startswith("optimizer."):
-                _, number, name = key.split(".")
-                state.setdefault(int(number), {})[name] = value
+                match key.split("."):
+                    case (_, number, name) if number.isdecimal():
+                        state.setdefault(int(number), {})[name] = value
+                    case _:
+                        raise ValueError(f"{path}: has the unknown tensor {key!r}")
         prefix = "replacements."
         try:
             self.modules.load_state_dict(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,9 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
+
+from factorized_moe.reading import parse_json, read_tensor_header
+from factorized_moe.writing import place_of, write_files
 
 __all__ = ["read_state", "write_state"]
 
@@ -28,15 +30,9 @@ def write_state(path: Path, tensors: Mapping[str, Tensor], values: Mapping[str, 
     Raises:
         OSError: If it cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     copies = {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}
     content = save(copies, {"format": FORMAT, "values": json.dumps(values)})
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_bytes(content)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_files(path.parent, {path.name: content})
 
 
 def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -48,11 +44,15 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         ValueError: If it is not one.
     """
+    file = place_of(path.parent, path.name)
     try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            if header.get("format") != FORMAT:
-                raise ValueError(f"{path}: not the state of a run of this version; delete it or give another file")
-            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(header["values"])  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
+        header = read_tensor_header(file)
+        if header.metadata.get("format") != FORMAT:
+            raise ValueError("not the state of a run of this version; delete it or give another file")
+        values = parse_json(header.metadata.get("values", ""), "its values")
+        if not isinstance(values, dict):
+            raise ValueError("its values are no object")
+        with safe_open(file, framework="pt") as opened:
+            return {name: opened.get_tensor(name) for name in header.shapes}, values
+    except (SafetensorError, OSError, ValueError) as error:
         raise ValueError(f"{path}: not readable as the state of a run: {error}") from error

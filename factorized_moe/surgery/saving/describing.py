@@ -16,6 +16,7 @@ from factorized_moe.decompositions import GivenNetwork, get_decomposition, name_
 from factorized_moe.gating import ExpertGate
 from factorized_moe.layers import ExpertLayer, MuMoE
 from factorized_moe.network import TensorNetwork
+from factorized_moe.reading import MOST_NODES, check_modes
 from factorized_moe.surgery.replacing.delta import MuMoEDelta
 from factorized_moe.surgery.replacing.layouts import Merged
 from factorized_moe.surgery.replacing.nonlinearities import build_nonlinearity, describe_nonlinearity
@@ -95,6 +96,7 @@ def describe(module: nn.Module) -> dict[str, Any]:
         raise ValueError(f"a {type(module).__name__} has a forward of its own and would come back as a {name}")
     tensors = list(module.expert_tensors.values())
     first = tensors[0]
+    check_modes(list(first.expert_dims))  # what could not be read back is not written
     own = {key: _plain(value) for key, value in module.own_arguments().items()}
     description: dict[str, Any] = {
         "kind": name,
@@ -159,11 +161,16 @@ def build_layer_from(description: Any, device: torch.device | str) -> ExpertLaye
     made = known[given.pop("kind")]
     try:
         dtype = getattr(torch, given.pop("dtype"))
+        check_modes(given["expert_dims"])
         if "network" in given:
-            given["decomposition"] = GivenNetwork(TensorNetwork.parse(given.pop("network")))
+            network = TensorNetwork.parse(given.pop("network"))
+            if len(network.nodes) > MOST_NODES:
+                raise ValueError(f"its network has {len(network.nodes)} nodes; at most {MOST_NODES} are read")
+            given["decomposition"] = GivenNetwork(network)
         if "activation" in given:
             given["activation"] = build_nonlinearity(given["activation"])
         given["gate"] = _build_gate(given["gate"])
+        given.setdefault("gate_temperature", 1.0)  # what was saved without one had none
         return made(**given, device=device, dtype=dtype)
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"cannot make a {kind} of its description: {error}") from error
@@ -204,7 +211,7 @@ def _describe_gate(gate: Any) -> dict[str, Any]:
         raise ValueError(
             f"a gate's activation {activation!r} cannot be written to a file; use one of {', '.join(ACTIVATIONS)}"
         )
-    return {"gate": described, "gate_norm": gate.norm}
+    return {"gate": described, "gate_norm": gate.norm, "gate_temperature": gate.temperature}
 
 
 def _build_gate(description: Any) -> Any:

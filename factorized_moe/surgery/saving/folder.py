@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from factorized_moe.reading import read_json
 from factorized_moe.writing import place_of, write_files
 
 __all__ = ["CONFIG", "WEIGHTS", "digest", "read_folder", "write_folder"]
@@ -63,8 +64,8 @@ def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         if not file.is_file():
             raise FileNotFoundError(f"{folder} has no {name}; give the folder that save wrote")
     try:
-        config = json.loads(config_file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # no text, no JSON, too long a number, too deep
+        config = read_json(config_file)
+    except ValueError as error:
         raise ValueError(f"{folder / CONFIG} is damaged: {error}") from error
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise ValueError(f"{folder / CONFIG} is not of the format {FORMAT!r}")

@@ -100,7 +100,7 @@ def load(model: nn.Module, folder: str | Path) -> nn.Module:
             raise ValueError(f"the model has no module {path!r}; load into the base model that was changed")
         numbers = tuple(id(saved[name]) for name in sorted(saved) if name.startswith(f"{path}."))
         key = id(old), json.dumps(description, sort_keys=True), numbers  # one module in several places stays one
-        changes[path] = made[key] = made.get(key) or _make(path, description, old, model)
+        changes[path] = made[key] = made.get(key) or _make(path, description, old, model, saved)
     with installed(model, changes):
         state = _state(model.state_dict())
         if config["content"] == "experts":
@@ -179,12 +179,17 @@ def _check_model(model: nn.Module) -> None:
         raise TypeError(f"model is a torch module, got {type(model).__name__}")
 
 
-def _make(path: str, description: Any, old: Any, model: nn.Module) -> nn.Module:
+def _make(path: str, description: Any, old: Any, model: nn.Module, saved: Mapping[str, Tensor]) -> nn.Module:
     if not isinstance(description, Mapping):
         raise ValueError(f"module {path!r} is described by {description!r}, expected an object")
     tensors = [*(old.parameters() if isinstance(old, nn.Module) else ()), *model.parameters()]
     device = tensors[0].device if tensors else torch.device("cpu")
     try:
+        if description.get("kind") != "Merged":  # before memory is taken for them
+            experts, prefix = description.get("experts", description), f"{path}." if path else ""
+            prefix += "experts." if "experts" in description else ""
+            mine = {name.removeprefix(prefix): each for name, each in saved.items() if name.startswith(prefix)}
+            _check_shapes(mine, build_layer_from(experts, "meta").state_dict())
         return rebuild(description, old, device).train(model.training)
     except (RuntimeError, TypeError, ValueError) as error:  # also sizes beyond memory
         raise ValueError(f"module {path!r}: {error}") from error

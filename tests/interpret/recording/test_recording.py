@@ -231,7 +231,7 @@ def test_full_disk_loses_nothing(model: Model, tmp_path: Path, monkeypatch: pyte
 
     def opened(path: Path, *arguments: str, **options: object) -> object:
         if full and path.name.startswith("chunk-000002"):
-            plain(path, *arguments).close()
+            plain(path, *arguments, **options).close()
             return Full()
         return plain(path, *arguments, **options)
 
@@ -242,7 +242,7 @@ def test_full_disk_loses_nothing(model: Model, tmp_path: Path, monkeypatch: pyte
     assert error.errno == errno.ENOSPC
     assert "The first 14 samples are whole" in error.__notes__[0]
     assert "Nor could the samples before it be written" in error.__notes__[1]
-    assert not list(tmp_path.glob("*.unfinished"))
+    assert sorted(path.name[:5] for path in tmp_path.iterdir()) == ["chunk", "chunk", "recor"]
     assert open_recording(tmp_path).num_samples == 14
     full = False
     log.flush()
@@ -407,7 +407,7 @@ def test_recording_refuses(model: Model, tmp_path: Path) -> None:
     damaged = [content | {"layers": 3}, content | {"dtype": "half an hour"}, {"format": content["format"]}, []]
     for given in damaged:
         header.write_text(json.dumps(given))
-        with pytest.raises(ValueError, match=r"is not the header of a recording: (Attribute|Key|Type)Error: "):
+        with pytest.raises(ValueError, match=r"is not the header of a recording: (it|layers|dtype) "):
             open_recording(tmp_path)
 
 

@@ -179,14 +179,14 @@ def test_files_that_are_no_runs(tmp_path: Path) -> None:
         load_run(tmp_path)
     torch_file = tmp_path / "other.safetensors"
     save_file({"a": np.zeros(2)}, torch_file)
-    with pytest.raises(ValueError, match=r"not a report's data: 'report'"):
+    with pytest.raises(ValueError, match=r"not a report's data: its description is not JSON"):
         load_run(torch_file)
     save_file({"a": np.zeros(2)}, torch_file, metadata={"report": '{"format": "later"}'})
     with pytest.raises(ValueError, match=r"it is of format 'later', this library reads 'factorized-moe report"):
         load_run(torch_file)
     content = {"format": "factorized-moe report, version 1", "title": "", "facts": [], "classes": [], "texts": None}
     save_file({}, torch_file, metadata={"report": json.dumps({**content, "layers": [{"colour": "red"}]})})
-    with pytest.raises(ValueError, match=r"not a report's data: .* unexpected keyword argument 'colour'"):
+    with pytest.raises(ValueError, match=r"not a report's data: layers\[0\] lacks 'name'"):
         load_run(torch_file)
 
 

@@ -263,11 +263,15 @@ def test_gradient_that_is_not_finite_moves_nothing() -> None:
     assert torch.equal(layer.weight, before)
 
 
-def test_parameter_that_overflows_is_put_back() -> None:
+def test_parameter_that_overflows_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    def overflow(optimizer: torch.optim.AdamW) -> None:
+        optimizer.param_groups[0]["params"][0].data.fill_(math.inf)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", overflow)
     layer = nn.Linear(6, 5)
     before = layer.weight.detach().clone()
     with pytest.raises(FloatingPointError, match="'weight' of a replacement is not finite at step 1"):
-        distill(model(), {"3": layer}, batches(), DistillationSettings(steps=1, learning_rate=math.inf))
+        distill(model(), {"3": layer}, batches(), SETTINGS)
     assert torch.equal(layer.weight, before)
 
 
@@ -330,7 +334,7 @@ def test_unsuitable_replacements_are_refused() -> None:
         ("learning_rate", 0.0, r"learning_rate must be positive, got 0\.0"),
         ("gradient_norm", math.nan, "gradient_norm must be positive, got nan"),
         ("warm_up", 1.5, r"warm_up is a share of the steps, from 0 to 1, got 1\.5"),
-        ("weight_decay", -1.0, r"weight_decay must not be negative, got -1\.0"),
+        ("weight_decay", -1.0, r"weight_decay must be finite and not negative, got -1\.0"),
     ],
 )
 def test_settings_out_of_range_are_refused(name: str, value: object, message: str) -> None:
