@@ -22,7 +22,7 @@ _NORMS = ("batch", "layer", None)
 
 
 class ExpertGate(nn.Module):
-    """Coefficients of every expert mode, from one linear map: ``activation(norm(x @ weight.T) / temperature)``.
+    """The gate: how much each expert takes part in an input, ``activation(norm(x @ weight.T) / temperature)``.
 
     The weight starts at zero, so training starts from the uniform mixture. Logits are normalised before the
     activation, without a learned scale, which keeps a sparse activation from settling on few experts early.

@@ -47,7 +47,7 @@ def parameter_groups(
 
     Returns:
         The groups that have a parameter, each a dictionary with ``"name"``, ``"params"``, ``"weight_decay"`` and, where
-        given, ``"lr"``. A parameter that is shared is in one group, once.
+            given, ``"lr"``. A parameter that is shared is in one group, once.
 
     Raises:
         TypeError: If ``model`` is no module, or ``decay_gates`` not True or False.

@@ -54,7 +54,7 @@ def test_an_unknown_command_fails_the_build() -> None:
 
 def test_the_diagram_shows_the_order_that_the_architecture_test_holds() -> None:
     order = IMPORTS.import_order()
-    assert order[0] == ("parsing", "writing")
+    assert {"parsing", "writing"} <= set(order[0])
     assert order[-1] == ("cli",)
     rows = ET.fromstring(IMPORTS.diagram()).findall("div")
     assert tuple(tuple(box.text for box in row) for row in reversed(rows)) == order
@@ -141,6 +141,11 @@ def test_names_become_links_where_they_are_text() -> None:
     page = f"<h2>{mention}</h2><p>{mention} {mention} <code>MuMoEs</code></p><pre>{mention}</pre>"
     assert NAMES.linked(page, every=True) == page.replace(f"<p>{mention} {mention}", f"<p>{link} {link}")
     assert NAMES.linked(page, every=False) == page.replace(f"<p>{mention}", f"<p>{link}")
+
+
+def test_long_headings_break_after_a_dot() -> None:
+    heading = '<span class="doc doc-object-name doc-class-name">a.b</span> a.b'
+    assert NAMES.breakable(heading) == '<span class="doc doc-object-name doc-class-name">a.<wbr>b</span> a.b'
 
 
 def test_a_word_that_is_also_a_name_is_no_link() -> None:

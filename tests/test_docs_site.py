@@ -50,7 +50,7 @@ def test_a_class_shows_its_constructor_with_the_keyword_only_arguments(site: Pat
     text = text_of(read(site, "api/layers.html"))
     (signature,) = re.findall(r"MuMoE\( in_features: int \| None = None, out_features.*?\)", text)
     positional, keywords = signature.split(" *, ")
-    assert "rank: RankLike | None = None" in positional
+    assert "rank: SizeLike | None = None" in positional
     assert "bias: bool = True" in keywords
 
 
@@ -58,6 +58,7 @@ def test_a_class_shows_its_constructor_with_the_keyword_only_arguments(site: Pat
     "name",
     [
         "factorized_moe.decompositions.base.RankLike",
+        "factorized_moe.budgets.budget.SizeLike",
         "factorized_moe.decompositions.base.Initialisation",
         "factorized_moe.activations.Activation",
         "torch.Tensor",

@@ -13,6 +13,7 @@ from typing import Any
 import factorized_moe
 
 UNTOUCHED = re.compile(r"<(pre|a|h[1-6]|figure|svg|autoref)\b.*?</\1>", re.DOTALL)
+HEADING = re.compile(r'(?P<tag><span class="doc doc-object-name [\w -]*">)(?P<name>[\w.]+)</span>')
 CODE = re.compile(r"<code>(?P<name>[A-Za-z_]\w*)(?P<call>\(\))?</code>")
 INNER = ("interpret.report", "interpret.report.plots")
 
@@ -62,6 +63,11 @@ def linked(page_html: str, every: bool) -> str:
     return "".join([*parts, CODE.sub(link, page_html[end:])])
 
 
+def breakable(page_html: str) -> str:
+    """Let long names in headings break after a dot, on narrow screens."""
+    return HEADING.sub(lambda found: f"{found['tag']}{found['name'].replace('.', '.<wbr>')}</span>", page_html)
+
+
 def on_page_content(page_html: str, page: Any, **_: Any) -> str:
     """Link the names of a page; the plug-in for cross-references finds their addresses when all pages are there."""
-    return linked(page_html, every=page.file.src_uri.startswith("api/"))
+    return breakable(linked(page_html, every=page.file.src_uri.startswith("api/")))

@@ -1,4 +1,4 @@
-"""A least-squares problem on a network: the target in the network's own labels, and the network's value beside it.
+"""A fit as a least-squares problem: which parameters of a network come closest to a dense target tensor?
 
 Legend: labels as in the network; *padding* the last entries of a split input mode, which are no part of the target.
 """
@@ -22,7 +22,7 @@ from factorized_moe.network import Node, TensorNetwork
 __all__ = ["Problem", "Report", "Tensors", "contract"]
 
 EXHAUSTIVE_OPERANDS = 7
-"""Of more operands, those are contracted first whose product is smallest."""
+"""With more operands than this, no best order is searched: the pair with the smallest product comes first."""
 
 Tensors = dict[str, Tensor]
 """Parameters by name."""
@@ -33,7 +33,7 @@ Report = Callable[[float], object]
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """What is to be fitted.
+    """A dense target tensor, the network that approximates it, and the norm of the error.
 
     Attributes:
         network: The network.

@@ -37,7 +37,7 @@ SAME = 1e-5
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """A result of one start.
+    """The parameters that one start led to, and their error.
 
     Attributes:
         tensors: The parameters by name, float64.
@@ -103,7 +103,7 @@ def _starts(
 
 
 def improve_start(problem: Problem, start: Found, report: Report, sweeps: int = SWEEPS) -> Found:
-    """The better one of a start and what the improvements that suit the problem make of it.
+    """Improve a start by the methods that suit the problem, and return the best parameters seen.
 
     Args:
         problem: The problem.

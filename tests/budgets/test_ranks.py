@@ -99,6 +99,7 @@ def test_a_block_has_at_most_the_parameters_of_what_it_replaces(name: str) -> No
     assert 0.8 * count(mlp) < count(block) <= count(mlp)
 
 
+@pytest.mark.thorough
 @settings(max_examples=40)
 @given(
     name=st.sampled_from(registered_decompositions()),
@@ -134,6 +135,7 @@ def test_never_over_budget(name, experts, features, unit, budget, flags, choice)
     assert costs.decomposition.check_rank(rank, costs.shapes()[0]) == rank
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("name", "entries", "largest"), [("tucker", 3, 11), ("tt", 2, 11), ("tr", 3, 11), ("hierarchical_tucker", 4, 6)]
 )

@@ -45,6 +45,7 @@ def test_every_page_says_what_when_and_what_it_costs(page: str) -> None:
         assert part in text or (page == "dense.md" and part == "The rank")
 
 
+@pytest.mark.thorough
 def test_the_table_is_what_the_code_prints(page_code: Callable[[str], str], tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-W", "error", "-c", page_code(INDEX)]

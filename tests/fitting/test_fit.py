@@ -19,6 +19,7 @@ def gaussian(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("seed", [0, 2])
 @pytest.mark.parametrize("name", registered_decompositions())
 def test_what_can_be_exact_is(name: str, seed: int) -> None:
@@ -96,6 +97,7 @@ def test_the_error_of_the_outputs(name: str, bias: bool) -> None:
     assert same.relative_error == pytest.approx(fitted.relative_error, rel=1e-3)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["cp", "tt", "dense"])
 def test_an_error_in_place_of_a_rank(name: str) -> None:
     target = Structure((4,), 7, 6, 3, seed=2).tensor(name).to_dense().detach()

@@ -179,6 +179,7 @@ def test_exception_keeps_whole_passes_and_removes_the_hooks(model: Model, tmp_pa
     check(log.recording, model, inputs)
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("small_chunks")
 def test_killed_process_leaves_whole_chunks(model: Model, tmp_path: Path) -> None:
     script = f"""
