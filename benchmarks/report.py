@@ -47,6 +47,15 @@ layer's* plan is near the best at all batch sizes and prefers small intermediate
 
 """
 
+COPIES = """\
+## Plans at other prices of a copied element
+
+Random networks of 4 to 9 operands, planned at other prices of an element of a parameter that a step has to copy into
+another order. Where the order differs from that at the price in use: its FLOPs and its time over the other's, forward,
+one thread; the geometric mean and, in brackets, the smallest and the largest.
+
+"""
+
 MEASURED = """\
 ## The default plan beside the fastest that was timed
 
@@ -121,6 +130,8 @@ def markdown(sections: Mapping[str, Section]) -> str:
         parts.append(_constants(sections["cost_model"]))
     if "plans" in sections:
         parts.append(ORDERS + str(sections["plans"].extra["table"]))
+    if "copies" in sections:
+        parts.append(COPIES + str(sections["copies"].extra["table"]))
     if "measured_plans" in sections:
         parts.append(MEASURED + str(sections["measured_plans"].extra["table"]))
     return "\n".join(parts)
