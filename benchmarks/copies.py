@@ -22,7 +22,7 @@ __all__ = ["NETWORKS", "PRICES", "TITLE", "Comparison", "compare", "markdown"]
 
 TITLE = "Plans at other prices of a copied element"
 
-NETWORKS = 400
+NETWORKS = 100
 
 PRICES = (0, 2, 4, 12, 30, 200)
 

@@ -42,7 +42,7 @@ ORDERS = """\
 
 Random networks of 3 to 40 operands, nodes and vectors, at 64 samples. Each ratio is ours to theirs, below 1 in our
 favour: the median and, in brackets, the smallest and the largest. *Ended* is in how many networks their search ended
-within 10 s. *Cost* is the planner's, FLOPs and elements moved, which ours are planned for; theirs are for FLOPs. *The
+within 3 s. *Cost* is the planner's, FLOPs and elements moved, which ours are planned for; theirs are for FLOPs. *The
 layer's* plan is near the best at all batch sizes and prefers small intermediates.
 
 """

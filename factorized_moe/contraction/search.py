@@ -74,7 +74,7 @@ class Operand:
     memory: tuple[str, ...] | None = None
 
 
-def copy_price(samples: int) -> float:
+def copy_price(samples: int) -> int:
     """What an element of a parameter that is copied counts for, in FLOPs.
 
     Args:
