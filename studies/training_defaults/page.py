@@ -12,6 +12,7 @@ from studies.training_defaults.contenders import (
     DEFAULT,
     DENSE,
     FORMS,
+    OLD_LANGUAGE,
     OLD_VISION,
     RATE_SEED,
     SCREEN,
@@ -104,8 +105,9 @@ def _results(confirmed: Cells, screened: Cells) -> list[str]:
         if other == DEFAULT:
             continue
         found = [d for key in confirmed if key[1] and (d := difference(confirmed, key, DEFAULT, other)) is not None]
+        kind = " (an old default)" if other in (OLD_LANGUAGE, OLD_VISION) else ""
         lines.append(
-            f"- {DEFAULT} (the default) against {other} (an old one): lower loss in "
+            f"- {DEFAULT} (the default) against {other}{kind}: lower loss in "
             f"{sum(d.mean < 0 and not d.is_tie for d in found)} of {len(found)} cells, higher in "
             f"{sum(d.mean > 0 and not d.is_tie for d in found)}, ties in {sum(d.is_tie for d in found)}."
         )

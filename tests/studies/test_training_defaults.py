@@ -80,7 +80,7 @@ def test_verdicts_are_made_of_the_runs() -> None:
             entry(SCREEN.name, old, (8, 8), seed, 2.1),
         ]
     text = page(runs)
-    assert "against paper, layer (an old one): lower loss in 1 of 1 cells, higher in 0, ties in 0" in text
+    assert "against paper, layer (an old default): lower loss in 1 of 1 cells, higher in 0, ties in 0" in text
     assert "gpt: the default less the dense model of equal parameters: 8 x 8 -0.100 ± 0.006" in text
     assert "- balanced, batch, half: 0 of 2 modes dead at the end, 100% of all experts in use." in text
     assert "- paper, layer: 0 of 2 modes dead at the end, 50% of all experts in use." in text
