@@ -38,9 +38,8 @@ has more FLOPs than another only where it clearly pays.
 COPIED = 12
 """The same for an element of a parameter that is copied into another order: timed alone, fitted as 35 to 215.
 
-Less is charged, because within plans copies cost less: at 30 and at 200 plans get slower, at 2 and at 0 as well
-(``python -m benchmarks --only copies``). Between 4 and 12 there is little to choose, but Tucker's forward pass with two
-expert modes is slower with 4.
+Less is charged, because within plans copies cost less: plans made at 200 are slower at 1 and 64 samples, and those made
+at 0 at one sample (``python -m benchmarks --only copies``). Between, few plans differ and little can be told.
 """
 
 COPIED_PER_SAMPLE = 4
