@@ -43,8 +43,17 @@ ORDERS = """\
 
 Random networks of 3 to 40 operands, nodes and vectors, at 64 samples. Each ratio is ours to theirs, below 1 in our
 favour: the median and, in brackets, the smallest and the largest. *Ended* is in how many networks their search ended
-within 10 s. *Cost* is the planner's, FLOPs and elements moved, which ours are planned for; theirs are for FLOPs. *The
+within 3 s. *Cost* is the planner's, FLOPs and elements moved, which ours are planned for; theirs are for FLOPs. *The
 layer's* plan is near the best at all batch sizes and prefers small intermediates.
+
+"""
+
+COPIES = """\
+## Plans at other prices of a copied element
+
+Random networks of 4 to 9 operands, planned at other prices of an element of a parameter that a step has to copy into
+another order. Where the order differs from that at the price in use: its FLOPs and its time over the other's, forward,
+one thread; the geometric mean and, in brackets, the smallest and the largest.
 
 """
 
@@ -122,6 +131,8 @@ def markdown(sections: Mapping[str, Section]) -> str:
         parts.append(_constants(sections["cost_model"]))
     if "plans" in sections:
         parts.append(ORDERS + str(sections["plans"].extra["table"]))
+    if "copies" in sections:
+        parts.append(COPIES + str(sections["copies"].extra["table"]))
     if "measured_plans" in sections:
         parts.append(MEASURED + str(sections["measured_plans"].extra["table"]))
     parts += [RULES, _circumstances(sections)]

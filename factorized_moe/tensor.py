@@ -5,7 +5,7 @@ Legend: ``*batch`` any leading shape, ``I`` in_features, ``O`` out_features, ``N
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -30,7 +30,7 @@ from factorized_moe.contraction import (
 from factorized_moe.contraction.plan import check_batch_size
 from factorized_moe.contraction.planning import DEFAULT_BATCH_SIZE
 from factorized_moe.decompositions import Decomposition, get_decomposition, name_of
-from factorized_moe.decompositions.base import GivenNetwork, Initialisation, find_initialisation
+from factorized_moe.decompositions.base import GivenNetwork, Initialisation, find_initialisation, leave_empty
 from factorized_moe.fitting import Fit, fit
 from factorized_moe.network import TensorNetwork
 from factorized_moe.scalars import is_whole
@@ -275,6 +275,8 @@ class FactorizedExpertTensor(nn.Module):
         rank: SizeLike | None = None,
         *,
         bias: bool = False,
+        seed: int = 0,
+        starts: int | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> FactorizedExpertTensor:
@@ -285,6 +287,8 @@ class FactorizedExpertTensor(nn.Module):
             decomposition: A registered name or an instance.
             rank: As in the constructor.
             bias: Whether the last row of each expert's matrix is its bias.
+            seed: Where random starts come from.
+            starts: The most random starts, as for `factorized_moe.fitting.fit`.
             device: Where the parameters go; the dense tensor's device by default.
             dtype: Their type; the dense tensor's by default.
 
@@ -297,7 +301,7 @@ class FactorizedExpertTensor(nn.Module):
             >>> w.relative_error(torch.ones(3, 4, 5)) < 1e-6
             True
         """
-        return cls.from_fit(fit(dense, decomposition, rank, bias=bias, dtype=dtype), device)
+        return cls.from_fit(fit(dense, decomposition, rank, bias=bias, dtype=dtype, seed=seed, starts=starts), device)
 
     @classmethod
     def from_fit(cls, fitted: Fit, device: torch.device | str | None = None) -> FactorizedExpertTensor:
@@ -381,7 +385,7 @@ class FactorizedExpertTensor(nn.Module):
         """Of zeros, to be assigned; only a reset uses the decomposition's initialisation."""
         *expert_dims, rows, out_features = shape
         sizes = (expert_dims, rows - bias, out_features)
-        tensor = cls(*sizes, decomposition, rank, bias=bias, init=_leave_empty, device=device, dtype=dtype)
+        tensor = cls(*sizes, decomposition, rank, bias=bias, init=leave_empty, device=device, dtype=dtype)
         tensor._init = find_initialisation(tensor.decomposition, None)
         return tensor
 
@@ -391,9 +395,3 @@ class FactorizedExpertTensor(nn.Module):
             f"expert_dims={self.expert_dims}, in_features={self.in_features}, out_features={self.out_features}, "
             f"decomposition={name_of(self.decomposition)!r}, rank={self.rank}, bias={self.bias}"
         )
-
-
-def _leave_empty(network: TensorNetwork, tensors: Mapping[str, Tensor]) -> None:
-    """Zeros, for parameters that are about to be assigned."""
-    for tensor in tensors.values():
-        tensor.zero_()

@@ -28,6 +28,7 @@ __all__ = [
     "RankLike",
     "find_initialisation",
     "largest_within",
+    "leave_empty",
     "variance_preserving",
 ]
 
@@ -258,3 +259,9 @@ def find_initialisation(decomposition: Decomposition, init: str | Initialisation
     if not isinstance(init, Callable):  # type: ignore[arg-type]
         raise TypeError(f"init is a name or a function that fills the parameters, got {init!r}")
     return init
+
+
+def leave_empty(network: TensorNetwork, tensors: Mapping[str, Tensor]) -> None:
+    """An initialisation of zeros, for parameters that are about to be assigned."""
+    for tensor in tensors.values():
+        tensor.zero_()

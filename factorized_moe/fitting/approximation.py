@@ -24,7 +24,7 @@ from factorized_moe.fitting.starts import Found, best_of_starts, improve_start
 from factorized_moe.fitting.whitening import InputRoot, absorbs_input, divide_input, input_moment, moment_roots
 from factorized_moe.network import TensorNetwork
 from factorized_moe.scalars import is_number
-from factorized_moe.validation import check_dense, check_dtype, check_flag, check_network, check_seed
+from factorized_moe.validation import check_dense, check_dtype, check_flag, check_network, check_seed, check_size
 
 __all__ = ["fit"]
 
@@ -44,6 +44,7 @@ def fit(
     input_covariance: Tensor | None = None,
     dtype: torch.dtype | None = None,
     seed: int = 0,
+    starts: int | None = None,
     progress: bool = False,
 ) -> Fit:
     """Approximate a dense tensor by a decomposition of a given rank, or of the smallest that reaches an error.
@@ -63,6 +64,7 @@ def fit(
             count the constant 1 as the last input, and inputs of mean zero are assumed if it does not.
         dtype: The parameters' type; the dense tensor's by default.
         seed: Where random starts come from.
+        starts: The most random starts, beside TensorLy's algorithm; chosen by the tensor's size by default.
         progress: Whether to show a progress bar.
 
     Returns:
@@ -87,6 +89,7 @@ def fit(
     for name, flag in (("bias", bias), ("progress", progress)):
         check_flag(name, flag)
     seed = check_seed(seed)
+    starts = None if starts is None else check_size("starts", starts)
     target = dense.detach().to(torch.float64)
     _check_values(target)
     if (rank is None) == (error is None):
@@ -96,7 +99,7 @@ def fit(
     if root is not None and target.any() and not (root.exact @ target).any():
         raise ValueError("the dense tensor's outputs on these inputs are all zero: no error of the outputs to minimise")
     source = get_decomposition(decomposition)
-    job = _Job(source, target, root, bias, dtype or dense.dtype, seed, begun)
+    job = _Job(source, target, root, bias, dtype or dense.dtype, seed, starts, begun)
     with progress_bar(progress) as report:
         if rank is not None:
             return job.fit(rank_of_tensor(rank, tuple(dense.shape), source, bias=bias), report)
@@ -113,6 +116,7 @@ class _Job:
     bias: bool
     dtype: torch.dtype
     seed: int
+    starts: int | None
     begun: float
 
     def fit(self, rank: Rank, report: Report) -> Fit:
@@ -172,14 +176,14 @@ class _Job:
         scale = self.target.norm() if len(network.parameter_shapes) == len(network.nodes) else self.target.new_ones(())
         problem, bound = Problem(network, self.target / scale), self.bound(network)
         if self.root is None:
-            found = best_of_starts(problem, self.source, rank, self.seed, bound, report)
+            found = best_of_starts(problem, self.source, rank, self.seed, bound, report, self.starts)
         elif absorbs_input(network):
             whitened = Problem(network, self.root.regular @ problem.target)
-            found = best_of_starts(whitened, self.source, rank, self.seed, bound, report)
+            found = best_of_starts(whitened, self.source, rank, self.seed, bound, report, self.starts)
             found = replace(found, tensors=divide_input(network, found.tensors, self.root.inverse))
         else:
             weighted = replace(problem, root=self.root.regular)
-            plain = best_of_starts(problem, self.source, rank, self.seed, 0.0, report)
+            plain = best_of_starts(problem, self.source, rank, self.seed, 0.0, report, self.starts)
             found = improve_start(weighted, plain, report)
         firsts = {term[0].parameter for term in network.terms}
         tensors = {name: tensor * scale if name in firsts else tensor for name, tensor in found.tensors.items()}

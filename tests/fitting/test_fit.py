@@ -203,3 +203,23 @@ def test_an_error_out_of_reach() -> None:
     target = gaussian(4, 3, 3)
     with pytest.raises(ValueError, match=r"no rank up to \d+ reaches a relative error of 0.0001"):
         fit(target.half(), "cp", error=1e-4)  # rounding alone makes more
+
+
+def test_starts_and_seed_reach_from_dense() -> None:
+    """More starts find a better tensor ring here, and the result is that of `fit` with the same arguments."""
+    dense = torch.randn(6, 7, 8, generator=torch.Generator().manual_seed(0))
+    errors = {}
+    for starts, seed in ((1, 0), (10, 0), (10, 1)):
+        w = FactorizedExpertTensor.from_dense(dense, "tr", 2, starts=starts, seed=seed)
+        fitted = fit(dense, "tr", 2, starts=starts, seed=seed)
+        assert all(torch.equal(a, b) for a, b in zip(w.weight.operands, fitted.operands, strict=True))
+        errors[starts, seed] = w.relative_error(dense)
+    assert errors[10, 0] < errors[1, 0]
+    ways = [fit(dense, "block_term", (2, 2, 2, 2), starts=1, seed=seed) for seed in range(2)]
+    assert not torch.equal(ways[0].operands[0], ways[1].operands[0])
+
+
+@pytest.mark.parametrize("starts", [0, -1])
+def test_starts_are_positive(starts: int) -> None:
+    with pytest.raises(ValueError, match=rf"starts is a positive int, got {starts}|starts must be .*{starts}"):
+        fit(gaussian(3, 4, 5), "cp", 1, starts=starts)
