@@ -93,10 +93,20 @@ def test_every_example_is_rendered_as_code(site: Path) -> None:
     shown = 0
     for path in (site / "api").glob("*.html"):
         page = path.read_text(encoding="utf-8")
-        for paragraph in re.findall(r"<p>(.*?)</p>", page, re.DOTALL):
-            assert "&gt;&gt;&gt;" not in paragraph, f"{path.name}: an example runs together: {paragraph[:80]}"
+        assert "<blockquote" not in page, f"{path.name}: the prompts of an example are taken for quotes"
         shown += page.count("&gt;&gt;&gt;")
     assert shown > 200
+
+
+def test_a_decomposition_has_one_formula_in_its_docstring_and_on_its_page(site: Path) -> None:
+    """As MathML on both: what its page says stands in the reference in place of the docstring's plain text."""
+    reference = read(site, "api/decompositions.html")
+    assert "<code>W[n, .." not in reference
+    for name in ("cp", "tucker", "kronecker"):
+        (formula,) = re.findall(
+            r'<div class="formula">(<math.*?</math>)</div>', read(site, f"decompositions/{name}.html")
+        )
+        assert formula in reference
 
 
 def test_each_page_is_in_the_navigation_once() -> None:
