@@ -22,7 +22,7 @@ MOST_ROOMS = 6
 
 # Top-level modules, lowest first: a module imports from its own line and the lines above it.
 ORDER = (
-    ("parsing", "scalars", "text_tables", "writing", "reading"),
+    ("bars", "parsing", "scalars", "text_tables", "writing", "reading"),
     ("network", "validation", "spread"),
     ("contraction",),
     ("decompositions",),
@@ -37,7 +37,7 @@ ORDER = (
 )
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
 
-STANDARD_LIBRARY_ONLY = ("parsing", "scalars", "network")
+STANDARD_LIBRARY_ONLY = ("bars", "parsing", "scalars", "network")
 
 # What may be imported in one place only.
 QUARANTINE = {

@@ -143,7 +143,7 @@ def test_progress_is_shown_and_tqdm_asked_for(monkeypatch: pytest.MonkeyPatch, c
     fit(gaussian(3, 4, 5), "kronecker", 1, progress=True)
     assert "fit" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "tqdm", None)
-    with pytest.raises(ModuleNotFoundError, match=re.escape("progress=True needs tqdm")):
+    with pytest.raises(ModuleNotFoundError, match=re.escape("a progress bar needs tqdm")):
         fit(gaussian(3, 4, 5), "cp", 1, progress=True)
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from factorized_moe import reading
+from factorized_moe import bars, reading
 from factorized_moe.optimisation import warm_up_and_cosine
 from factorized_moe.scalars import is_number, is_whole
 from factorized_moe.surgery.distillation.capturing import Call, calls_of, check_names
@@ -161,7 +161,7 @@ def distill(
     path = None if checkpoint is None else Path(checkpoint)
     trained = nn.ModuleList(replacements.values())
     modes = [(module, module.training) for module in trained.modules()]
-    bar = _bar(settings.steps) if progress else None
+    bar = bars.progress(total=settings.steps, unit="step") if progress else None
     with nullcontext() if bar is None else bar, torch.random.fork_rng(devices=()), torch.enable_grad():
         torch.default_generator.manual_seed(settings.seed)
         stream = iter(batches)
@@ -352,11 +352,3 @@ def _check(model: nn.Module, replacements: Mapping[str, nn.Module], checkpoint_e
             )
         if not any(parameter.requires_grad for parameter in replacement.parameters()):
             raise ValueError(f"the replacement of {name!r} has no parameter to train")
-
-
-def _bar(steps: int) -> Any:
-    try:
-        from tqdm import tqdm
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("a progress bar needs tqdm: pip install 'factorized-moe[progress]'") from error
-    return tqdm(total=steps, unit="step")
