@@ -223,7 +223,7 @@ def resolve_activation(activation: str | Activation) -> Activation:
         The activation.
 
     Raises:
-        TypeError: ``activation`` is neither a name nor a callable.
+        TypeError: ``activation`` is a class, or neither a name nor a callable.
         ValueError: No activation has this name.
 
     Examples:
@@ -239,6 +239,8 @@ def resolve_activation(activation: str | Activation) -> Activation:
             f"activation: {activation!r} is not a known name; {hint}"
             f"pass one of {', '.join(map(repr, ACTIVATIONS))}, or a callable"
         )
+    if isinstance(activation, type):
+        raise TypeError(f"activation: got the class {activation.__name__}; give an instance, {activation.__name__}()")
     if callable(activation):
         return activation
     raise TypeError(

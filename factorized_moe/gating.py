@@ -14,7 +14,14 @@ from torch import Tensor, nn
 
 from factorized_moe.activations import Activation, resolve_activation
 from factorized_moe.batch_statistics import GateBatchNorm, keep_wide, normalise
-from factorized_moe.validation import check_countable, check_dtype, check_expert_dims, check_size, check_temperature
+from factorized_moe.validation import (
+    check_countable,
+    check_dtype,
+    check_expert_dims,
+    check_place,
+    check_size,
+    check_temperature,
+)
 
 __all__ = ["ExpertGate"]
 
@@ -76,6 +83,7 @@ class ExpertGate(nn.Module):
     ) -> None:
         super().__init__()
         check_dtype(dtype)
+        check_place(device)
         self.in_features = check_size("in_features", in_features)
         self.expert_dims = check_expert_dims(expert_dims)
         self.activation = resolve_activation(activation)
@@ -149,7 +157,12 @@ class ExpertGate(nn.Module):
             ValueError: If the last dimension of ``x`` is not ``I``, if a batch norm in training mode has fewer than two
                 positions, or if the activation changes the shape.
         """
-        return self._for_each_mode(self._activated, self._projected(x))
+        coefficients = self._for_each_mode(self._activated, self._projected(x))
+        return tuple(a.to(torch.float16) for a in coefficients) if self._narrow(x) else coefficients
+
+    def _narrow(self, x: Tensor) -> bool:
+        """Whether logits are of a wider type than the input, and coefficients should not be."""
+        return x.dtype == torch.float16 and not torch.is_autocast_enabled(x.device.type)
 
     def extra_repr(self) -> str:
         """The constructor's arguments, in the module's ``repr``."""
@@ -205,6 +218,8 @@ class ExpertGate(nn.Module):
         if not isinstance(x, Tensor) or not x.is_floating_point():
             given = f"a tensor of {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
             raise TypeError(f"ExpertGate: the input must be a floating-point tensor, but got {given}; convert it first")
+        if x.is_nested:
+            raise TypeError("ExpertGate: the input is a nested tensor; give a padded or concatenated one")
         if x.ndim == 0 or x.shape[-1] != self.in_features:
             raise ValueError(
                 f"ExpertGate: the input must have shape (*batch, {self.in_features}), but got {tuple(x.shape)}; "
@@ -233,3 +248,9 @@ class _Projection(nn.Linear):
 
     def reset_parameters(self) -> None:
         nn.init.zeros_(self.weight)
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # torch's name
+        """``input @ weight.T``; of float16 in float32, whose sums are not cut off at 65,504."""
+        if self.weight.dtype == torch.float16 and not torch.is_autocast_enabled(input.device.type):
+            return F.linear(input.float(), self.weight.float())
+        return super().forward(input)

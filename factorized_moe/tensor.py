@@ -44,6 +44,7 @@ from factorized_moe.validation import (
     check_expert_dims,
     check_flag,
     check_network,
+    check_place,
     check_size,
 )
 
@@ -122,6 +123,7 @@ class FactorizedExpertTensor(nn.Module):
         self.out_features = check_size("out_features", out_features)
         self.bias = check_flag("bias", bias)
         check_dtype(dtype)
+        check_place(device)
         self.decomposition = get_decomposition("cp" if decomposition is None else decomposition)
         if rank is None:
             raise TypeError("rank is missing; give an int, a tuple of ints, 'same', a fraction or a Budget")

@@ -21,6 +21,7 @@ __all__ = [
     "check_expert_dims",
     "check_flag",
     "check_network",
+    "check_place",
     "check_seed",
     "check_size",
     "check_strings",
@@ -53,6 +54,8 @@ def check_call(
             f"got {type(x).__name__} and {type(coefficients).__name__}; with one mode, write [coefficients], "
             "and let a gate return a tuple"
         )
+    if x.is_nested or any(a.is_nested for a in coefficients):
+        raise TypeError("x or coefficients are nested tensors; give padded or concatenated ones")
     if x.ndim == 0 or x.shape[-1] != in_features:
         raise ValueError(
             f"x has shape {tuple(x.shape)}, expected (*batch, {in_features}): the last axis is in_features"
@@ -197,6 +200,22 @@ def check_temperature(temperature: float) -> float:
     return float(temperature)
 
 
+def check_place(device: torch.device | str | int | None) -> None:
+    """Refuse a device that torch knows no name of.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    try:
+        if device is not None:
+            torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        said = str(error).splitlines()[0]
+        raise ValueError(
+            f"device is a device of torch such as 'cpu' or 'cuda', or None, got {device!r}: {said}"
+        ) from error
+
+
 def check_device(device: torch.device | str) -> None:
     """Refuse a device that cannot hold values.
 
@@ -213,8 +232,10 @@ def check_dtype(dtype: torch.dtype | None) -> None:
     Raises:
         TypeError: If it is not a real floating type of torch, or ``None``.
     """
-    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise TypeError(f"dtype is a real floating type such as torch.float32, or None, got {dtype!r}")
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point and dtype.itemsize > 1):
+        raise TypeError(
+            f"dtype is a real floating type of 16 bits or more such as torch.float32, or None, got {dtype!r}"
+        )
 
 
 def check_network(network: TensorNetwork, shape: tuple[int, ...], source: object) -> None:
@@ -262,6 +283,8 @@ def check_dense(dense: Tensor, shape: tuple[int, ...] | None = None) -> None:
     if not isinstance(dense, Tensor) or not dense.is_floating_point():
         kind = dense.dtype if isinstance(dense, Tensor) else type(dense).__name__
         raise TypeError(f"dense must be a tensor of a real floating type, got {kind}")
+    if dense.is_nested:
+        raise TypeError("dense is a nested tensor; give a padded one")
     if dense.layout is not torch.strided:
         raise TypeError(f"dense must hold all its entries, got a tensor of layout {dense.layout}; call to_dense()")
     check_device(dense.device)

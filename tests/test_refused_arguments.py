@@ -10,6 +10,8 @@ from torch import nn
 from factorized_moe import Decomposition, FactorizedExpertTensor, MuMoE, MuMoEBlock, TensorNetwork, register
 from factorized_moe.activations import TopKSoftmax
 from factorized_moe.decompositions import CP
+from factorized_moe.interpret import Load, experts_in_use, record
+from factorized_moe.surgery import DistillationSettings, MuMoEConfig
 
 
 class Bare(Decomposition):
@@ -29,6 +31,7 @@ def block(activation: object) -> nn.Module:
     return MuMoEBlock(4, 8, 4, [3], "cp", 2, activation=activation)
 
 
+NESTED = torch.nested.nested_tensor([torch.ones(2, 4), torch.ones(3, 4)], layout=torch.jagged)
 NO_VALUES = "the meta device holds no values to fit or to compare; use another one, such as 'cpu'"
 ACTIVATION = r"activation is a module or a function of a tensor, such as nn\.GELU\(\) or torch\.relu, got "
 REFUSED: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
@@ -106,6 +109,86 @@ REFUSED: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         lambda: tensor().relative_error(torch.empty(3, 2, 5, 4, device="meta")),
         ValueError,
         NO_VALUES,
+    ),
+    "gate's class": (
+        lambda: MuMoE(4, 4, [3], "cp", 2, gate=nn.ReLU),
+        TypeError,
+        r"activation: got the class ReLU; give an instance, ReLU\(\)",
+    ),
+    "device of no name": (
+        lambda: MuMoE(4, 4, [3], "cp", 2, device="gpu"),
+        ValueError,
+        "device is a device of torch such as 'cpu' or 'cuda', or None, got 'gpu': ",
+    ),
+    "float8": (
+        lambda: MuMoE(4, 4, [3], "cp", 2, dtype=torch.float8_e4m3fn),
+        TypeError,
+        r"dtype is a real floating type of 16 bits or more .*, got torch\.float8_e4m3fn",
+    ),
+    "nested input": (
+        lambda: MuMoE(4, 4, [3], "cp", 2)(NESTED),
+        TypeError,
+        "ExpertGate: the input is a nested tensor; give a padded or concatenated one",
+    ),
+    "nested input of a tensor": (
+        lambda: tensor()(NESTED, (NESTED, NESTED)),
+        TypeError,
+        "x or coefficients are nested tensors; give padded or concatenated ones",
+    ),
+    "nested dense tensor": (
+        lambda: FactorizedExpertTensor.from_dense(NESTED, rank=1),
+        TypeError,
+        "dense is a nested tensor; give a padded one",
+    ),
+    "NaN coefficients": (
+        lambda: Load.of(torch.full((3, 4), torch.nan)),
+        ValueError,
+        "coefficients have a value that is not finite, of which no expert is active or dead",
+    ),
+    "whole coefficients": (lambda: Load.of(torch.ones(3, 4, dtype=torch.int64)), TypeError, "floating type, got torch"),
+    "NaN threshold": (
+        lambda: Load.of(torch.ones(3, 4), torch.nan),
+        ValueError,
+        "threshold must be 0 or more and finite, got nan",
+    ),
+    "fewest of NaN": (
+        lambda: Load.of(torch.ones(3, 4)).dead(torch.nan),
+        TypeError,
+        "fewest must be an int, got nan",
+    ),
+    "NaN means": (
+        lambda: experts_in_use(torch.full((4,), torch.nan), torch.ones(4)),
+        ValueError,
+        "means and spreads have a value that is not finite",
+    ),
+    "class names in one string": (
+        lambda: record(MuMoE(4, 4, [3], "cp", 2), class_names="ab").__enter__(),
+        TypeError,
+        "class_names is a sequence of strings, got 'ab'",
+    ),
+    "rank 0 of a config": (lambda: MuMoEConfig((3,), rank=0), ValueError, "rank of a config must be above 0"),
+    "rank below 0 of a config": (lambda: MuMoEConfig((3,), rank=-1), ValueError, "rank of a config must be above 0"),
+    "NaN rank of a config": (lambda: MuMoEConfig((3,), rank=torch.nan), ValueError, "rank of a config must be above 0"),
+    "no rank of a config": (
+        lambda: MuMoEConfig((3,), rank=object()),
+        TypeError,
+        "rank of a config is an int, a tuple of ints, a fraction or 'same', got <object",
+    ),
+    "gate of a config in a list": (
+        lambda: MuMoEConfig((3,), rank=1, gate=[]),
+        ValueError,
+        r"gate of a config is one of .*, got \[\]",
+    ),
+    "seed of a distillation": (lambda: DistillationSettings(1, seed="x"), TypeError, "seed is an int, got 'x'"),
+    "rate of a distillation": (
+        lambda: DistillationSettings(1, learning_rate=torch.inf),
+        ValueError,
+        r"learning_rate must be at most 1e\+30, got inf",
+    ),
+    "rate of a distillation in words": (
+        lambda: DistillationSettings(1, learning_rate="fast"),
+        TypeError,
+        "learning_rate is a number, got 'fast'",
     ),
     "size of a fraction": (
         lambda: TensorNetwork.parse("in out", {"in": 2.0, "out": 3}),

@@ -253,3 +253,15 @@ def test_dropout_finds_its_container_by_name() -> None:
     tensor_dropout(made, p=0.5)
     assert any(isinstance(hook, NetworkTensorDropout) for hook in made._forward_hooks.values())
     assert isinstance(made(), Operands)
+
+
+def test_values_of_another_shape_and_as_many_entries_are_refused() -> None:
+    weight = STRUCTURE.tensor("cp").weight
+    before = {name: value.detach().clone() for name, value in weight.tensors.items()}
+    given = {**before, "expert_0": before["expert_0"].T.contiguous()}
+    with pytest.raises(ValueError, match=r"'expert_0' has shape \(2, 6\), its parameter \(6, 2\)"):
+        weight.assign(given)
+    flat = {**before, "expert_0": before["expert_0"].reshape(1, 6, 2)}  # copy_ would take it
+    with pytest.raises(ValueError, match=r"'expert_0' has shape \(1, 6, 2\), its parameter \(6, 2\)"):
+        weight.assign(flat)
+    assert all(torch.equal(value, before[name]) for name, value in weight.tensors.items())

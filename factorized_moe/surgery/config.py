@@ -83,9 +83,9 @@ class MuMoEConfig:
         _check_rank(self.rank)
         if self.fraction is not None and not (is_number(self.fraction) and 0.0 < self.fraction < math.inf):
             raise ValueError(f"fraction is a number above 0, got {self.fraction!r}")
-        if self.gate not in ACTIVATIONS:
+        if not isinstance(self.gate, str) or self.gate not in ACTIVATIONS:
             raise ValueError(f"gate of a config is one of {', '.join(map(repr, ACTIVATIONS))}, got {self.gate!r}")
-        if self.gate_norm not in ("layer", "batch", None):
+        if self.gate_norm is not None and self.gate_norm not in ("layer", "batch"):
             raise ValueError(f"gate_norm is 'layer', 'batch' or None, got {self.gate_norm!r}")
         check_temperature(self.gate_temperature)
         if not (is_number(self.noise) and 0.0 <= self.noise < math.inf):

@@ -7,6 +7,8 @@ import torch
 from factorized_moe import Decomposition, FactorizedExpertTensor, Node, TensorNetwork
 from factorized_moe.decompositions import GivenNetwork
 from factorized_moe.fitting import fit
+from factorized_moe.fitting.least_squares import sweep
+from factorized_moe.fitting.problem import Problem
 from factorized_moe.testing import Structure, dense_from_nodes
 
 BUILT_IN = ("cp", "tucker", "tt", "tr")
@@ -126,3 +128,19 @@ def test_shared_parameters_are_fitted() -> None:
     fitted = fit(target, Tied(), 2)
     assert set(fitted.tensors) == {"factor"}
     assert fitted.relative_error < 1e-9
+
+
+def test_a_sweep_keeps_an_exact_fit_of_a_padded_network() -> None:
+    """Zeros as the padding's targets would pull it away."""
+    network = TensorNetwork.parse("expert_0 a, in_0 a b, in_1 b, a out; expert_0=3 in_0=3 in_1=3 in=7 out=4 a=2 b=2")
+    assert network.in_padding == 2
+    w = FactorizedExpertTensor(network=network, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    tensors = {
+        name: torch.randn(value.shape, generator=generator, dtype=torch.float64)
+        for name, value in w.weight.tensors.items()
+    }
+    w.weight.assign(tensors)
+    problem = Problem(network, w.to_dense().detach())
+    sweep(problem, tensors)
+    assert problem.error(tensors) < 1e-9

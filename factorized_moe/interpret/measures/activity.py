@@ -16,6 +16,7 @@ from factorized_moe.interpret.measures.measurement import Measurement, expert_co
 from factorized_moe.interpret.recording.recording import Mode, Recording
 from factorized_moe.interpret.recording.rows import Rows
 from factorized_moe.interpret.recording.streaming import active_entries, check_threshold, finite_rows
+from factorized_moe.validation import check_size
 
 __all__ = ["Coactivation", "Histogram", "Load", "measure_coactivation", "measure_histogram", "measure_load"]
 
@@ -52,8 +53,8 @@ class Load(Measurement):
             threshold: The least coefficient of an active expert; 0 for any above 0.
 
         Raises:
-            TypeError: If the threshold is not a number.
-            ValueError: If it is out of range, or the coefficients have no expert axis.
+            TypeError: If the threshold is not a number, or the coefficients no tensor of a floating type.
+            ValueError: If it is out of range, or the coefficients are not finite or have no expert axis.
 
         Examples:
             >>> load = Load.of(torch.tensor([[0.9, 0.1, 0.0], [0.5, 0.3, 0.2], [0.4, 0.3, 0.3]]))
@@ -61,6 +62,11 @@ class Load(Measurement):
             ([2, 0, 0], 1)
         """
         check_threshold(threshold)
+        if not isinstance(coefficients, Tensor) or not coefficients.is_floating_point():
+            kind = coefficients.dtype if isinstance(coefficients, Tensor) else type(coefficients).__name__
+            raise TypeError(f"coefficients are a tensor of a floating type, got {kind}")
+        if not coefficients.isfinite().all():
+            raise ValueError("coefficients have a value that is not finite, of which no expert is active or dead")
         if coefficients.ndim == 0:
             raise ValueError("coefficients are a single number, expected (*batch, N): the last axis is the experts")
         rows = coefficients.detach().reshape(-1, coefficients.shape[-1]).double()
@@ -82,10 +88,10 @@ class Load(Measurement):
         """The experts that are active on fewer than so many samples, int64.
 
         Raises:
-            ValueError: If ``fewest`` is not positive.
+            TypeError: If ``fewest`` is not an int.
+            ValueError: If it is not positive.
         """
-        if fewest < 1:
-            raise ValueError(f"fewest must be at least 1, got {fewest}: no expert is active on fewer than 0 samples")
+        check_size("fewest", fewest)
         return (self.counts < fewest).nonzero().squeeze(1)
 
     def columns(self) -> dict[str, list[Any]]:

@@ -16,6 +16,7 @@ from factorized_moe.interpret.measures.measurement import Measurement, expert_co
 from factorized_moe.interpret.recording.recording import Mode, Recording
 from factorized_moe.interpret.recording.streaming import active_entries, check_threshold, finite_rows
 from factorized_moe.reading import check_room
+from factorized_moe.validation import check_size
 
 __all__ = ["LabelCounts", "LabelSpecialisation", "count_labels", "measure_label_specialisation"]
 
@@ -158,7 +159,8 @@ def measure_label_specialisation(counts: LabelCounts, fewest: int = 1) -> LabelS
         fewest: The samples below which an expert counts as dead and gets no value.
 
     Raises:
-        ValueError: If ``fewest`` is not positive.
+        TypeError: If ``fewest`` is not an int.
+        ValueError: If it is not positive.
 
     Examples:
         >>> from factorized_moe import CPMuMoE
@@ -171,8 +173,7 @@ def measure_label_specialisation(counts: LabelCounts, fewest: int = 1) -> LabelS
         >>> found.entropy.tolist(), found.baseline_entropy, found.clarity.tolist()
         ([2.0, 2.0], 2.0, [0.25, 0.25])
     """
-    if fewest < 1:
-        raise ValueError(f"fewest must be at least 1, got {fewest}: an expert without samples has no classes")
+    check_size("fewest", fewest)
     active = counts.counts.sum(dim=1)
     alive = active >= fewest
     shares = torch.where(alive[:, None], counts.counts.double() / active[:, None], math.nan)  # (N, C)

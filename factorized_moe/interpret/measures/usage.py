@@ -45,10 +45,15 @@ def experts_in_use(means: Tensor, spreads: Tensor) -> Tensor:
     Returns:
         ``(N,)``, bool.
 
+    Raises:
+        ValueError: If a value is not finite.
+
     Examples:
         >>> experts_in_use(torch.tensor([0.5, 0.25, 0.25, 0.0]), torch.tensor([0.3, 0.2, 0.0, 0.0])).tolist()
         [True, True, False, False]
     """
+    if not (means.isfinite().all() and spreads.isfinite().all()):
+        raise ValueError("means and spreads have a value that is not finite, of which no expert is in use or not")
     return (spreads > LEAST_SPREAD) & (means > 0.1 / means.shape[-1])
 
 
