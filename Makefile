@@ -22,10 +22,10 @@ define install
 @touch $@
 endef
 
-.PHONY: help demo bench models fairness test lint format types docs build clean
+.PHONY: help demo bench models fairness test test-fast versions lint format types docs build clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(STAMPS)/demo ## train on real digits, show the experts in results/demo (replaced at each run)
 	@$(BIN)/factorized-moe demo --out $(RESULTS) --force
@@ -38,6 +38,12 @@ models: $(STAMPS)/models ## upcycle and distil an MLP of real models, write docs
 
 fairness: $(STAMPS)/fairness ## correct a classifier of people for the group it wrongs, write docs/studies/bias-correction.md
 	@$(BIN)/python -m studies bias_correction
+
+test-fast: $(STAMPS)/dev ## run the tests that take less than a second each, under a minute in all
+	@$(BIN)/python -m pytest -q -n 2 -m "not models and not slow and not thorough" tests
+
+versions: $(STAMPS)/venv ## run the conformance suite on the lowest and the newest torch (downloads several GB)
+	@$(BIN)/python scripts/versions.py $(OPTIONS)
 
 test: $(STAMPS)/dev ## run the whole test suite, doctests and documentation included
 	@$(BIN)/python -m pytest -q -n 2
@@ -59,6 +65,7 @@ docs: $(STAMPS)/docs ## build the documentation into site/
 
 build: $(STAMPS)/dev ## build the wheel and the source archive into dist/
 	@$(BIN)/python -m build --no-isolation
+	@$(BIN)/python -m twine check --strict dist/*
 
 clean: ## remove the environment and everything built, but not results/
 	@rm -rf $(VENV) site dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

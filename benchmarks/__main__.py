@@ -15,6 +15,7 @@ import torch
 from benchmarks import (
     block,
     contraction,
+    copies,
     cost_model,
     counterfactuals,
     figure,
@@ -45,6 +46,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Effort], Iterator[Row]]]] = {
     "interpret": (interpret.TITLE, interpret.rows),
     "cost_model": ("The planner's constants", lambda effort: iter(())),
     "plans": (plans.TITLE, lambda effort: iter(())),
+    "copies": (copies.TITLE, lambda effort: iter(())),
     "measured_plans": (measured_plans.TITLE, lambda effort: iter(())),
 }
 
@@ -84,6 +86,8 @@ def measure(name: str, effort: Effort, command: str) -> Section:
         print(f"  {extra}")
     if name == "plans":
         extra["table"] = plans.markdown(list(plans.compare(effort)))
+    if name == "copies":
+        extra["table"] = copies.markdown(list(copies.compare(effort)))
     if name == "measured_plans":
         extra["table"] = measured_plans.markdown(list(measured_plans.compare(effort)))
     print(extra.get("table", ""))

@@ -13,7 +13,7 @@ from benchmarks.plans import network
 from factorized_moe import FactorizedExpertTensor
 from factorized_moe.contraction import ContractionPlan, candidate_plans, execute, fastest_plan, forward_request
 
-__all__ = ["NETWORKS", "SAMPLES", "TITLE", "compare", "markdown"]
+__all__ = ["NETWORKS", "SAMPLES", "TITLE", "call_of", "compare", "markdown"]
 
 TITLE = "The default plan beside the fastest that was timed"
 
@@ -51,7 +51,7 @@ def compare(effort: Effort, networks: int = NETWORKS) -> Iterator[Comparison]:
             )
             ratio = 1.0
             if fastest.steps != default.steps:
-                calls = [_call(weight, plan, samples) for plan in (default, fastest)]
+                calls = [call_of(weight, plan, samples) for plan in (default, fastest)]
                 ratio = measure_ratio(calls[0], calls[1], effort).median
             yield Comparison(operands, samples, ratio)
 
@@ -66,7 +66,8 @@ def markdown(comparisons: Sequence[Comparison]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _call(weight: FactorizedExpertTensor, plan: ContractionPlan, samples: int) -> Call:
+def call_of(weight: FactorizedExpertTensor, plan: ContractionPlan, samples: int) -> Call:
+    """A plan's forward pass on a layer's parameters and random vectors, without gradients."""
     vectors = [torch.rand(samples, plan.network.size_of(labels)) for labels in plan.request.vectors]
 
     def call() -> torch.Tensor:

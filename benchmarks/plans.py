@@ -43,7 +43,7 @@ class Sizes:
 
     networks: int = 200
     groups: tuple[tuple[int, int], ...] = ((3, 7), (8, 14), (15, 25), (26, 40))
-    seconds: float = 10.0
+    seconds: float = 3.0
 
 
 SIZES = Sizes()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,10 +16,10 @@ __all__ = ["Section", "load", "markdown", "save"]
 
 FIGURE = "assets/scaling.svg"
 
-INTRODUCTION = """\
-# Benchmarks
+RULES = """\
+## How to read it
 
-Written by `make bench` from the measurements in [benchmarks.json](benchmarks.json): do not edit. How to read it:
+Written by `make bench` from the measurements in [benchmarks.json](benchmarks.json): do not edit.
 
 - A time is a ratio to the first row of its case, which shows its own time instead. The two contenders of a
   comparison take turns in one process, round after round, and each round gives one ratio. The table has the median of
@@ -42,8 +43,17 @@ ORDERS = """\
 
 Random networks of 3 to 40 operands, nodes and vectors, at 64 samples. Each ratio is ours to theirs, below 1 in our
 favour: the median and, in brackets, the smallest and the largest. *Ended* is in how many networks their search ended
-within 10 s. *Cost* is the planner's, FLOPs and elements moved, which ours are planned for; theirs are for FLOPs. *The
+within 3 s. *Cost* is the planner's, FLOPs and elements moved, which ours are planned for; theirs are for FLOPs. *The
 layer's* plan is near the best at all batch sizes and prefers small intermediates.
+
+"""
+
+COPIES = """\
+## Plans at other prices of a copied element
+
+Random networks of 4 to 9 operands, planned at other prices of an element of a parameter that a step has to copy into
+another order. Where the order differs from that at the price in use: its FLOPs and its time over the other's, forward,
+one thread; the geometric mean and, in brackets, the smallest and the largest.
 
 """
 
@@ -109,8 +119,8 @@ def save(path: Path, sections: Mapping[str, Section]) -> None:
 
 
 def markdown(sections: Mapping[str, Section]) -> str:
-    """The page: machine and command, the figure, the table, and where the library is slower than hand-written code."""
-    parts = [INTRODUCTION, _circumstances(sections)]
+    """The page: the results in short, the figure, the tables, and last the rules, machines and commands."""
+    parts = ["# Benchmarks\n", _in_short(sections.values())]
     if "scaling" in sections and sections["scaling"].extra:
         parts.append(f"## How it grows\n\n![Time per token and memory against experts, rank and tokens]({FIGURE})\n")
     parts.append("## The table\n")
@@ -121,9 +131,37 @@ def markdown(sections: Mapping[str, Section]) -> str:
         parts.append(_constants(sections["cost_model"]))
     if "plans" in sections:
         parts.append(ORDERS + str(sections["plans"].extra["table"]))
+    if "copies" in sections:
+        parts.append(COPIES + str(sections["copies"].extra["table"]))
     if "measured_plans" in sections:
         parts.append(MEASURED + str(sections["measured_plans"].extra["table"]))
+    parts += [RULES, _circumstances(sections)]
     return "\n".join(parts)
+
+
+def _in_short(sections: Iterable[Section]) -> str:
+    """One line for each section that compares times: the median of its ratios, and their range."""
+    lines = [
+        "Times are shares of what each row is set beside; below 1 is faster ([how to read them](#how-to-read-it)).\n"
+    ]
+    for section in sections:
+        rows = [row for row in section.rows if not row.baseline]
+        kinds = {
+            "forward": [row.forward.median for row in rows if row.forward is not None],
+            "training": [row.training.median for row in rows if row.training is not None],
+        }
+        told = [
+            f"{name} {statistics.median(found):.2f} ({min(found):.2f} to {max(found):.2f})"
+            for name, found in kinds.items()
+            if found
+        ]
+        if told:
+            lines.append(f"- {section.title}: {', '.join(told)}.")
+    closing = (
+        "The median over all rows of a section, also of other libraries and dense weights; in brackets the smallest "
+        "and the largest.\n"
+    )
+    return "\n".join([*lines, "", closing])
 
 
 def _circumstances(sections: Mapping[str, Section]) -> str:

@@ -12,7 +12,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from factorized_moe.decompositions import Decomposition, ParameterBudget, available_decompositions, register
+    from factorized_moe.budgets import Budget
+    from factorized_moe.decompositions import Decomposition, available_decompositions, register
     from factorized_moe.gating import ExpertGate
     from factorized_moe.layers import (
         CPMuMoE,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from factorized_moe.tensor import FactorizedExpertTensor
 
 __all__ = [
+    "Budget",
     "CPMuMoE",
     "Decomposition",
     "ExpertGate",
@@ -38,7 +40,6 @@ __all__ = [
     "MuMoE",
     "MuMoEBlock",
     "Node",
-    "ParameterBudget",
     "TRMuMoE",
     "TTMuMoE",
     "TensorNetwork",
@@ -51,7 +52,7 @@ __all__ = [
 # Each name is imported when it is first asked for: torch alone takes a second, which `factorized-moe --help` saves.
 _HOMES = {
     "Decomposition": "decompositions",
-    "ParameterBudget": "decompositions",
+    "Budget": "budgets",
     "available_decompositions": "decompositions",
     "register": "decompositions",
     "ExpertLayer": "layers",

@@ -14,7 +14,6 @@ import difflib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from numbers import Integral
 from types import MappingProxyType
 from typing import TypeAlias
 
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor
 
 from factorized_moe.entmax import entmax
+from factorized_moe.scalars import is_number, is_whole
 
 __all__ = [
     "ACTIVATIONS",
@@ -35,6 +35,7 @@ __all__ = [
 ]
 
 Activation: TypeAlias = Callable[[Tensor], Tensor]
+"""A function from logits ``(*batch, N)`` to coefficients of that shape, which acts on the last dimension alone."""
 
 _HALF_PRECISION = (torch.float16, torch.bfloat16)
 
@@ -61,7 +62,7 @@ def softmax(logits: Tensor) -> Tensor:
 
 
 def entmax15(logits: Tensor) -> Tensor:
-    """1.5-entmax over the last dimension: the default of the gate, sparse and yet smooth.
+    """1.5-entmax, the gate's default: like softmax over the last dimension, but small coefficients are exactly zero.
 
     Args:
         logits: ``(*batch, N)``, a floating-point tensor.
@@ -73,8 +74,7 @@ def entmax15(logits: Tensor) -> Tensor:
         TypeError: ``logits`` is not a floating-point tensor.
         ValueError: ``logits`` has no last dimension, or one of size zero.
 
-    Source:
-        Peters, Niculae and Martins (2019), "Sparse Sequence-to-Sequence Models", section 4.
+    Source: Peters, Niculae and Martins (2019), "Sparse Sequence-to-Sequence Models", section 4.
 
     Examples:
         >>> entmax15(torch.tensor([2.0, 1.0, 0.0, -3.0]))
@@ -85,7 +85,7 @@ def entmax15(logits: Tensor) -> Tensor:
 
 
 def sparsemax(logits: Tensor) -> Tensor:
-    """Sparsemax over the last dimension: the Euclidean projection of the logits onto the simplex.
+    """Sparsemax over the last dimension: the coefficients nearest to the logits that are 0 or more and sum to 1.
 
     Args:
         logits: ``(*batch, N)``, a floating-point tensor.
@@ -97,8 +97,7 @@ def sparsemax(logits: Tensor) -> Tensor:
         TypeError: ``logits`` is not a floating-point tensor.
         ValueError: ``logits`` has no last dimension, or one of size zero.
 
-    Source:
-        Martins and Astudillo (2016), "From Softmax to Sparsemax", eq. 1.
+    Source: Martins and Astudillo (2016), "From Softmax to Sparsemax", eq. 1.
 
     Examples:
         >>> sparsemax(torch.tensor([1.0, 0.5, -1.0]))
@@ -110,7 +109,7 @@ def sparsemax(logits: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Entmax:
-    """Alpha-entmax over the last dimension, for any ``alpha`` above one; larger is sparser.
+    """Alpha-entmax over the last dimension: close to softmax for an ``alpha`` near 1, with more zeros above.
 
     In float32 the relative error of a coefficient grows like ``1 / (alpha - 1)`` towards softmax.
 
@@ -121,8 +120,7 @@ class Entmax:
         TypeError: ``alpha`` is not a number.
         ValueError: ``alpha`` is not finite, or not above 1.
 
-    Source:
-        Peters, Niculae and Martins (2019), eq. 10 and 11.
+    Source: Peters, Niculae and Martins (2019), eq. 10 and 11.
 
     Examples:
         >>> Entmax(alpha=1.25)(torch.tensor([2.0, 0.0, -8.0]))
@@ -132,7 +130,7 @@ class Entmax:
     alpha: float = 1.25
 
     def __post_init__(self) -> None:
-        if isinstance(self.alpha, bool) or not isinstance(self.alpha, (int, float)):
+        if not is_number(self.alpha):
             raise TypeError(
                 f"Entmax: alpha must be a number above 1, but got {self.alpha!r} of type {type(self.alpha).__name__}; "
                 "pass a float such as 1.25"
@@ -164,8 +162,7 @@ class TopKSoftmax:
         TypeError: ``k`` is not an integer.
         ValueError: ``k`` is not positive, or (at the call) above N.
 
-    Source:
-        Shazeer et al. (2017), "Outrageously Large Neural Networks", eq. 3 and 5, without the noise.
+    Source: Shazeer et al. (2017), "Outrageously Large Neural Networks", eq. 3 and 5, without the noise.
 
     Examples:
         >>> TopKSoftmax(k=2)(torch.tensor([1.0, 3.0, 3.0, 0.0]))
@@ -177,7 +174,7 @@ class TopKSoftmax:
     k: int = 2
 
     def __post_init__(self) -> None:
-        if isinstance(self.k, bool) or not isinstance(self.k, Integral):
+        if not is_whole(self.k):
             raise TypeError(
                 f"TopKSoftmax: k must be a positive integer, but got {self.k!r} of type {type(self.k).__name__}; "
                 "pass an int such as 2"
@@ -216,7 +213,7 @@ ACTIVATIONS: Mapping[str, Activation] = MappingProxyType(
 
 
 def resolve_activation(activation: str | Activation) -> Activation:
-    """The callable that a name stands for; a callable stands for itself.
+    """Look up an activation by its name; a callable is returned as it is.
 
     Args:
         activation: A key of ``ACTIVATIONS``, or any callable from logits ``(*batch, N)`` to coefficients of that

@@ -1,4 +1,4 @@
-"""Batch normalisation of a gate's logits: over all ranks where it was converted, and once where a pass is recomputed.
+"""Batch normalisation of a gate's logits, also over several processes and under activation checkpointing.
 
 Shapes: n positions, C logits, r ranks.
 """

@@ -1,4 +1,4 @@
-"""alpha-entmax: its solution, fast for a batch and for a single row, and the derivative of the exact solution.
+"""How alpha-entmax is computed: the solution, for a batch or a single row, and its exact derivative.
 
 Peters, Niculae and Martins (2019), "Sparse Sequence-to-Sequence Models", eq. 11: with ``q = 1 / (alpha - 1)``,
 
@@ -22,7 +22,7 @@ _SMALL = 1024
 
 
 def entmax(logits: Tensor, alpha: float) -> Tensor:
-    """alpha-entmax over the last dimension; the gate's activations check their input, this does not.
+    """Alpha-entmax over the last dimension, of an input that is not checked; `Entmax` checks it first.
 
     Args:
         logits: ``(*batch, N)``, float32 or float64.

@@ -14,7 +14,14 @@ from torch import Tensor, nn
 
 from factorized_moe.activations import Activation, resolve_activation
 from factorized_moe.batch_statistics import GateBatchNorm, keep_wide, normalise
-from factorized_moe.validation import check_countable, check_dtype, check_expert_dims, check_place, check_size
+from factorized_moe.validation import (
+    check_countable,
+    check_dtype,
+    check_expert_dims,
+    check_place,
+    check_size,
+    check_temperature,
+)
 
 __all__ = ["ExpertGate"]
 
@@ -22,7 +29,7 @@ _NORMS = ("batch", "layer", None)
 
 
 class ExpertGate(nn.Module):
-    """Coefficients of every expert mode, from one linear map: ``activation(norm(x @ weight.T))`` for each mode.
+    """The gate: how much each expert takes part in an input, ``activation(norm(x @ weight.T) / temperature)``.
 
     The weight starts at zero, so training starts from the uniform mixture. Logits are normalised before the
     activation, without a learned scale, which keeps a sparse activation from settling on few experts early.
@@ -39,6 +46,8 @@ class ExpertGate(nn.Module):
             positions of the batch while it trains. ``"layer"`` normalises each position over the experts of one mode
             (the source's choice for language), reads nothing else, and left more experts idle. ``None`` leaves the
             logits as they are. Measured by ``python -m studies training_defaults``.
+        temperature: What the normalised logits are divided by: above 1, an input is shared by more experts. 2 was
+            better than 1 (the source's) in small models of every kind under all norms, by the same command.
         device: Where the parameters are.
         dtype: The type of the weight. Running averages are float32 if it is a half-precision type.
 
@@ -68,6 +77,7 @@ class ExpertGate(nn.Module):
         activation: str | Activation = "entmax15",
         norm: str | None = "batch",
         *,
+        temperature: float = 2.0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -82,6 +92,7 @@ class ExpertGate(nn.Module):
                 f"norm: expected 'batch', 'layer' or None, but got {norm!r}; pass None to leave the logits as they are"
             )
         self.norm = norm
+        self.temperature = check_temperature(temperature)
         self.projection = None
         self.batch_norm = None
         if self.expert_dims:
@@ -112,7 +123,7 @@ class ExpertGate(nn.Module):
         return self
 
     def logits(self, x: Tensor) -> tuple[Tensor, ...]:
-        """The normalised logits of each expert mode: what the activation is applied to.
+        """The normalised logits of each expert mode, over the temperature: what the activation is applied to.
 
         In training mode with ``norm="batch"``, this counts in the running averages, as ``forward`` does.
 
@@ -157,7 +168,7 @@ class ExpertGate(nn.Module):
         """The constructor's arguments, in the module's ``repr``."""
         return (
             f"in_features={self.in_features}, expert_dims={self.expert_dims}, activation={self._activation_name}, "
-            f"norm={self.norm!r}"
+            f"norm={self.norm!r}, temperature={self.temperature:g}"
         )
 
     def _projected(self, x: Tensor) -> Tensor | None:
@@ -190,7 +201,8 @@ class ExpertGate(nn.Module):
         return tuple(function(mode) for mode in logits.split(self.expert_dims, dim=-1))
 
     def _normalised(self, logits: Tensor) -> Tensor:
-        return F.layer_norm(logits, logits.shape[-1:]) if self.norm == "layer" else logits
+        logits = F.layer_norm(logits, logits.shape[-1:]) if self.norm == "layer" else logits
+        return logits if self.temperature == 1.0 else logits * (1.0 / self.temperature)
 
     def _activated(self, logits: Tensor) -> Tensor:
         logits = self._normalised(logits)

@@ -16,9 +16,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from numbers import Integral
 
 from factorized_moe.parsing import parse_network
+from factorized_moe.scalars import is_whole
 
 __all__ = ["BATCH", "Node", "TensorNetwork"]
 
@@ -272,7 +272,7 @@ class TensorNetwork:
 
 def _check_sizes(network: TensorNetwork) -> None:
     for label, size in network.label_sizes:
-        if isinstance(size, bool) or not isinstance(size, Integral) or size < 1:
+        if not is_whole(size) or size < 1:
             raise ValueError(f"label {label!r} has size {size!r}; a size is a positive int")
     if BATCH in network.sizes:
         raise ValueError(f"label {BATCH!r} is reserved for the samples' index; rename it")

@@ -1,10 +1,11 @@
-"""The parameters of a model in groups for an optimiser: factors, cores, gates, and everything else.
+"""For training: parameters in groups (factors, cores, gates, everything else), and a learning rate over steps.
 
 Legend: an *axis* of a parameter is a label of its node.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from torch import nn
@@ -13,7 +14,7 @@ from factorized_moe.gating import ExpertGate
 from factorized_moe.tensor import FactorizedExpertTensor
 from factorized_moe.validation import check_flag
 
-__all__ = ["parameter_groups"]
+__all__ = ["parameter_groups", "warm_up_and_cosine"]
 
 GROUPS = ("factors", "cores", "gates", "matrices", "rest")
 
@@ -46,7 +47,7 @@ def parameter_groups(
 
     Returns:
         The groups that have a parameter, each a dictionary with ``"name"``, ``"params"``, ``"weight_decay"`` and, where
-        given, ``"lr"``. A parameter that is shared is in one group, once.
+            given, ``"lr"``. A parameter that is shared is in one group, once.
 
     Raises:
         TypeError: If ``model`` is no module, or ``decay_gates`` not True or False.
@@ -97,3 +98,18 @@ def _group(module: nn.Module, parameter: nn.Parameter) -> str:
     if isinstance(module, ExpertGate):
         return "gates"
     return "matrices" if parameter.ndim >= 2 else "rest"
+
+
+def warm_up_and_cosine(step: int, steps: int, warm_up: int) -> float:
+    """The learning rate of a step relative to its largest value: a linear rise, never above half a cosine to zero.
+
+    Args:
+        step: The step, from 0.
+        steps: The number of steps.
+        warm_up: In how many of them it rises, 1 or more.
+
+    Examples:
+        >>> [round(warm_up_and_cosine(step, 100, 10), 2) for step in (0, 4, 50, 99)]
+        [0.1, 0.5, 0.5, 0.0]
+    """
+    return min((step + 1) / warm_up, 0.5 * (1.0 + math.cos(math.pi * step / steps)))

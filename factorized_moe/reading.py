@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 
 from safetensors import SafetensorError, safe_open
 
+from factorized_moe.scalars import is_number, is_whole
+
 __all__ = [
     "MOST_EXPERTS",
     "MOST_MODES",
@@ -185,7 +187,7 @@ def whole(value: Any, name: str, least: int = 0, most: int = 2**63 - 1) -> int:
     Raises:
         ValueError: If it is none.
     """
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+    if not is_whole(value) or not least <= value <= most:
         raise ValueError(f"{name} is {_shown(value)}, expected a whole number from {least} to {most}")
     return value
 
@@ -196,7 +198,7 @@ def number(value: Any, name: str, least: float = -math.inf) -> float:
     Raises:
         ValueError: If it is none.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= 1e300:
+    if not is_number(value) or not least <= value <= 1e300:
         raise ValueError(
             f"{name} is {_shown(value)}, expected a finite number" + f" from {least} on" * (least > -1e300)
         )

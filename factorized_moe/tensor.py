@@ -5,13 +5,14 @@ Legend: ``*batch`` any leading shape, ``I`` in_features, ``O`` out_features, ``N
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from numbers import Integral
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from factorized_moe.budgets import SizeLike
+from factorized_moe.budgets.ranks import rank_of_tensor
 from factorized_moe.contraction import (
     ContractionPlan,
     LayerPlans,
@@ -29,9 +30,10 @@ from factorized_moe.contraction import (
 from factorized_moe.contraction.plan import check_batch_size
 from factorized_moe.contraction.planning import DEFAULT_BATCH_SIZE
 from factorized_moe.decompositions import Decomposition, get_decomposition, name_of
-from factorized_moe.decompositions.base import GivenNetwork, Initialisation, RankLike, find_initialisation
+from factorized_moe.decompositions.base import GivenNetwork, Initialisation, find_initialisation, leave_empty
 from factorized_moe.fitting import Fit, fit
 from factorized_moe.network import TensorNetwork
+from factorized_moe.scalars import is_whole
 from factorized_moe.storage import NetworkTensor
 from factorized_moe.validation import (
     check_alone,
@@ -59,7 +61,7 @@ class FactorizedExpertTensor(nn.Module):
         decomposition: A registered name, such as ``"cp"`` (the default), ``"tucker"``, ``"tt"`` or ``"tr"``, or an
             instance.
         rank: An int, a tuple of ints in TensorLy's convention (Tucker: one for each mode; TT and TR: one for each
-            bond, first and last included), ``"same"``, a fraction of the dense size, or a ``ParameterBudget``.
+            bond, first and last included), ``"same"``, a fraction of the dense size, or a `Budget`.
         network: Any network, in place of the arguments above, which it says. Its input mode counts the bias row.
         bias: Whether each expert has a bias: one more row of its matrix, the last.
         init: The name of one of the decomposition's initialisations, or a function that fills the parameters in
@@ -101,7 +103,7 @@ class FactorizedExpertTensor(nn.Module):
         in_features: int | None = None,
         out_features: int | None = None,
         decomposition: str | Decomposition | None = None,
-        rank: RankLike | None = None,
+        rank: SizeLike | None = None,
         *,
         network: TensorNetwork | None = None,
         bias: bool = False,
@@ -124,9 +126,9 @@ class FactorizedExpertTensor(nn.Module):
         check_place(device)
         self.decomposition = get_decomposition("cp" if decomposition is None else decomposition)
         if rank is None:
-            raise TypeError("rank is missing; give an int, a tuple of ints, 'same', a fraction or a ParameterBudget")
+            raise TypeError("rank is missing; give an int, a tuple of ints, 'same', a fraction or a Budget")
         shape = (*self.expert_dims, self.in_features + self.bias, self.out_features)
-        self.rank = self.decomposition.resolve_rank(rank, shape)
+        self.rank = rank_of_tensor(rank, shape, self.decomposition, bias=self.bias)
         self.network = self.decomposition.network(self.expert_dims, shape[-2], shape[-1], self.rank)
         check_network(self.network, shape, self.decomposition)
         self._init = find_initialisation(self.decomposition, init)
@@ -204,7 +206,7 @@ class FactorizedExpertTensor(nn.Module):
         for mode, index in enumerate(indices):
             if index is None:
                 continue
-            if isinstance(index, bool) or not isinstance(index, Integral):
+            if not is_whole(index):
                 raise TypeError(f"index of expert mode {mode} is an int or None, got {index!r}")
             size = self.expert_dims[mode]
             if not -size <= index < size:
@@ -272,9 +274,11 @@ class FactorizedExpertTensor(nn.Module):
         cls,
         dense: Tensor,
         decomposition: str | Decomposition = "cp",
-        rank: RankLike | None = None,
+        rank: SizeLike | None = None,
         *,
         bias: bool = False,
+        seed: int = 0,
+        starts: int | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> FactorizedExpertTensor:
@@ -285,6 +289,8 @@ class FactorizedExpertTensor(nn.Module):
             decomposition: A registered name or an instance.
             rank: As in the constructor.
             bias: Whether the last row of each expert's matrix is its bias.
+            seed: Where random starts come from.
+            starts: The most random starts, as for `factorized_moe.fitting.fit`.
             device: Where the parameters go; the dense tensor's device by default.
             dtype: Their type; the dense tensor's by default.
 
@@ -297,7 +303,7 @@ class FactorizedExpertTensor(nn.Module):
             >>> w.relative_error(torch.ones(3, 4, 5)) < 1e-6
             True
         """
-        return cls.from_fit(fit(dense, decomposition, rank, bias=bias, dtype=dtype), device)
+        return cls.from_fit(fit(dense, decomposition, rank, bias=bias, dtype=dtype, seed=seed, starts=starts), device)
 
     @classmethod
     def from_fit(cls, fitted: Fit, device: torch.device | str | None = None) -> FactorizedExpertTensor:
@@ -337,7 +343,7 @@ class FactorizedExpertTensor(nn.Module):
 
     @classmethod
     def from_tensorly(
-        cls, value: Any, decomposition: str | Decomposition, rank: RankLike, *, bias: bool = False
+        cls, value: Any, decomposition: str | Decomposition, rank: SizeLike, *, bias: bool = False
     ) -> FactorizedExpertTensor:
         """Take over TensorLy's tuple type of the modes ``(*expert_dims, I (+1), O)``; the values are copied.
 
@@ -373,7 +379,7 @@ class FactorizedExpertTensor(nn.Module):
         cls,
         shape: tuple[int, ...],
         decomposition: str | Decomposition,
-        rank: RankLike | None,
+        rank: SizeLike | None,
         bias: bool,
         device: torch.device | str,
         dtype: torch.dtype,
@@ -381,7 +387,7 @@ class FactorizedExpertTensor(nn.Module):
         """Of zeros, to be assigned; only a reset uses the decomposition's initialisation."""
         *expert_dims, rows, out_features = shape
         sizes = (expert_dims, rows - bias, out_features)
-        tensor = cls(*sizes, decomposition, rank, bias=bias, init=_leave_empty, device=device, dtype=dtype)
+        tensor = cls(*sizes, decomposition, rank, bias=bias, init=leave_empty, device=device, dtype=dtype)
         tensor._init = find_initialisation(tensor.decomposition, None)
         return tensor
 
@@ -391,9 +397,3 @@ class FactorizedExpertTensor(nn.Module):
             f"expert_dims={self.expert_dims}, in_features={self.in_features}, out_features={self.out_features}, "
             f"decomposition={name_of(self.decomposition)!r}, rank={self.rank}, bias={self.bias}"
         )
-
-
-def _leave_empty(network: TensorNetwork, tensors: Mapping[str, Tensor]) -> None:
-    """Zeros, for parameters that are about to be assigned."""
-    for tensor in tensors.values():
-        tensor.zero_()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from numbers import Integral
 
 import torch
 from torch import Tensor
 
 from factorized_moe.network import TensorNetwork
+from factorized_moe.scalars import is_number, is_whole
 
 __all__ = [
     "check_alone",
@@ -25,6 +25,7 @@ __all__ = [
     "check_seed",
     "check_size",
     "check_strings",
+    "check_temperature",
 ]
 
 
@@ -122,7 +123,7 @@ def check_size(name: str, size: int | None) -> int:
         TypeError: If it is not an int.
         ValueError: If it is not positive.
     """
-    if isinstance(size, bool) or not isinstance(size, Integral):
+    if not is_whole(size):
         raise TypeError(f"{name} must be an int, got {size!r}")
     if size < 1:
         raise ValueError(f"{name} must be at least 1, got {size}")
@@ -175,11 +176,28 @@ def check_seed(seed: int) -> int:
         TypeError: If it is not an int.
         ValueError: If torch takes no such seed.
     """
-    if isinstance(seed, bool) or not isinstance(seed, Integral):
+    if not is_whole(seed):
         raise TypeError(f"seed is an int, got {seed!r}")
     if not -(2**63) <= seed < 2**64:
         raise ValueError(f"seed is an int from -2**63 to 2**64 - 1, got {seed}")
     return int(seed)
+
+
+def check_temperature(temperature: float) -> float:
+    """A gate's temperature as a float.
+
+    Args:
+        temperature: What logits are divided by.
+
+    Raises:
+        TypeError: If it is not a number.
+        ValueError: If it is not finite and above 0.
+    """
+    if not is_number(temperature):
+        raise TypeError(f"temperature is a number above 0, got {temperature!r}")
+    if not 0.0 < temperature < math.inf:
+        raise ValueError(f"temperature is a finite number above 0, got {temperature!r}")
+    return float(temperature)
 
 
 def check_place(device: torch.device | str | int | None) -> None:

@@ -362,6 +362,7 @@ def test_vmap_over_short_rows(activation: Callable[[Tensor], Tensor]) -> None:
     torch.testing.assert_close(jacobians, torch.vmap(torch.func.jacrev(activation))(x.double()).float())
 
 
+@pytest.mark.thorough
 @traces_a_function
 @pytest.mark.parametrize("activation", [softmax, entmax15, sparsemax, Entmax(1.25), Entmax(2.5), TopKSoftmax(2)])
 def test_compiles_whole_with_gradients(activation: Callable[[Tensor], Tensor]) -> None:
@@ -384,6 +385,7 @@ def test_compiles_whole_with_gradients(activation: Callable[[Tensor], Tensor]) -
     assert len(graphs) <= 2
 
 
+@pytest.mark.thorough
 @traces_a_function
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*deprecated:DeprecationWarning")  # torch._inductor's own imports
 @pytest.mark.skipif(shutil.which("g++") is None, reason="the default compiler needs g++")

@@ -46,6 +46,8 @@ from benchmarks.report import Section
 from benchmarks.rows import Contender, Row, compare
 from factorized_moe import FactorizedExpertTensor
 
+pytestmark = pytest.mark.thorough
+
 ONCE = Effort(seconds=0.0, fewest=2, turn=0.0, compiled=False)
 
 BLOCK = block.Sizes(features=32, hidden=64, experts=(4,), tokens=(3, 1), compiled_experts=4, published=((4, "cp", 5),))

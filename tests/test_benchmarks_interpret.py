@@ -9,6 +9,8 @@ from benchmarks import block, interpret
 from benchmarks.measuring import Effort
 from factorized_moe.interpret import ExpertSpectra
 
+pytestmark = pytest.mark.thorough
+
 SMALL = interpret.Sizes(
     block.Sizes(features=32, hidden=64),
     experts=6,

@@ -15,6 +15,8 @@ import pytest
 
 import factorized_moe
 
+pytestmark = pytest.mark.thorough
+
 ROOT = Path(__file__).parents[1]
 PageCode = Callable[[str], str]  # the fixtures of conftest.py
 PageFiles = Callable[[str], dict[str, str]]

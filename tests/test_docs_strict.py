@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.thorough
+
 ROOT = Path(__file__).parents[1]
 SETTINGS = """\
 INHERIT: {root}/mkdocs.yml
@@ -75,3 +77,25 @@ def test_the_documented_command_is_strict_and_loud() -> None:
     (line,) = [line for line in makefile.splitlines() if "mkdocs build" in line]
     assert "--strict" in line
     assert "--quiet" not in line  # it raises the level of the log, and strict mode then counts no warning
+
+
+EXAMPLES = {"sound": (MODULE, 0), "broken": (MODULE.replace("        4", "        5"), 1)}
+
+
+@pytest.mark.parametrize("kind", EXAMPLES)
+def test_a_broken_example_fails_the_suite(kind: str, tmp_path: Path) -> None:
+    """Under the project's own settings of pytest, which run every docstring's examples."""
+    module, code = EXAMPLES[kind]
+    (tmp_path / "small.py").write_text(module, encoding="utf-8")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", str(ROOT / "pyproject.toml")]
+    result = subprocess.run(
+        [*command, "--rootdir", str(tmp_path), str(tmp_path / "small.py")],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == code, result.stdout
+    assert f"1 {'failed' if code else 'passed'}" in result.stdout

@@ -107,6 +107,7 @@ def test_it_is_saved_alone_and_in_a_model(residual: ExpertLayer, tmp_path: Path)
     assert torch.equal(load(base(), tmp_path / "model").eval()(x), model.eval()(x))
 
 
+@pytest.mark.thorough
 def test_a_file_names_a_class_and_imports_nothing(residual: ExpertLayer, tmp_path: Path) -> None:
     save_pretrained(residual, tmp_path / "layer")
     kind = json.loads((tmp_path / "layer" / "config.json").read_text())["layer"]["kind"]

@@ -267,6 +267,7 @@ def test_autocast(norm: str | None) -> None:
 # --- the transformations of torch
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("norm", "expert_dims"), [("batch", (7,)), ("batch", (8, 3)), ("layer", (4, 4)), (None, (8, 3))]
 )
@@ -288,6 +289,7 @@ def test_compiles_whole_and_at_most_twice(norm: str | None, expert_dims: tuple[i
     assert len(graphs) <= 2
 
 
+@pytest.mark.thorough
 @traces_a_function
 def test_compiles_in_training_with_gradients() -> None:
     torch.compiler.reset()

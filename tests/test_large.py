@@ -8,6 +8,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from factorized_moe import FactorizedExpertTensor
 
+pytestmark = pytest.mark.thorough
+
 EXPERTS = (1000, 1000, 1000, 1000)
 FEATURES, RANK, TOKENS = 768, 256, 64
 

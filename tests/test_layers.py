@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from factorized_moe.decompositions import ParameterBudget, available_decompositions
+from factorized_moe.budgets import Budget
+from factorized_moe.decompositions import available_decompositions
 from factorized_moe.gating import ExpertGate
 from factorized_moe.layers import CPMuMoE, MuMoE, MuMoEBlock, TRMuMoE, TTMuMoE, TuckerMuMoE
 
@@ -78,7 +79,7 @@ def test_block_is_its_equation(decomposition: str, bias: bool) -> None:
 
 @pytest.mark.parametrize("decomposition", available_decompositions())
 def test_layer_of_any_registered_decomposition(decomposition: str) -> None:
-    rank = ParameterBudget(1000)  # enough for the smallest rank of any
+    rank = Budget(parameters=1000, count_gate=False)  # enough for the smallest rank of any
     layer = MuMoE(4, 6, expert_dims=[4, 3], decomposition=decomposition, rank=rank, dtype=torch.float64).eval()
     train_gate(layer)
     x = torch.randn(5, 4, dtype=torch.float64)

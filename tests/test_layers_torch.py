@@ -48,6 +48,7 @@ def train_gate(module: nn.Module, seed: int = 0) -> None:
 TRACING = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 
 
+@pytest.mark.thorough
 @TRACING
 @MAKERS
 @pytest.mark.parametrize("decomposition", ["cp", "tr"])

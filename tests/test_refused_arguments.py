@@ -198,6 +198,7 @@ REFUSED: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("case", REFUSED)
 def test_refusal(case: str) -> None:
     call, error, message = REFUSED[case]

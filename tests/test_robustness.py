@@ -10,6 +10,8 @@ from torch.nn.utils import parametrize, prune
 
 from factorized_moe import Decomposition, FactorizedExpertTensor, MuMoE, TensorNetwork
 
+pytestmark = pytest.mark.thorough
+
 
 class Halved(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:

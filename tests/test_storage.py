@@ -151,6 +151,7 @@ def test_tensor_dropout_leaves_short_bonds_alone() -> None:
     assert torch.equal(w(x, coefficients), expected)
 
 
+@pytest.mark.thorough
 def test_tensor_dropout_compiles() -> None:
     structure = Structure((3,), 4, 5, rank=5, batch_shape=(2,))
     w, (x, coefficients) = structure.tensor("tt"), structure.arguments()

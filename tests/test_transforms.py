@@ -10,6 +10,8 @@ from factorized_moe import FactorizedExpertTensor, available_decompositions
 from factorized_moe.testing import Structure
 from factorized_moe.testing.closeness import absolute_output, assert_near
 
+pytestmark = pytest.mark.thorough
+
 STRUCTURE = Structure((4, 3), 5, 6, rank=2, bias=True, batch_shape=(8,))
 
 

@@ -12,6 +12,8 @@ import pytest
 
 from factorized_moe.decompositions.registry import registered_decompositions
 
+pytestmark = pytest.mark.thorough
+
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "tutorials" / "add-a-decomposition.md").read_text(encoding="utf-8")
 

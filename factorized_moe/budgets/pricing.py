@@ -20,47 +20,51 @@ __all__ = ["LayerCosts"]
 
 @dataclass(frozen=True)
 class LayerCosts:
-    """The costs of one layer with its gate, or of a block of two layers that share one, as functions of the rank.
+    """The costs of one layer with its gate, or of a block of several that share one, as functions of the rank.
 
     Attributes:
         expert_dims: The number of experts ``N_k`` of each expert mode.
-        features: ``(I, O)`` for a layer, ``(I, H, O)`` for a block, both of whose layers have the same rank.
+        linears: ``(I, O)`` of each layer: ``((I, O),)``, or ``((I, H), (H, O))`` for a block, whose layers have the
+            same rank.
         decomposition: The decomposition.
         bias: Whether every expert has a bias.
         count_gate: Whether the gate's projection counts, ``I sum(N_k)`` parameters.
         count_bias: Whether the experts' biases count; without, costs are those of a layer that has none.
         count_input_norm: Whether a LayerNorm of the input counts, ``2 I`` parameters.
+        gate_parameters: Those of a gate that is none of the library's, in place of the projection's.
 
     Examples:
         >>> from factorized_moe.decompositions import get_decomposition
-        >>> layer = LayerCosts((256,), (768, 1000), get_decomposition("cp"))
+        >>> layer = LayerCosts((256,), ((768, 1000),), get_decomposition("cp"))
         >>> layer.parameters(283), layer.expert_rank_bound(283)
         (769683, 283)
-        >>> block = LayerCosts((256,), (768, 3072, 768), get_decomposition("tr"))
+        >>> block = LayerCosts((256,), ((768, 3072), (3072, 768)), get_decomposition("tr"))
         >>> block.parameters((4, 4, 149, 4))  # 2 * 16 * 256 + 4 * 149 * (769 + 3072 + 3073 + 768) + 256 * 768
         4783272
     """
 
     expert_dims: tuple[int, ...]
-    features: tuple[int, ...]
+    linears: tuple[tuple[int, int], ...]
     decomposition: Decomposition
     bias: bool = True
     count_gate: bool = True
     count_bias: bool = True
     count_input_norm: bool = False
+    gate_parameters: int | None = None
 
     def parameters(self, rank: Rank) -> int:
         """The number of parameters that count."""
-        gate = self.features[0] * sum(self.expert_dims) if self.count_gate else 0
-        norm = 2 * self.features[0] if self.count_input_norm else 0
-        return gate + norm + sum(num_parameters(n) for n in self._networks(rank, self._counted_bias))
+        projection = self.linears[0][0] * sum(self.expert_dims)
+        gate = projection if self.gate_parameters is None else self.gate_parameters
+        norm = 2 * self.linears[0][0] if self.count_input_norm else 0
+        return gate * self.count_gate + norm + sum(num_parameters(n) for n in self._networks(rank, self._counted_bias))
 
     def flops(self, rank: Rank) -> int:
         """Multiplications and additions for one sample in a batch of 64, rounded up; a multiply-add counts as two.
 
         Those of the contractions, and of the gate's projection if the gate counts.
         """
-        gate = 2 * self.features[0] * sum(self.expert_dims) if self.count_gate else 0
+        gate = 2 * self.linears[0][0] * sum(self.expert_dims) if self.count_gate else 0
         return gate + math.ceil(sum(plan.flops for plan in self._plans(rank)) / DEFAULT_BATCH_SIZE)
 
     def largest_intermediate(self, rank: Rank) -> int:
@@ -84,16 +88,15 @@ class LayerCosts:
 
     def shapes(self) -> tuple[tuple[int, ...], ...]:
         """The dense shape of each layer's weight, ``(*expert_dims, I (+1), O)``."""
-        pairs = zip(self.features[:-1], self.features[1:], strict=True)
-        return tuple((*self.expert_dims, inputs + self.bias, outputs) for inputs, outputs in pairs)
+        return tuple((*self.expert_dims, inputs + self.bias, outputs) for inputs, outputs in self.linears)
 
     @property
     def _counted_bias(self) -> bool:
         return self.bias and self.count_bias
 
     def _networks(self, rank: Rank, bias: bool) -> list[TensorNetwork]:
-        pairs = zip(self.features[:-1], self.features[1:], strict=True)
-        return [self.decomposition.network(self.expert_dims, inputs + bias, outputs, rank) for inputs, outputs in pairs]
+        network, modes = self.decomposition.network, self.expert_dims
+        return [network(modes, inputs + bias, outputs, rank) for inputs, outputs in self.linears]
 
     def _plans(self, rank: Rank) -> list[ContractionPlan]:
         bias = self._counted_bias

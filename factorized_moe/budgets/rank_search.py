@@ -11,10 +11,10 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from numbers import Integral
 
 from factorized_moe.budgets.pricing import LayerCosts
 from factorized_moe.decompositions.base import Rank, largest_within
+from factorized_moe.scalars import is_whole
 
 __all__ = ["RankForm", "best_expert_rank"]
 
@@ -55,9 +55,7 @@ class RankForm:
         if fixed is None:
             return cls(costs, start, groups)
         entries = tuple(fixed) if isinstance(fixed, Sequence) else ()
-        if len(entries) != len(start) or any(
-            e is not None and (isinstance(e, bool) or not isinstance(e, Integral) or e < 1) for e in entries
-        ):
+        if len(entries) != len(start) or any(e is not None and (not is_whole(e) or e < 1) for e in entries):
             raise ValueError(
                 f"fixed has one positive int or None for each of the {len(start)} entries of a rank, got {fixed!r}"
             )
@@ -129,7 +127,7 @@ def best_expert_rank(
     uniform: Rank,
     wanted: int | None,
 ) -> Rank:
-    """The rank of the largest expert rank bound within a limit: see `rank_for_budget`.
+    """The rank of the largest expert rank bound within a limit: see `Budget`.
 
     Args:
         costs: The layer.
@@ -140,7 +138,7 @@ def best_expert_rank(
         wanted: The number of experts that must be able to be linearly independent, or ``None``.
     """
     search = _Search(costs, form, measure, limit)
-    experts, full = math.prod(costs.expert_dims), min(costs.features)
+    experts, full = math.prod(costs.expert_dims), min(map(min, costs.linears))
     if costs.rank_bounds(uniform) == (full, experts):
         return uniform
     wanted = math.isqrt(experts - 1) + 1 if wanted is None else min(wanted, experts)

@@ -6,10 +6,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from factorized_moe.budgets.budget import BudgetError
 from factorized_moe.budgets.pricing import LayerCosts
-from factorized_moe.budgets.ranks import BudgetError, rank_for_budget
+from factorized_moe.budgets.ranks import linears_of, rank_for_budget
 from factorized_moe.decompositions import available_decompositions, get_decomposition
 from factorized_moe.decompositions.base import Rank
+from factorized_moe.text_tables import text_table
 
 __all__ = ["BudgetRow", "BudgetTable", "compare_at_budget"]
 
@@ -64,12 +66,7 @@ class BudgetTable(Sequence[BudgetRow]):
 
     def __repr__(self) -> str:
         table = [_HEADINGS] + [tuple(_word(value) for value in asdict(row).values()) for row in self.rows]
-        widths = [max(len(line[column]) for line in table) for column in range(len(_HEADINGS))]
-        lines = []
-        for line in table:
-            left = "  ".join(cell.ljust(width) for cell, width in zip(line[:2], widths[:2], strict=True))
-            right = "  ".join(cell.rjust(width) for cell, width in zip(line[2:], widths[2:], strict=True))
-            lines.append(f"{left}  {right}")
+        lines = [text_table(table)]
         lines += [f"{name}: needs a budget of {smallest:,}" for name, smallest in self.left_out]
         return "\n".join(lines)
 
@@ -147,11 +144,10 @@ def compare_at_budget(
         except BudgetError as error:
             left_out.append((name, error.smallest))
             continue
-        hidden = budget.get("hidden_features")
-        features = (in_features, out_features) if hidden is None else (in_features, hidden, out_features)
+        linears = linears_of(in_features, budget.get("hidden_features"), out_features)
         counted: dict[str, bool] = {key: budget[key] for key in ("bias", "count_gate", "count_bias") if key in budget}
         counted["count_input_norm"] = budget.get("input_norm", False)
-        costs = LayerCosts(tuple(expert_dims), features, get_decomposition(name), **counted)
+        costs = LayerCosts(tuple(expert_dims), linears, get_decomposition(name), **counted)
         rows.append(
             BudgetRow(
                 name,

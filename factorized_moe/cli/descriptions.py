@@ -41,7 +41,7 @@ def _add_weight_options(parser: argparse.ArgumentParser) -> None:
         "--budget",
         type=whole_number(1),
         metavar="N",
-        help="instead of a rank: the most parameters that the weight may have, the gate's not counted",
+        help="instead of a rank: the most parameters that a layer of this weight may have, its gate's counted",
     )
     parser.add_argument(
         "--network",
@@ -57,7 +57,7 @@ def _add_weight_options(parser: argparse.ArgumentParser) -> None:
 
 def _weight(options: argparse.Namespace, device: str = "meta") -> FactorizedExpertTensor:
     """The weight that the options describe; on the meta device nothing is allocated."""
-    from factorized_moe.decompositions import ParameterBudget
+    from factorized_moe.budgets import Budget
     from factorized_moe.network import TensorNetwork
     from factorized_moe.tensor import FactorizedExpertTensor
 
@@ -77,7 +77,13 @@ def _weight(options: argparse.Namespace, device: str = "meta") -> FactorizedExpe
         if missing:
             raise ValueError(f"missing: {', '.join(missing)}; or give a --network")
         described = {name: given[name] for name in (*needed, "decomposition") if name in given}
-        described["rank"] = given["rank"] if "rank" in given else ParameterBudget(given["budget"])
+        if "rank" in given:
+            described["rank"] = given["rank"]
+        else:  # of the layer, so its gate counts
+            linears = [(described["in_features"], described["out_features"])]
+            described["rank"] = Budget(parameters=given["budget"]).rank(
+                described["expert_dims"], linears, described.get("decomposition", "cp"), bias=kept["bias"]
+            )
     try:
         return FactorizedExpertTensor(**described, **kept)
     except RuntimeError as error:  # how torch says that a tensor is too large for the memory

@@ -64,6 +64,7 @@ def native_gate(weights: nn.ParameterList, normalisations: nn.ModuleList, activa
         expert_dims,
         activation=activation,
         norm="batch" if over_samples else "layer",
+        temperature=1.0,
         device=weights[0].device,
         dtype=weights[0].dtype,
     )

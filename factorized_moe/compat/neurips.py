@@ -6,7 +6,6 @@ Legend: `*batch` any leading shape, `I` input_dim, `O` output_dim, `S` second_di
 from __future__ import annotations
 
 from collections.abc import Sequence
-from numbers import Integral
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,6 +14,7 @@ from factorized_moe import layers
 from factorized_moe.activations import Activation, entmax15, resolve_activation
 from factorized_moe.compat.gates import coefficients, native_gate, norms, projections
 from factorized_moe.compat.weights import ReleasedWeight, bonds
+from factorized_moe.scalars import is_whole
 from factorized_moe.tensor import FactorizedExpertTensor
 from factorized_moe.validation import check_call
 
@@ -22,7 +22,7 @@ __all__ = ["CPMuMoE", "MuMoE", "TRMuMoE"]
 
 
 class _UngatedLayer(ReleasedWeight):
-    """What the two have in common; they translate their arguments, no more."""
+    """The base of both layers without a gate: it translates the released code's arguments, no more."""
 
     def forward(self, z: Tensor, a: Sequence[Tensor]) -> Tensor:
         """Apply the layer.
@@ -51,7 +51,7 @@ class _UngatedLayer(ReleasedWeight):
 
 
 class CPMuMoE(_UngatedLayer):
-    """The NeurIPS version's factors in CP form, without a gate.
+    """A layer in CP form without a gate, as in the released NeurIPS code; it is called with coefficients.
 
     Args:
         input_dim: `I`.
@@ -85,7 +85,7 @@ class CPMuMoE(_UngatedLayer):
 
 
 class TRMuMoE(_UngatedLayer):
-    """The NeurIPS version's factors as a tensor ring, without a gate.
+    """A layer in tensor-ring form without a gate, as in the released NeurIPS code; it is called with coefficients.
 
     Args:
         input_dim: `I`.
@@ -124,7 +124,7 @@ class TRMuMoE(_UngatedLayer):
 
 
 class MuMoE(nn.Module):
-    """The NeurIPS version's layer with its gate, or a block of two layers that share the gate.
+    """The released NeurIPS code's layer with its gate, or its block of two layers that share one gate.
 
     Args:
         MuMoE_layer: The class of the factors, `CPMuMoE` or `TRMuMoE` of this module.
@@ -188,7 +188,7 @@ class MuMoE(nn.Module):
             self.ln = normalisations
 
     def coefficients(self, x: Tensor) -> tuple[Tensor, ...]:
-        """The gate's answer to an input `(*batch, I)`: for each expert mode `(*batch, N_k)`."""
+        """The coefficients that the gate gives for an input `(*batch, I)`: for each expert mode `(*batch, N_k)`."""
         check_call(x, (), self.MuMoE.input_dim, (), self.projs[0])
         return coefficients(x, self.projs, self._norms(), self.act)
 
@@ -232,7 +232,7 @@ class MuMoE(nn.Module):
 
 
 def _size_or_zero(second_dim: Any) -> int:
-    if isinstance(second_dim, bool) or not isinstance(second_dim, Integral) or second_dim < 0:
+    if not is_whole(second_dim) or second_dim < 0:
         raise ValueError(f"second_dim is a size, or 0 for one layer only, got {second_dim!r}")
     return int(second_dim)
 

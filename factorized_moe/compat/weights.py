@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from factorized_moe.contraction import execute
+from factorized_moe.contraction import execute, forward_request, plan_layer
 from factorized_moe.tensor import FactorizedExpertTensor
 
 __all__ = ["ReleasedWeight", "bonds"]
@@ -69,7 +69,7 @@ class ReleasedWeight(nn.Module):
         self.use_bias = tensor.bias
         self._decomposition = tensor.decomposition
         self._rank = tensor.rank
-        self._plan = tensor.plan()
+        self._plans = plan_layer(tensor.network, forward_request(tensor.network, tensor.bias))
         self._is_chain = decomposition in ("tt", "tr")  # in TensorLy's layout a list of cores, else (core, factors)
         value = tensor.to_tensorly()
         self.register_parameter("core", _parameter(value.core) if decomposition == "tucker" else None)
@@ -95,9 +95,10 @@ class ReleasedWeight(nn.Module):
             The output, `(*batch, O)`.
         """
         nodes = self.node_tensors()
-        operands = [nodes[node.parameter] for node in self._plan.network.nodes]
         rows = [vectors.reshape(-1, vectors.shape[-1]) for vectors in (x, *coefficients)]
-        return execute(self._plan, (*operands, *rows)).reshape(*x.shape[:-1], self.output_dim)
+        plan = self._plans.at(rows[0].shape[0])
+        operands = [nodes[node.parameter] for node in plan.network.nodes]
+        return execute(plan, (*operands, *rows)).reshape(*x.shape[:-1], self.output_dim)
 
     def node_tensors(self) -> dict[str, Tensor]:
         """Views of the parameters, by the names of the network's nodes."""

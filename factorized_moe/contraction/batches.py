@@ -3,7 +3,8 @@
 A step on parameters alone costs the same for every number of samples, any other step a multiple of it. So an order's
 cost is a straight line over the number of samples, and the least cost is the lower envelope of all orders' lines. If
 one order is best at both ends it is best everywhere between. If not, an order is looked for that is near the best at
-all batch sizes; if there is none, two are taken and a batch size from which on the second runs, and so on.
+all batch sizes; if there is none, two are taken and a batch size from which on the second runs. Seldom, where the
+envelope has several flights that lie far apart, two are not enough to stay near it, and there is a third.
 """
 
 from __future__ import annotations
@@ -25,13 +26,16 @@ from factorized_moe.contraction.planning import DEFAULT_BATCH_SIZE, plan_in_orde
 from factorized_moe.contraction.search import Pairs
 from factorized_moe.network import TensorNetwork
 
-__all__ = ["LARGEST", "LayerPlans", "plan_layer"]
+__all__ = ["BOUND", "LARGEST", "LayerPlans", "plan_layer"]
 
 LARGEST = 32768
 """Plans are near the best from one sample to so many; above, the last plan goes on."""
 
 NEAR = 1.1
-"""Fewer plans are enough if nowhere they cost more than so many times the least."""
+"""One plan is enough if it nowhere costs more than so many times the least."""
+
+BOUND = 1.25
+"""Two plans are enough if they nowhere cost more than so many times the least."""
 
 LATER = 1.05
 """The next plan runs from where the one before costs so many times as much.
@@ -43,7 +47,7 @@ modes is faster with its first plan up to 128 samples.
 SEARCHES = 8
 """At most so many batch sizes at which the cheapest order is searched; three for many operands, where it takes long."""
 
-SAMPLES = (*(4**k for k in range(8)), LARGEST)
+SAMPLES = (2, *(4**k for k in range(8)), LARGEST)
 """Batch sizes at which plans are compared, beside those where the cheapest order changes."""
 
 
@@ -83,14 +87,16 @@ class _Candidate:
         orders: The orders.
         fixed: What they cost whatever the number of samples.
         grown: What each sample adds.
+        few: The cost at the smallest batch sizes, where copies count for less and it is below the line.
     """
 
     orders: tuple[tuple[tuple[int, int], ...], ...]
     fixed: float
     grown: float
+    few: tuple[float, ...] = ()
 
-    def cost(self, batch_size: float) -> float:
-        return self.fixed + self.grown * batch_size
+    def cost(self, batch_size: int) -> float:
+        return self.few[batch_size - 1] if batch_size <= len(self.few) else self.fixed + self.grown * batch_size
 
 
 @lru_cache(maxsize=4096)
@@ -125,13 +131,13 @@ def plan_layer(network: TensorNetwork, request: Request) -> LayerPlans:
         plan = _plan(network, request, min(near, key=lambda one: _largest(terms, one, samples)))  # the first of equals
         return LayerPlans((plan,), (), plan)
     choices: list[tuple[float, tuple[_Candidate, ...], tuple[int, ...]]] = []  # where it is worst, orders, starts
-    for count in range(1, len(cheapest) + 1):
+    for count in range(2, len(cheapest) + 1):
         for some in combinations(cheapest, count):
             starts = (1, *map(_change, some, some[1:]))
             stops = (*(start - 1 for start in starts[1:]), LARGEST)
             if all(start <= stop for start, stop in zip(starts, stops, strict=True)):
                 choices.append((max(map(worst, some, starts, stops)), some, starts))
-        if min(choices, key=itemgetter(0))[0] <= NEAR:
+        if choices and min(choices, key=itemgetter(0))[0] <= BOUND:
             break
     _, chosen, starts = min(choices, key=itemgetter(0))
     unknown = chosen.index(min(chosen, key=worst))
@@ -148,8 +154,8 @@ def _plan(network: TensorNetwork, request: Request, candidate: _Candidate) -> Co
 
 
 def _candidate(terms: Sequence[TermOrders], orders: Sequence[Pairs]) -> _Candidate:
-    one, two = (sum(t.cost(p, samples) for t, p in zip(terms, orders, strict=True)) for samples in (1, 2))
-    return _Candidate(tuple(map(tuple, orders)), 2 * one - two, two - one)
+    one, two, *line = (sum(t.cost(p, samples) for t, p in zip(terms, orders, strict=True)) for samples in (1, 2, 3, 4))
+    return _Candidate(tuple(map(tuple, orders)), 4 * line[0] - 3 * line[1], line[1] - line[0], (one, two))
 
 
 def _envelope(terms: Sequence[TermOrders]) -> list[_Candidate]:

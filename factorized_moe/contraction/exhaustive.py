@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from factorized_moe.contraction.search import COPIED, MOVED, Operand, Pairs
+from factorized_moe.contraction.search import MOVED, Operand, Pairs, copy_price
 from factorized_moe.network import BATCH
 
 __all__ = ["EXHAUSTIVE", "SLACK", "AllOrders", "search_order"]
@@ -85,10 +85,16 @@ class AllOrders:
         output: The labels that the result keeps.
         sizes: The size of every label; the batch's is given to each search.
         moved: The cost of an element moved, in FLOPs.
+        copied: The cost of an element of a parameter copied into another order, in FLOPs; `copy_price` by default.
     """
 
     def __init__(
-        self, operands: Sequence[Operand], output: frozenset[str], sizes: dict[str, int], moved: float = MOVED
+        self,
+        operands: Sequence[Operand],
+        output: frozenset[str],
+        sizes: dict[str, int],
+        moved: float = MOVED,
+        copied: float | None = None,
     ) -> None:
         self._count = len(operands)
         sets = np.arange(1 << self._count)
@@ -106,7 +112,7 @@ class AllOrders:
         self._elements: Floats = np.ones(len(sets))
         for label, where in kept.items():
             self._elements[where] *= sizes[label]
-        self._moved = moved
+        self._moved, self._copied = moved, copied
         self._work_out_products(kept, carriers, sizes)
         self._work_out_leaves(operands, kept, sizes)
 
@@ -141,7 +147,7 @@ class AllOrders:
         kept: dict[str, NDArray[np.bool_]],
         sizes: dict[str, int],
     ) -> None:
-        """What each operand costs whatever it meets, and what copying a parameter costs where a step has to."""
+        """What each operand costs whatever it meets, and the elements that a step has to copy of a parameter."""
         self._fixed, self._copies = np.zeros(self._count), np.zeros((self._count, 1 << self._count))
         self._stored = np.zeros(1 << self._count)  # the elements of a set's operands
         for position, operand in enumerate(operands):
@@ -163,15 +169,16 @@ class AllOrders:
             blocks = 1 + (np.diff(kinds, axis=1) != 0).sum(1)
             different = sum((kinds == kind).any(1).astype(np.int64) for kind in range(3))
             copied = (kinds == 1).any(1) & (blocks > different)
-            self._copies[position] = np.where(copied, COPIED * whole, 0.0)
+            self._copies[position] = np.where(copied, whole, 0.0)
 
     def _steps(self, index: int, level: _Level, batch_size: int) -> Floats:
         """The cost of each split of a level, apart from the elements that are moved."""
         samples = np.where(self._batched[level.groups], float(batch_size), 1.0)
         costs: Floats = self._products[index] * samples[:, None]
         flat = costs.reshape(-1)
+        many, alone = (copy_price(n) if self._copied is None else self._copied for n in (batch_size, 1))
         for positions, leaves, rest in level.singles:
-            flat[positions] += self._copies[leaves, rest]
+            flat[positions] += self._copies[leaves, rest] * np.where(self._batched[rest], many, alone)
         return costs
 
     def cheapest(

@@ -35,7 +35,7 @@ Each is a function of the elements of the two operands and of the result, and of
 DRAWN = 48
 """So many orders are merged with some chance in what comes next, beside those that follow a rule strictly."""
 
-IMPROVED = 8
+IMPROVED = 12
 """Of the orders found by merging, so many are improved."""
 
 SWEEPS = 3
@@ -175,7 +175,11 @@ class _Search:
         return parameters_last and left.memory is not None and right.memory is not None, value, cost
 
     def improved(self, pairs: Pairs) -> Pairs:
-        """The same order with parts replaced by the best orders of their operands, until none gets better."""
+        """The same order with parts replaced by the best orders of their operands, until none gets better.
+
+        What a part takes in is drawn: parts that are cut off level by level leave some orders stuck.
+        """
+        chance = random.Random(0)
         count = len(self.operands)
         children = {count + number: pair for number, pair in enumerate(pairs)}
         made = dict(enumerate(self.operands))
@@ -185,7 +189,7 @@ class _Search:
             if root not in waiting:
                 continue
             waiting.discard(root)
-            inner, around = _part(root, children)
+            inner, around = _part(root, children, chance)
             found = self._better(root, inner, around, children, made)
             if found is None:
                 continue
@@ -233,13 +237,14 @@ def _union(masks: Iterable[int]) -> int:
     return union
 
 
-def _part(root: int, children: dict[int, tuple[int, int]]) -> tuple[list[int], list[int]]:
+def _part(root: int, children: dict[int, tuple[int, int]], chance: random.Random) -> tuple[list[int], list[int]]:
     """The top of a subtree: its inner values, each before those it is made of, and the values that it starts from."""
     inner, around = [], [root]
     while len(around) < PART:
-        position = max((p for p in around if p in children), default=None)
-        if position is None:
+        made = [p for p in around if p in children]
+        if not made:
             break
+        position = chance.choice(made)
         around.remove(position)
         inner.append(position)
         around += children[position]

@@ -25,13 +25,13 @@ from factorized_moe.contraction.operations import (
     Operation,
     SparseMatMul,
 )
+from factorized_moe.contraction.plan import Step
 from factorized_moe.contraction.search import pair_flops
 from factorized_moe.network import BATCH
 
 __all__ = ["Draft", "lower"]
 
 Labels = tuple[str, ...]
-Lowered = tuple[tuple[int, ...], Operation, Labels, str, int, int, int, int]
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def lower(
     multiply: bool,
     sparse: frozenset[int],
     scanned: float,
-) -> list[Lowered]:
+) -> list[Step]:
     """Lower a plan's drafts.
 
     Args:
@@ -210,7 +210,7 @@ class _Builder:
         self.multiply = multiply
         self.sparse = sparse
         self.scanned = scanned
-        self.steps: list[Lowered] = []
+        self.steps: list[Step] = []
         self.place: dict[int, int] = {}
         self.labels: dict[int, Labels] = {}
         self.first_free = first_free
@@ -229,7 +229,7 @@ class _Builder:
         read = [self._size(self.labels[p]) for p in operands if BATCH in self.labels[p]]
         fixed = [self._size(self.labels[p]) for p in operands if BATCH not in self.labels[p]]
         places = tuple(self.place[p] for p in operands)
-        self.steps.append((places, operation, labels, formula, flops, count, sum(read), sum(fixed)))
+        self.steps.append(Step(places, operation, labels, formula, flops, count, sum(read), sum(fixed)))
         self.labels[value] = labels
         self.place[value] = self.first_free + len(self.steps) - 1
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -15,6 +14,7 @@ from factorized_moe.contraction.paths import Path, plan_along
 from factorized_moe.contraction.plan import ContractionPlan, Request, check_batch_size
 from factorized_moe.contraction.planning import LimitError, candidate_plans, make_plan
 from factorized_moe.network import TensorNetwork
+from factorized_moe.scalars import is_whole
 from factorized_moe.validation import check_countable
 
 __all__ = ["choose_plan", "fastest_plan"]
@@ -62,7 +62,7 @@ def choose_plan(
     if optimize != "measure" and (batch_sizes is not None or backward):
         raise ValueError("batch_sizes and backward say what to time; give them with optimize='measure'")
     sizes = (batch_size,) if batch_sizes is None else _check_batch_sizes(batch_sizes)
-    if memory_limit is not None and (isinstance(memory_limit, bool) or not isinstance(memory_limit, Integral)):
+    if memory_limit is not None and (not is_whole(memory_limit)):
         raise TypeError(f"memory_limit is a number of bytes, an int, or None, got {memory_limit!r}")
     if path is not None:
         if optimize is not None or memory_limit is not None:

@@ -15,6 +15,7 @@ from factorized_moe.contraction.plan import ContractionPlan, Request
 from factorized_moe.contraction.planning import plan_in_order
 from factorized_moe.contraction.search import Pairs
 from factorized_moe.network import BATCH, TensorNetwork
+from factorized_moe.scalars import is_whole
 
 __all__ = ["Path", "contractions", "paths_of", "plan_along"]
 
@@ -138,7 +139,7 @@ def _checked(path: Any, count: int, what: str) -> Pairs:
             live.append(live.pop(pair[0]))  # a step on one operand, as some searches write: it moves to the end
             continue
         whole = isinstance(pair, Sequence) and not isinstance(pair, str)
-        if not whole or any(isinstance(p, bool) or not isinstance(p, Integral) for p in pair):
+        if not whole or any(not is_whole(p) for p in pair):
             raise TypeError(f"{what}: step {number} is {pair!r}, expected two positions, as in (0, 2)")
         if len(pair) != 2 or pair[0] == pair[1]:
             raise ValueError(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from numbers import Integral
 
 from factorized_moe.contraction.operations import Add, Operation
 from factorized_moe.network import BATCH, TensorNetwork
+from factorized_moe.scalars import is_whole
+from factorized_moe.text_tables import text_table
 
 __all__ = ["ContractionPlan", "Request", "Step", "check_batch_size"]
 
@@ -136,7 +137,6 @@ class ContractionPlan:
     def __repr__(self) -> str:
         rows = [("step", "operation", "FLOPs", "elements")]
         rows += [(s.formula, type(s.operation).__name__, f"{s.flops:,}", f"{s.elements:,}") for s in self.steps]
-        widths = [max(len(row[column]) for row in rows) for column in range(4)]
         other = ""
         if self.runs_from > 1:
             other = f"; from {self.runs_from:,} samples on, another plan runs for fewer"
@@ -147,15 +147,11 @@ class ContractionPlan:
             f"  {self.flops:,} FLOPs; elements: {self.elements_moved:,} moved, "
             f"{self.largest_intermediate:,} in the largest intermediate, {self.saved_activations:,} saved for training",
         ]
-        for row in rows:
-            left = "  ".join(cell.ljust(width) for cell, width in zip(row[:2], widths, strict=False))
-            right = "  ".join(cell.rjust(width) for cell, width in zip(row[2:], widths[2:], strict=True))
-            lines.append(f"  {left}  {right}")
-        return "\n".join(lines)
+        return "\n".join([*lines, text_table(rows, indent="  ")])
 
 
 def check_batch_size(batch_size: int) -> int:
     """A number of samples as an int; refused if it is not a positive one."""
-    if isinstance(batch_size, bool) or not isinstance(batch_size, Integral) or batch_size < 1:
+    if not is_whole(batch_size) or batch_size < 1:
         raise ValueError(f"batch_size must be a positive int, got {batch_size!r}")
     return int(batch_size)

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import product
 
 from factorized_moe.contraction.lowering import Draft, lower
 from factorized_moe.contraction.orders import TermOrders
-from factorized_moe.contraction.plan import ContractionPlan, Request, Step, check_batch_size
+from factorized_moe.contraction.plan import ContractionPlan, Request, check_batch_size
 from factorized_moe.contraction.search import MOVED, SCANNED, Operand, Pairs
 from factorized_moe.network import BATCH, Node, TensorNetwork
 
@@ -234,9 +234,9 @@ def plan_in_order(
         sparse=sparse,
         scanned=scanned,
     )
-    last_use = {p: k for k, (operands, *_) in enumerate(lowered) for p in operands if p >= first_result}
+    last_use = {p: k for k, step in enumerate(lowered) for p in step.operands if p >= first_result}
     frees = [tuple(p for p, last in last_use.items() if last == k) for k in range(len(lowered))]
-    steps = tuple(Step(*step, frees=freed) for step, freed in zip(lowered, frees, strict=True))
+    steps = tuple(replace(step, frees=freed) for step, freed in zip(lowered, frees, strict=True))
     return ContractionPlan(network, request, batch_size, steps)
 
 

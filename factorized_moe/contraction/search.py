@@ -12,12 +12,16 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from factorized_moe.network import BATCH
+
 __all__ = [
     "COPIED",
+    "COPIED_PER_SAMPLE",
     "MOVED",
     "SCANNED",
     "Operand",
     "Pairs",
+    "copy_price",
     "merged_operand",
     "order_cost",
     "pair_flops",
@@ -34,9 +38,14 @@ has more FLOPs than another only where it clearly pays.
 COPIED = 12
 """The same for an element of a parameter that is copied into another order: timed alone, fitted as 35 to 215.
 
-Less is charged, because within plans copies cost less: those made for random networks with 12 or 6 took 0.87 times as
-long as those with 24, and those with 30 about 0.7 times as long as those with 200 (the geometric mean of more than a
-hundred plans that differ, float32, one thread of a CPU).
+Less is charged, because within plans copies cost less: plans made at 200 are slower at 1 and 64 samples, and those made
+at 0 at one sample (``python -m benchmarks --only copies``). Between, few plans differ and little can be told.
+"""
+
+COPIED_PER_SAMPLE = 4
+"""So much at most is charged for each sample, and in a step on parameters alone: twice the FLOPs of a copied element.
+
+So no step takes more than three times the FLOPs to avoid a copy.
 """
 
 SCANNED = 256
@@ -62,6 +71,15 @@ class Operand:
 
     labels: frozenset[str]
     memory: tuple[str, ...] | None = None
+
+
+def copy_price(samples: int) -> int:
+    """What an element of a parameter that is copied counts for, in FLOPs.
+
+    Args:
+        samples: The samples that take part in the step it is copied for; 1 if none do.
+    """
+    return min(COPIED, COPIED_PER_SAMPLE * samples)
 
 
 def merged_operand(left: Operand, right: Operand, output: frozenset[str], rest: Iterable[Operand]) -> Operand:
@@ -153,5 +171,5 @@ def step_cost(
             kinds = [(x in common, x in common and x in kept) for x in mine.memory if x in mine.labels]
             blocks = 1 + sum(one != two for one, two in pairwise(kinds))
             if not common <= kept and blocks > len(set(kinds)):
-                flops += COPIED * size_of(mine.labels)
+                flops += copy_price(size_of(kept & {BATCH})) * size_of(mine.labels)
     return float(flops + moved * elements)

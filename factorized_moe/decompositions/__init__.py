@@ -3,7 +3,7 @@
 from importlib import import_module
 from pkgutil import iter_modules
 
-from factorized_moe.decompositions.base import Decomposition, GivenNetwork, ParameterBudget
+from factorized_moe.decompositions.base import Decomposition, GivenNetwork
 from factorized_moe.decompositions.block_tensor_train import BlockTensorTrain
 from factorized_moe.decompositions.block_term import BlockTerm
 from factorized_moe.decompositions.cp import CP
@@ -38,7 +38,6 @@ __all__ = [
     "Kronecker",
     "LowRank",
     "MixtureOfDecoders",
-    "ParameterBudget",
     "Registration",
     "SharedPrivate",
     "TTMatrix",

@@ -18,16 +18,17 @@ from torch import Tensor
 from factorized_moe.contraction.costs import num_parameters
 from factorized_moe.decompositions.initialisation import Initialisation, balanced, variance_preserving
 from factorized_moe.network import TensorNetwork
+from factorized_moe.scalars import is_whole
 
 __all__ = [
     "Decomposition",
     "GivenNetwork",
     "Initialisation",
-    "ParameterBudget",
     "Rank",
     "RankLike",
     "find_initialisation",
     "largest_within",
+    "leave_empty",
     "variance_preserving",
 ]
 
@@ -35,29 +36,8 @@ Rank = int | tuple[int, ...]
 """A rank in its canonical form: an int, or one int for each mode or bond."""
 
 
-@dataclass(frozen=True)
-class ParameterBudget:
-    """A rank given as the most parameters that the weight tensor may have (a gate is not counted).
-
-    Args:
-        parameters: The most parameters.
-
-    Examples:
-        >>> from factorized_moe import FactorizedExpertTensor
-        >>> w = FactorizedExpertTensor((8,), 16, 32, decomposition="cp", rank=ParameterBudget(1000))
-        >>> w.rank, w.num_parameters
-        (17, 952)
-    """
-
-    parameters: int
-
-    def __post_init__(self) -> None:
-        if isinstance(self.parameters, bool) or not isinstance(self.parameters, Integral) or self.parameters < 1:
-            raise ValueError(f"a parameter budget is a positive int, got {self.parameters!r}")
-
-
-RankLike = int | float | str | Sequence[int] | ParameterBudget
-"""What a rank may be given as: an int, a tuple, ``"same"``, a fraction of the dense size, or a budget."""
+RankLike = int | float | str | Sequence[int]
+"""What a rank may be given as: an int, a tuple, ``"same"``, or a fraction of the dense size."""
 
 
 class Decomposition(ABC):
@@ -148,20 +128,16 @@ class Decomposition(ABC):
 
         Args:
             rank: An int, a tuple of ints in TensorLy's convention, ``"same"`` (as many parameters as the dense
-                tensor), a float between 0 and 1 (that fraction of them), or a `ParameterBudget`. The last
-                three never give more parameters than asked for.
+                tensor), or a float between 0 and 1 (that fraction of them). The last two never give more parameters
+                than asked for.
             shape: The dense shape, ``(*expert_dims, I, O)``.
 
         Raises:
             TypeError: If the rank is of no such type.
             ValueError: If it is out of range, of the wrong length, or a budget is too small.
         """
-        if isinstance(rank, bool | bytes | bytearray) or not isinstance(
-            rank, Integral | Real | str | Sequence | ParameterBudget
-        ):
-            raise TypeError(f"rank is an int, a tuple of ints, 'same', a fraction or a ParameterBudget, got {rank!r}")
-        if isinstance(rank, ParameterBudget):
-            return self._rank_for_budget(int(rank.parameters), shape)
+        if isinstance(rank, bool | bytes | bytearray) or not isinstance(rank, Integral | Real | str | Sequence):
+            raise TypeError(f"rank is an int, a tuple of ints, 'same', a fraction or a Budget, got {rank!r}")
         if isinstance(rank, str):
             if rank != "same":
                 raise ValueError(f"the only rank given as a word is 'same', got {rank!r}")
@@ -178,7 +154,7 @@ class Decomposition(ABC):
                 )
             return self._rank_for_budget(int(float(rank) * math.prod(shape)), shape)
         entries = tuple(rank)
-        if any(isinstance(entry, bool) or not isinstance(entry, Integral) or entry < 1 for entry in entries):
+        if any(not is_whole(entry) or entry < 1 for entry in entries):
             raise ValueError(f"every entry of a rank tuple is a positive int, got {entries}")
         return self.check_rank(tuple(int(entry) for entry in entries), shape)
 
@@ -283,3 +259,9 @@ def find_initialisation(decomposition: Decomposition, init: str | Initialisation
     if not isinstance(init, Callable):  # type: ignore[arg-type]
         raise TypeError(f"init is a name or a function that fills the parameters, got {init!r}")
     return init
+
+
+def leave_empty(network: TensorNetwork, tensors: Mapping[str, Tensor]) -> None:
+    """An initialisation of zeros, for parameters that are about to be assigned."""
+    for tensor in tensors.values():
+        tensor.zero_()

@@ -11,7 +11,9 @@ __all__ = ["BlockTensorTrain"]
 
 
 class BlockTensorTrain(Decomposition):
-    """``W[n, .., i_0 i_1, o_0 o_1] = sum_r P[n, .., i_0, i_1, o_1, r] Q[n, .., i_0, o_1, r, o_0]``, two cores.
+    """Each expert a product of two block-diagonal matrices, with a permutation between them.
+
+    ``W[n, .., i_0 i_1, o_0 o_1] = sum_r P[n, .., i_0, i_1, o_1, r] Q[n, .., i_0, o_1, r, o_0]``.
 
     Source: Qiu et al. 2024, "Compute better spent: replacing dense layers with structured matrices", arXiv
     2406.06248; as experts Potapczynski et al. 2024, arXiv 2410.02117. R = 1 is a Monarch matrix. ``I = I_0 I_1`` and

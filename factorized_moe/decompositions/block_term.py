@@ -10,7 +10,9 @@ __all__ = ["BlockTerm"]
 
 
 class BlockTerm(Decomposition):
-    """``W[n, .., i, o] = sum_t sum G[t, a, .., b, c] A_0[n, t, a] .. B[i, t, b] C[t, c, o]``.
+    """A sum of small Tucker decompositions, the terms ``t``, each with a core of its own.
+
+    ``W[n, .., i, o] = sum_t sum G[t, a, .., b, c] A_0[n, t, a] .. B[i, t, b] C[t, c, o]``.
 
     Source: De Lathauwer 2008, "Decompositions of a higher-order tensor in block terms, part II", SIAM J. Matrix Anal.
     Appl. 30(3), terms of rank (L, M, N). The term is a bond on every node: one contraction does all terms at once.

@@ -38,7 +38,9 @@ def replicate_with_noise(network: TensorNetwork, tensors: Mapping[str, Tensor]) 
 
 
 class CP(Decomposition):
-    """``W[n, .., i, o] = sum_r A_0[n, r] .. B[i, r] C[o, r]`` (Hitchcock 1927; uMoE paper Eq. 2).
+    """A sum of products of vectors (Hitchcock 1927; uMoE paper Eq. 2).
+
+    ``W[n, .., i, o] = sum_r A_0[n, r] .. B[i, r] C[o, r]``.
 
     The rank is one int R; parameters ``R (sum N_k + I + O)``. TensorLy's weights are folded into a factor.
     """

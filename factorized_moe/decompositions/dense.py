@@ -10,7 +10,7 @@ __all__ = ["Dense"]
 
 
 class Dense(Decomposition):
-    """``W[n, .., i, o]`` is one parameter: a soft mixture of experts without any factorisation.
+    """The weight itself as one parameter, without any factorisation: a baseline.
 
     When to use it: as the baseline, or for a few small experts. It has no bond, so a rank has nothing to say: any int
     is taken, so that ``"dense"`` stands in for another name in the same call, and becomes 1.

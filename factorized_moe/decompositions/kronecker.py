@@ -13,7 +13,9 @@ __all__ = ["Kronecker"]
 
 
 class Kronecker(Decomposition):
-    """``W[n, ..] = sum_r A_0[n, r] .. kron(L_r, M_r)`` with ``L_r`` of shape ``(I_0, O_0)`` and ``M_r`` ``(I_1, O_1)``.
+    """Experts that mix Kronecker products which all of them share.
+
+    ``W[n, ..] = sum_r A_0[n, r] .. kron(L_r, M_r)`` with ``L_r`` of shape ``(I_0, O_0)`` and ``M_r`` ``(I_1, O_1)``.
 
     Source: Van Loan & Pitsianis 1993, "Approximation with Kronecker products"; as a layer Zhang et al. 2021, arXiv
     2102.08597. ``I = I_0 I_1`` and ``O = O_0 O_1`` are split as evenly as possible; an input without an even split is

@@ -10,7 +10,9 @@ __all__ = ["LowRank"]
 
 
 class LowRank(Decomposition):
-    """``W[n, .., i, o] = sum_r U[n, .., i, r] V[n, .., r, o]``: a mixture of LoRA experts (Hu et al. 2021).
+    """Two thin matrices for each expert: a mixture of LoRA adapters (Hu et al. 2021).
+
+    ``W[n, .., i, o] = sum_r U[n, .., i, r] V[n, .., r, o]``.
 
     When to use it: experts that share nothing, such as adapters that were trained apart, or light experts beside a
     frozen layer (Zadouri et al. 2023, arXiv 2309.05444).

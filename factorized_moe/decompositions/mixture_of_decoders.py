@@ -12,7 +12,9 @@ __all__ = ["MixtureOfDecoders"]
 
 
 class MixtureOfDecoders(Decomposition):
-    """``W[n, .., i, o] = sum_r D[i, r, o] C_0[n, r, o] ..``; with R = 1, ``W[n] = D diag(c_n)`` (Oldfield et al. 2025).
+    """One full matrix that all experts share, its columns scaled by each in its own way (Oldfield et al. 2025).
+
+    ``W[n, .., i, o] = sum_r D[i, r, o] C_0[n, r, o] ..``; with R = 1, ``W[n] = D diag(c_n)``.
 
     Source: "Towards interpretability without sacrifice: faithful dense layer decomposition with Mixture of
     Decoders", arXiv 2505.21364; there R is 1 and there is one expert mode.

@@ -10,7 +10,9 @@ __all__ = ["SharedPrivate"]
 
 
 class SharedPrivate(Decomposition):
-    """``W[n, .., i, o] = S[i, o] + sum_r A_0[n, r] .. B[i, r] C[r, o]``: a sum of two networks.
+    """One matrix that all experts share, plus a CP decomposition of their differences from it.
+
+    ``W[n, .., i, o] = S[i, o] + sum_r A_0[n, r] .. B[i, r] C[r, o]``.
 
     When to use it: experts that are variations of one matrix, a pretrained one for instance; common knowledge is kept
     apart, as by the shared experts of Dai et al. 2024, arXiv 2401.06066. The first term lacks the expert modes:

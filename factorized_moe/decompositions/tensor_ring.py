@@ -39,7 +39,9 @@ def replicate_with_noise(network: TensorNetwork, tensors: Mapping[str, Tensor]) 
 
 
 class TensorRing(Decomposition):
-    """``W[n, .., i, o] = trace(G_0[n] .. G_in[i] G_out[o])`` (Zhao et al. 2016; uMoE paper Eq. 3).
+    """A closed chain of cores (Zhao et al. 2016; uMoE paper Eq. 3).
+
+    ``W[n, .., i, o] = trace(G_0[n] .. G_in[i] G_out[o])``.
 
     The rank is one int for each bond, first and last included and equal: ``(r_0, r_1, .., r_0)``, or one int for all.
     Parameters ``sum r_k d_k r_(k+1)`` over the modes. A core keeps its mode first in memory, the output core last and

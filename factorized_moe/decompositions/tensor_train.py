@@ -40,7 +40,9 @@ def replicate_with_noise(network: TensorNetwork, tensors: Mapping[str, Tensor]) 
 
 
 class TensorTrain(Decomposition):
-    """``W[n, .., i, o] = G_0[n] .. G_in[i] G_out[o]``, a product of matrices (Oseledets 2011; uMoE v1 Eq. 4).
+    """A chain of cores (Oseledets 2011; uMoE v1 Eq. 4).
+
+    ``W[n, .., i, o] = G_0[n] .. G_in[i] G_out[o]``.
 
     The rank is one int for each bond, first and last included and equal to 1: ``(1, r_1, .., 1)``, or one int for
     all inner bonds. Parameters ``N_0 r_1 + sum r_k N_k r_(k+1) + r I r' + r' O``. A core keeps its mode first in

@@ -15,7 +15,9 @@ __all__ = ["TTMatrix"]
 
 @dataclass(frozen=True)
 class TTMatrix(Decomposition):
-    """``W[n, .., i, o] = G_0[n] .. M_0[i_0, o_0] M_1[i_1, o_1] ..``, a product of matrices.
+    """A tensor train whose last cores each carry a part of the input and a part of the output.
+
+    ``W[n, .., i, o] = G_0[n] .. M_0[i_0, o_0] M_1[i_1, o_1] ..``, a product of matrices.
 
     Source: Oseledets 2010, "Approximation of 2^d x 2^d matrices using tensor decomposition"; as a layer Novikov et
     al. 2015, arXiv 1509.06569. ``I`` and ``O`` are split into as many factors as there are cores, as evenly as

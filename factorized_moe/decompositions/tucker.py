@@ -37,7 +37,9 @@ def replicate_with_noise(network: TensorNetwork, tensors: Mapping[str, Tensor]) 
 
 
 class Tucker(Decomposition):
-    """``W[n, .., i, o] = sum G[a, .., b, c] A_0[n, a] .. B[i, b] C[o, c]`` (Tucker 1966; uMoE v1 Eq. 3).
+    """A core and a factor for each mode (Tucker 1966; uMoE v1 Eq. 3).
+
+    ``W[n, .., i, o] = sum G[a, .., b, c] A_0[n, a] .. B[i, b] C[o, c]``.
 
     The rank is one int for each mode, ``(R_0, .., R_in, R_out)``, or one int for all. Parameters
     ``sum N_k R_k + I R_in + O R_out + prod R``.

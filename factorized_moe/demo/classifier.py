@@ -10,8 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from factorized_moe.decompositions import ParameterBudget
-from factorized_moe.decompositions.base import RankLike
+from factorized_moe.budgets import Budget, SizeLike
 from factorized_moe.layers import MuMoE
 
 __all__ = ["FEATURES", "HeadConfig", "ImageClassifier", "Trunk", "count_parameters", "dense_head", "fit_head"]
@@ -102,14 +101,16 @@ class HeadConfig:
         rank: The rank; in its canonical form where `fit_head` made it.
         gate: The gate's activation.
         gate_norm: Its normalisation.
+        gate_temperature: What its logits are divided by.
     """
 
     num_classes: int
     expert_dims: tuple[int, ...]
     decomposition: str
-    rank: RankLike
+    rank: SizeLike
     gate: str = "entmax15"
     gate_norm: str | None = "batch"
+    gate_temperature: float = 2.0
 
     def build(self, device: str = "cpu") -> MuMoE:
         """A head with fresh parameters.
@@ -128,6 +129,7 @@ class HeadConfig:
             rank=self.rank,
             gate=self.gate,
             gate_norm=self.gate_norm,
+            gate_temperature=self.gate_temperature,
             device=device,
         )
 
@@ -156,26 +158,13 @@ def fit_head(
     if rank is not None and parameters is not None:
         raise ValueError("both a rank and a number of parameters are given; give one of them")
     if rank is not None:
-        chosen: RankLike = rank
+        chosen: SizeLike = rank
     elif parameters is not None:
-        chosen = _budget_beside_gate(num_classes, expert_dims, decomposition, parameters)
+        chosen = Budget(parameters=parameters)
     else:
-        chosen = ParameterBudget(DEFAULT_RANK * (sum(expert_dims) + FEATURES + 1 + num_classes))
+        chosen = Budget(parameters=DEFAULT_RANK * (sum(expert_dims) + FEATURES + 1 + num_classes), count_gate=False)
     config = HeadConfig(num_classes, expert_dims, decomposition, chosen)
     return replace(config, rank=config.build("meta").experts.rank)
-
-
-def _budget_beside_gate(
-    num_classes: int, expert_dims: tuple[int, ...], decomposition: str, parameters: int
-) -> ParameterBudget:
-    smallest = HeadConfig(num_classes, expert_dims, decomposition, 1).build("meta")
-    gate, total = count_parameters(smallest.gate), count_parameters(smallest)
-    if parameters < total:
-        raise ValueError(
-            f"a head of at most {parameters:,} parameters is too small for {decomposition} with experts "
-            f"{' x '.join(map(str, expert_dims))}: it takes at least {total:,}, {gate:,} of them in the gate"
-        )
-    return ParameterBudget(parameters - gate)
 
 
 def dense_head(num_classes: int, parameters: int) -> nn.Sequential:

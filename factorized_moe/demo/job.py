@@ -16,6 +16,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from factorized_moe.bars import progress
 from factorized_moe.decompositions import get_decomposition, name_of
 from factorized_moe.demo.classifier import (
     FEATURES,
@@ -214,8 +215,6 @@ def run_demo(options: DemoOptions) -> DemoReport:
 
 def _train_heads(data: ImageData, config: HeadConfig, options: DemoOptions) -> dict[str, ImageClassifier]:
     """Train every head on a trunk of its own; all trunks start equal."""
-    from tqdm import tqdm
-
     num_classes, budget = len(data.classes), count_parameters(config.build("meta"))
     build: dict[str, Callable[[], nn.Module]] = {
         "linear": lambda: nn.Linear(FEATURES, num_classes),
@@ -228,7 +227,7 @@ def _train_heads(data: ImageData, config: HeadConfig, options: DemoOptions) -> d
     trunk = partial(Trunk, pixels.mean().item(), max(1.0, pixels.std().item()))
     models = {}
     pause = 0.1 if sys.stderr.isatty() else 5.0  # seconds between updates: few lines in a log file
-    with tqdm(total=steps, unit="step", mininterval=pause) as bar:
+    with progress(total=steps, unit="step", mininterval=pause) as bar:
         for name, head in build.items():
             bar.set_description(f"training, {name} head")
             torch.manual_seed(options.seed)

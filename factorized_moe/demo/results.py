@@ -21,7 +21,7 @@ from factorized_moe.demo.classifier import HeadConfig, ImageClassifier, Trunk
 from factorized_moe.demo.images import LARGEST_SIDE
 from factorized_moe.interpret.report import ReportData, report_page
 from factorized_moe.interpret.report.run_files import REPORT_FILE, run_bytes
-from factorized_moe.reading import check_modes, listed, read_json, record_of, text, whole
+from factorized_moe.reading import check_modes, listed, number, read_json, record_of, text, whole
 from factorized_moe.writing import place_of, write_files
 
 __all__ = ["FILES", "LoadedModel", "check_results_folder", "load_model", "write_results"]
@@ -168,7 +168,8 @@ def load_model(folder: Path | str) -> LoadedModel:
 def _read_head(config: Mapping[str, Any]) -> HeadConfig:
     """What the head is built from, of the types that `asdict` writes."""
     keys = ("num_classes", "expert_dims", "decomposition", "rank", "gate", "gate_norm")
-    head = dict(record_of(config["head"], "head", keys))
+    head = {"gate_temperature": 1.0, **record_of(config["head"], "head", keys, ["gate_temperature"])}
+    number(head["gate_temperature"], "gate_temperature")
     whole(head["num_classes"], "num_classes", 1, 2**24)
     for name in ("decomposition", "gate"):
         text(head[name], name)

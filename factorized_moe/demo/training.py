@@ -5,7 +5,6 @@ Legend: ``n`` images, ``H`` height, ``W`` width in pixels, ``C`` classes.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +12,8 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+
+from factorized_moe.optimisation import warm_up_and_cosine
 
 __all__ = ["Schedule", "predict", "reproducible", "train"]
 
@@ -81,7 +82,9 @@ def train(
     model.train()
     steps = schedule.steps_per_epoch(len(images))
     optimizer = torch.optim.AdamW(model.parameters(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay)
-    rates = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(_rate, total=steps * schedule.epochs))
+    total = steps * schedule.epochs
+    rate = partial(warm_up_and_cosine, steps=total, warm_up=max(1, total // 10))
+    rates = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
     generator = torch.Generator().manual_seed(seed)
     for _ in range(schedule.epochs):
         for batch in torch.randperm(len(images), generator=generator).tensor_split(steps):
@@ -92,12 +95,6 @@ def train(
             optimizer.step()
             rates.step()
             after_step()
-
-
-def _rate(step: int, total: int) -> float:
-    """The learning rate of a step, relative to its largest value."""
-    warm_up = max(1, total // 10)
-    return min((step + 1) / warm_up, 0.5 * (1.0 + math.cos(math.pi * step / total)))
 
 
 @torch.no_grad()

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
-from numbers import Real
 
 import torch
 from torch import Tensor
 
+from factorized_moe.budgets import SizeLike
+from factorized_moe.budgets.ranks import rank_of_tensor
 from factorized_moe.decompositions import Decomposition, get_decomposition
-from factorized_moe.decompositions.base import Rank, RankLike
+from factorized_moe.decompositions.base import Rank
 from factorized_moe.fitting.bounds import error_bound
 from factorized_moe.fitting.problem import Problem, Report
 from factorized_moe.fitting.progress import progress_bar
@@ -22,7 +23,8 @@ from factorized_moe.fitting.smallest_rank import smallest_rank_fit
 from factorized_moe.fitting.starts import Found, best_of_starts, improve_start
 from factorized_moe.fitting.whitening import InputRoot, absorbs_input, divide_input, input_moment, moment_roots
 from factorized_moe.network import TensorNetwork
-from factorized_moe.validation import check_dense, check_dtype, check_flag, check_network, check_seed
+from factorized_moe.scalars import is_number
+from factorized_moe.validation import check_dense, check_dtype, check_flag, check_network, check_seed, check_size
 
 __all__ = ["fit"]
 
@@ -34,7 +36,7 @@ SMALLEST, LARGEST = 1e-150, 1e150
 def fit(
     dense: Tensor,
     decomposition: str | Decomposition = "cp",
-    rank: RankLike | None = None,
+    rank: SizeLike | None = None,
     *,
     error: float | None = None,
     bias: bool = False,
@@ -42,6 +44,7 @@ def fit(
     input_covariance: Tensor | None = None,
     dtype: torch.dtype | None = None,
     seed: int = 0,
+    starts: int | None = None,
     progress: bool = False,
 ) -> Fit:
     """Approximate a dense tensor by a decomposition of a given rank, or of the smallest that reaches an error.
@@ -61,6 +64,7 @@ def fit(
             count the constant 1 as the last input, and inputs of mean zero are assumed if it does not.
         dtype: The parameters' type; the dense tensor's by default.
         seed: Where random starts come from.
+        starts: The most random starts, beside TensorLy's algorithm; chosen by the tensor's size by default.
         progress: Whether to show a progress bar.
 
     Returns:
@@ -85,6 +89,7 @@ def fit(
     for name, flag in (("bias", bias), ("progress", progress)):
         check_flag(name, flag)
     seed = check_seed(seed)
+    starts = None if starts is None else check_size("starts", starts)
     target = dense.detach().to(torch.float64)
     _check_values(target)
     if (rank is None) == (error is None):
@@ -94,10 +99,10 @@ def fit(
     if root is not None and target.any() and not (root.exact @ target).any():
         raise ValueError("the dense tensor's outputs on these inputs are all zero: no error of the outputs to minimise")
     source = get_decomposition(decomposition)
-    job = _Job(source, target, root, bias, dtype or dense.dtype, seed, begun)
+    job = _Job(source, target, root, bias, dtype or dense.dtype, seed, starts, begun)
     with progress_bar(progress) as report:
         if rank is not None:
-            return job.fit(source.resolve_rank(rank, tuple(dense.shape)), report)
+            return job.fit(rank_of_tensor(rank, tuple(dense.shape), source, bias=bias), report)
         return job.fit_to_error(error, report)
 
 
@@ -111,6 +116,7 @@ class _Job:
     bias: bool
     dtype: torch.dtype
     seed: int
+    starts: int | None
     begun: float
 
     def fit(self, rank: Rank, report: Report) -> Fit:
@@ -137,7 +143,7 @@ class _Job:
         )
 
     def fit_to_error(self, error: float | None, report: Report) -> Fit:
-        if isinstance(error, bool) or not isinstance(error, Real) or not 0.0 < float(error) < 1.0:
+        if not is_number(error) or not 0.0 < float(error) < 1.0:
             raise ValueError(f"error is a number above 0 and below 1, got {error!r}")
         shape = tuple(self.target.shape)
 
@@ -170,14 +176,14 @@ class _Job:
         scale = self.target.norm() if len(network.parameter_shapes) == len(network.nodes) else self.target.new_ones(())
         problem, bound = Problem(network, self.target / scale), self.bound(network)
         if self.root is None:
-            found = best_of_starts(problem, self.source, rank, self.seed, bound, report)
+            found = best_of_starts(problem, self.source, rank, self.seed, bound, report, self.starts)
         elif absorbs_input(network):
             whitened = Problem(network, self.root.regular @ problem.target)
-            found = best_of_starts(whitened, self.source, rank, self.seed, bound, report)
+            found = best_of_starts(whitened, self.source, rank, self.seed, bound, report, self.starts)
             found = replace(found, tensors=divide_input(network, found.tensors, self.root.inverse))
         else:
             weighted = replace(problem, root=self.root.regular)
-            plain = best_of_starts(problem, self.source, rank, self.seed, 0.0, report)
+            plain = best_of_starts(problem, self.source, rank, self.seed, 0.0, report, self.starts)
             found = improve_start(weighted, plain, report)
         firsts = {term[0].parameter for term in network.terms}
         tensors = {name: tensor * scale if name in firsts else tensor for name, tensor in found.tensors.items()}

@@ -1,4 +1,4 @@
-"""A least-squares problem on a network: the target in the network's own labels, and the network's value beside it.
+"""A fit as a least-squares problem: which parameters of a network come closest to a dense target tensor?
 
 Legend: labels as in the network; *padding* the last entries of a split input mode, which are no part of the target.
 """
@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 
 from factorized_moe.contraction.exhaustive import search_order
+from factorized_moe.contraction.named_axes import contract_named
 from factorized_moe.contraction.search import Operand
 from factorized_moe.network import Node, TensorNetwork
 
 __all__ = ["Problem", "Report", "Tensors", "contract"]
 
 EXHAUSTIVE_OPERANDS = 7
-"""Of more operands, those are contracted first whose product is smallest."""
+"""With more operands than this, no best order is searched: the pair with the smallest product comes first."""
 
 Tensors = dict[str, Tensor]
 """Parameters by name."""
@@ -32,7 +33,7 @@ Report = Callable[[float], object]
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """What is to be fitted.
+    """A dense target tensor, the network that approximates it, and the norm of the error.
 
     Attributes:
         network: The network.
@@ -113,11 +114,8 @@ def contract(operands: Sequence[tuple[Tensor, Sequence[str]]], output: Sequence[
     for tensor, names in zip(tensors, labels, strict=True):
         sizes.update(zip(names, tensor.shape, strict=True))
     for left, right, kept in _steps(tuple(labels), tuple(output), tuple(sizes.items())):
-        number = {label: k for k, label in enumerate(dict.fromkeys((*labels[left], *labels[right])))}
-        arguments: list[object] = [tensors[left], [number[x] for x in labels[left]]]
-        if left != right:
-            arguments += [tensors[right], [number[x] for x in labels[right]]]
-        tensors.append(torch.einsum(*arguments, [number[x] for x in kept]))
+        step = [(labels[place], tensors[place]) for place in ((left,) if left == right else (left, right))]
+        tensors.append(contract_named(step, kept))
         labels.append(kept)
     return tensors[-1]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from factorized_moe.bars import progress
 from factorized_moe.fitting.problem import Report
 
 __all__ = ["progress_bar"]
@@ -20,11 +21,7 @@ def progress_bar(show: bool) -> Iterator[Report]:
     if not show:
         yield lambda error: None
         return
-    try:
-        from tqdm import tqdm
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("progress=True needs tqdm: pip install 'factorized-moe[models]'") from error
-    with tqdm(desc="fit", unit=" sweeps") as bar:
+    with progress(desc="fit", unit=" sweeps") as bar:
 
         def report(error: float) -> None:
             bar.set_postfix(error=f"{error:.3e}", refresh=False)

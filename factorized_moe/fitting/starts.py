@@ -37,7 +37,7 @@ SAME = 1e-5
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """A result of one start.
+    """The parameters that one start led to, and their error.
 
     Attributes:
         tensors: The parameters by name, float64.
@@ -53,7 +53,13 @@ class Found:
 
 
 def best_of_starts(
-    problem: Problem, decomposition: Decomposition, rank: Rank, seed: int, bound: float, report: Report
+    problem: Problem,
+    decomposition: Decomposition,
+    rank: Rank,
+    seed: int,
+    bound: float,
+    report: Report,
+    starts: int | None = None,
 ) -> Found:
     """The best result of TensorLy's algorithm and of random starts.
 
@@ -66,11 +72,12 @@ def best_of_starts(
         seed: Where random starts come from.
         bound: The least error possible, as far as it is known.
         report: Called with the error after each sweep and step.
+        starts: The most random starts; by default few, and more where they are small.
     """
     generator = torch.Generator().manual_seed(seed)
     best: Found | None = None
     iterations, errors = 0, []
-    for tensors, origin, sweeps in _starts(problem, decomposition, rank, generator):
+    for tensors, origin, sweeps in _starts(problem, decomposition, rank, generator, starts):
         found = improve_start(problem, Found(tensors, float("inf"), 0, origin), report, sweeps)
         iterations += found.iterations
         errors.append(found.error)
@@ -84,7 +91,7 @@ def best_of_starts(
 
 
 def _starts(
-    problem: Problem, decomposition: Decomposition, rank: Rank, generator: torch.Generator
+    problem: Problem, decomposition: Decomposition, rank: Rank, generator: torch.Generator, starts: int | None
 ) -> Iterator[tuple[Tensors, str, int]]:
     known = decomposition.tensorly_algorithm is not None and problem.target.ndim > 2 and problem.root is None
     if known:
@@ -95,7 +102,9 @@ def _starts(
                 known = False
             else:
                 yield tensors, f"TensorLy's {decomposition.tensorly_algorithm}", FURTHER_SWEEPS
-    for _ in range(SMALL_STARTS if is_small(problem) else 0 if known else RANDOM_STARTS):
+    if starts is None:
+        starts = SMALL_STARTS if is_small(problem) else 0 if known else RANDOM_STARTS
+    for _ in range(starts):
         tensors = problem.random(generator)
         if problem.is_linear:
             sweep(problem, tensors, greedy=True)
@@ -103,7 +112,7 @@ def _starts(
 
 
 def improve_start(problem: Problem, start: Found, report: Report, sweeps: int = SWEEPS) -> Found:
-    """The better one of a start and what the improvements that suit the problem make of it.
+    """Improve a start by the methods that suit the problem, and return the best parameters seen.
 
     Args:
         problem: The problem.

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from factorized_moe.budgets import SizeLike
 from factorized_moe.decompositions import Decomposition
-from factorized_moe.decompositions.base import Initialisation, RankLike
+from factorized_moe.decompositions.base import Initialisation
 from factorized_moe.layers.expert_layer import ExpertLayer
 from factorized_moe.tensor import FactorizedExpertTensor
 
@@ -33,12 +34,13 @@ class MuMoEBlock(ExpertLayer):
         out_features: ``O``.
         expert_dims: The number of experts of each expert mode.
         decomposition: A registered name or an instance; ``"cp"`` by default.
-        rank: The rank of every expert tensor, as for `FactorizedExpertTensor`.
+        rank: The rank of every expert tensor, as for `FactorizedExpertTensor`; a `Budget` is that of the whole block.
         second_rank: The rank of the last one, where it differs.
         activation: What is applied to the first tensor's output; GELU by default.
         bias: As for `ExpertLayer`.
         gate: As for `ExpertLayer`.
         gate_norm: As for `ExpertLayer`.
+        gate_temperature: As for `ExpertLayer`.
         input_norm: As for `ExpertLayer`.
         init: As for `FactorizedExpertTensor`.
         checkpoint: As for `FactorizedExpertTensor`.
@@ -71,13 +73,14 @@ class MuMoEBlock(ExpertLayer):
         out_features: int,
         expert_dims: Sequence[int],
         decomposition: str | Decomposition | None = None,
-        rank: RankLike | None = None,
+        rank: SizeLike | None = None,
         *,
-        second_rank: RankLike | None = None,
+        second_rank: SizeLike | None = None,
         activation: Callable[[Tensor], Tensor] | None = None,
         bias: bool = True,
         gate: str | Callable[[Tensor], Tensor] | nn.Module = "entmax15",
         gate_norm: str | None = "batch",
+        gate_temperature: float = 2.0,
         input_norm: bool = False,
         init: str | Initialisation | None = None,
         checkpoint: bool = False,
@@ -95,6 +98,7 @@ class MuMoEBlock(ExpertLayer):
             bias=bias,
             gate=gate,
             gate_norm=gate_norm,
+            gate_temperature=gate_temperature,
             input_norm=input_norm,
             init=init,
             checkpoint=checkpoint,
@@ -140,12 +144,13 @@ class GatedMuMoEBlock(ExpertLayer):
         out_features: ``O``.
         expert_dims: The number of experts of each expert mode.
         decomposition: A registered name or an instance; ``"cp"`` by default.
-        rank: The rank of every expert tensor, as for `FactorizedExpertTensor`.
+        rank: The rank of every expert tensor, as for `FactorizedExpertTensor`; a `Budget` is that of the whole block.
         second_rank: The rank of the last one, where it differs.
         activation: What is applied to the first tensor's output; SiLU by default.
         bias: As for `ExpertLayer`.
         gate: As for `ExpertLayer`.
         gate_norm: As for `ExpertLayer`.
+        gate_temperature: As for `ExpertLayer`.
         input_norm: As for `ExpertLayer`.
         init: As for `FactorizedExpertTensor`.
         checkpoint: As for `FactorizedExpertTensor`.
@@ -180,13 +185,14 @@ class GatedMuMoEBlock(ExpertLayer):
         out_features: int,
         expert_dims: Sequence[int],
         decomposition: str | Decomposition | None = None,
-        rank: RankLike | None = None,
+        rank: SizeLike | None = None,
         *,
-        second_rank: RankLike | None = None,
+        second_rank: SizeLike | None = None,
         activation: Callable[[Tensor], Tensor] | None = None,
         bias: bool = False,
         gate: str | Callable[[Tensor], Tensor] | nn.Module = "entmax15",
         gate_norm: str | None = "batch",
+        gate_temperature: float = 2.0,
         input_norm: bool = False,
         init: str | Initialisation | None = None,
         checkpoint: bool = False,
@@ -204,6 +210,7 @@ class GatedMuMoEBlock(ExpertLayer):
             bias=bias,
             gate=gate,
             gate_norm=gate_norm,
+            gate_temperature=gate_temperature,
             input_norm=input_norm,
             init=init,
             checkpoint=checkpoint,

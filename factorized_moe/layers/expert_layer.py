@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from factorized_moe.budgets import Budget, SizeLike
 from factorized_moe.decompositions import Decomposition
-from factorized_moe.decompositions.base import Initialisation, RankLike
+from factorized_moe.decompositions.base import Initialisation
 from factorized_moe.gating import ExpertGate
 from factorized_moe.network import TensorNetwork
 from factorized_moe.tensor import FactorizedExpertTensor
-from factorized_moe.validation import check_flag
+from factorized_moe.validation import check_expert_dims, check_flag, check_size
 
 __all__ = ["ExpertLayer"]
 
@@ -34,7 +35,7 @@ class ExpertLayer(nn.Module):
             one's ``I`` is the gate's too.
         expert_dims: The number of experts of each expert mode.
         decomposition: A registered name or an instance; ``"cp"`` by default.
-        rank: The rank of every tensor, as for `FactorizedExpertTensor`; a ``ParameterBudget`` does not count the gate.
+        rank: The rank of every tensor, as for `FactorizedExpertTensor`; a `Budget` is that of the whole layer.
         ranks: Other ranks of some tensors, by name.
         network: Any network, in place of sizes, decomposition and rank, where there is one tensor.
         bias: Whether every expert has a bias.
@@ -42,6 +43,7 @@ class ExpertLayer(nn.Module):
             maps ``(*batch, I)`` to one coefficient tensor ``(*batch, N_k)`` for each expert mode.
         gate_norm: ``"batch"``, ``"layer"`` or ``None``: how the logits are normalised before the activation, as for
             `ExpertGate`. Ignored where ``gate`` is a module.
+        gate_temperature: What the logits are divided by, as for `ExpertGate`. Ignored where ``gate`` is a module.
         input_norm: Whether a ``LayerNorm`` is applied to the experts' input; the gate sees the input as it is.
         init: As for `FactorizedExpertTensor`.
         checkpoint: As for `FactorizedExpertTensor`: less memory in training, more time.
@@ -80,13 +82,14 @@ class ExpertLayer(nn.Module):
         shapes: Mapping[str, tuple[int | None, int | None]],
         expert_dims: Sequence[int] | None,
         decomposition: str | Decomposition | None = None,
-        rank: RankLike | None = None,
+        rank: SizeLike | None = None,
         *,
-        ranks: Mapping[str, RankLike | None] = MappingProxyType({}),
+        ranks: Mapping[str, SizeLike | None] = MappingProxyType({}),
         network: TensorNetwork | None = None,
         bias: bool = True,
         gate: str | Callable[[Tensor], Tensor] | nn.Module = "entmax15",
         gate_norm: str | None = "batch",
+        gate_temperature: float = 2.0,
         input_norm: bool = False,
         init: str | Initialisation | None = None,
         checkpoint: bool = False,
@@ -98,6 +101,12 @@ class ExpertLayer(nn.Module):
         check_flag("input_norm", input_norm)
         if network is not None and len(shapes) != 1:
             raise ValueError(f"a network describes one expert tensor, but {type(self).__name__} has {list(shapes)}")
+        if any(isinstance(own, Budget) for own in ranks.values()):
+            raise TypeError("a budget is that of the whole layer: give it as rank, and no second rank")
+        if isinstance(rank, Budget) and network is None:
+            if any(own is not None for own in ranks.values()):
+                raise ValueError("a budget gives all ranks of a layer; leave out the second rank, or give ranks alone")
+            rank = _rank_within(rank, shapes, expert_dims, decomposition, bias, gate, input_norm)
         for name, (inputs, outputs) in shapes.items():
             own_rank = ranks.get(name)
             tensor = FactorizedExpertTensor(
@@ -119,7 +128,15 @@ class ExpertLayer(nn.Module):
         if isinstance(gate, nn.Module):
             self.gate = gate
         else:
-            self.gate = ExpertGate(features, self.expert_dims, gate, gate_norm, device=device, dtype=dtype)
+            self.gate = ExpertGate(
+                features,
+                self.expert_dims,
+                gate,
+                gate_norm,
+                temperature=gate_temperature,
+                device=device,
+                dtype=dtype,
+            )
         self.input_norm = nn.LayerNorm(features, device=device, dtype=dtype) if input_norm else None
 
     @property
@@ -158,3 +175,25 @@ class ExpertLayer(nn.Module):
             reset = getattr(child, "reset_parameters", None)
             if reset is not None:
                 reset()
+
+
+def _rank_within(
+    budget: Budget,
+    shapes: Mapping[str, tuple[int | None, int | None]],
+    expert_dims: Sequence[int] | None,
+    decomposition: str | Decomposition | None,
+    bias: bool,
+    gate: object,
+    input_norm: bool,
+) -> SizeLike:
+    """The rank that a budget gives all tensors of a layer."""
+    linears = [(check_size("in_features", i), check_size("out_features", o)) for i, o in shapes.values()]
+    own_gate = sum(p.numel() for p in gate.parameters()) if isinstance(gate, nn.Module) else None
+    return budget.rank(
+        check_expert_dims(expert_dims),
+        linears,
+        "cp" if decomposition is None else decomposition,
+        bias=bias,
+        input_norm=input_norm,
+        gate_parameters=own_gate,
+    )

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from factorized_moe.budgets import SizeLike
 from factorized_moe.decompositions import Decomposition
-from factorized_moe.decompositions.base import Initialisation, RankLike
+from factorized_moe.decompositions.base import Initialisation
 from factorized_moe.layers.expert_layer import ExpertLayer
 from factorized_moe.network import TensorNetwork
 from factorized_moe.tensor import FactorizedExpertTensor
@@ -31,11 +32,12 @@ class MuMoE(ExpertLayer):
         out_features: ``O``.
         expert_dims: The number of experts of each expert mode.
         decomposition: A registered name or an instance; ``"cp"`` by default.
-        rank: As for `FactorizedExpertTensor`; a ``ParameterBudget`` does not count the gate.
+        rank: As for `FactorizedExpertTensor`; a `Budget` is that of the whole layer, its gate included.
         network: Any network, in place of the arguments above, which it says, as for `FactorizedExpertTensor`.
         bias: As for `ExpertLayer`.
         gate: As for `ExpertLayer`.
         gate_norm: As for `ExpertLayer`.
+        gate_temperature: As for `ExpertLayer`.
         input_norm: As for `ExpertLayer`.
         init: As for `FactorizedExpertTensor`.
         checkpoint: As for `FactorizedExpertTensor`.
@@ -67,12 +69,13 @@ class MuMoE(ExpertLayer):
         out_features: int | None = None,
         expert_dims: Sequence[int] | None = None,
         decomposition: str | Decomposition | None = None,
-        rank: RankLike | None = None,
+        rank: SizeLike | None = None,
         *,
         network: TensorNetwork | None = None,
         bias: bool = True,
         gate: str | Callable[[Tensor], Tensor] | nn.Module = "entmax15",
         gate_norm: str | None = "batch",
+        gate_temperature: float = 2.0,
         input_norm: bool = False,
         init: str | Initialisation | None = None,
         checkpoint: bool = False,
@@ -89,6 +92,7 @@ class MuMoE(ExpertLayer):
             bias=bias,
             gate=gate,
             gate_norm=gate_norm,
+            gate_temperature=gate_temperature,
             input_norm=input_norm,
             init=init,
             checkpoint=checkpoint,
@@ -128,7 +132,7 @@ class CPMuMoE(MuMoE):
     """
 
     def __init__(
-        self, in_features: int, out_features: int, expert_dims: Sequence[int], rank: RankLike, **options: Any
+        self, in_features: int, out_features: int, expert_dims: Sequence[int], rank: SizeLike, **options: Any
     ) -> None:
         super().__init__(in_features, out_features, expert_dims, "cp", rank, **options)
 
@@ -142,7 +146,7 @@ class TuckerMuMoE(MuMoE):
     """
 
     def __init__(
-        self, in_features: int, out_features: int, expert_dims: Sequence[int], rank: RankLike, **options: Any
+        self, in_features: int, out_features: int, expert_dims: Sequence[int], rank: SizeLike, **options: Any
     ) -> None:
         super().__init__(in_features, out_features, expert_dims, "tucker", rank, **options)
 
@@ -156,7 +160,7 @@ class TTMuMoE(MuMoE):
     """
 
     def __init__(
-        self, in_features: int, out_features: int, expert_dims: Sequence[int], rank: RankLike, **options: Any
+        self, in_features: int, out_features: int, expert_dims: Sequence[int], rank: SizeLike, **options: Any
     ) -> None:
         super().__init__(in_features, out_features, expert_dims, "tt", rank, **options)
 
@@ -170,6 +174,6 @@ class TRMuMoE(MuMoE):
     """
 
     def __init__(
-        self, in_features: int, out_features: int, expert_dims: Sequence[int], rank: RankLike, **options: Any
+        self, in_features: int, out_features: int, expert_dims: Sequence[int], rank: SizeLike, **options: Any
     ) -> None:
         super().__init__(in_features, out_features, expert_dims, "tr", rank, **options)

@@ -5,14 +5,13 @@ Legend: ``B`` samples; a *piece* is what a rank holds of a label.
 
 from __future__ import annotations
 
-import string
 from collections.abc import Sequence
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from factorized_moe.contraction import Step
+from factorized_moe.contraction.named_axes import contract_named
 from factorized_moe.contraction.operations import Add, AppendConstants, SparseMatMul
 from factorized_moe.network import BATCH
 from factorized_moe.parallel.moves import Group, Transfer, enter, exchange_rows, move
@@ -129,7 +128,7 @@ class _Run:
                 values[k], values[1 - k], row = self._without_bias(values[k], values[1 - k], labels[1 - k], uses, k)
         if isinstance(operation, SparseMatMul) and row is None:
             return self._sparse(values, labels, step.labels)
-        product = torch.einsum(_equation(tuple(labels), step.labels), *values)
+        product = contract_named(list(zip(labels, values, strict=True)), step.labels)
         if row is None:
             return product
         node = next(labels[k] for k, use in enumerate(uses) if use.position != self.nodes)
@@ -166,7 +165,7 @@ class _Run:
         if value.ndim < len(labels):  # a group that comes as one axis
             return value.reshape(-1, *(self._size(x) for x in step.labels[1:]))
         present = tuple(x for x in step.labels if x in labels)
-        value = torch.einsum(_equation((labels,), present), value)
+        value = contract_named([(labels, value)], present)
         if present == step.labels:
             return value
         for axis, x in enumerate(step.labels):
@@ -181,7 +180,7 @@ class _Run:
         rest = tuple(x for x in labels[1 - left] if x != label)
         rows = node.movedim(labels[1 - left].index(label), 0)
         if rows.numel() == 0 or coefficients.shape[-1] == 0:  # nothing to look for
-            return torch.einsum(_equation(tuple(labels), result), *values)
+            return contract_named(list(zip(labels, values, strict=True)), result)
         product = SparseMatMul(None, None)(coefficients, rows.reshape(rows.shape[0], -1))
         whole = product.reshape(-1, *rows.shape[1:])
         return whole.permute([(BATCH, *rest).index(x) for x in result])
@@ -191,14 +190,3 @@ class _Run:
         return row.reshape(
             [row.shape[[x for x in result if x in labels].index(x)] if x in labels else 1 for x in result]
         )
-
-
-@lru_cache(maxsize=4096)
-def _equation(operands: tuple[Labels, ...], result: Labels) -> str:
-    """A step in einsum's letters."""
-    letters = dict(zip(dict.fromkeys(x for labels in operands for x in labels), string.ascii_letters, strict=False))
-    return (
-        ",".join("".join(letters[x] for x in labels) for labels in operands)
-        + "->"
-        + "".join(letters[x] for x in result)
-    )

@@ -13,6 +13,7 @@ from typing import Any
 from factorized_moe.contraction import ContractionPlan
 from factorized_moe.parallel.choosing import Choice, tensor_choices
 from factorized_moe.parallel.splitting import Machine, SplitPlan
+from factorized_moe.text_tables import text_table
 
 __all__ = ["ShardReport", "describe_shards", "shard_rows"]
 
@@ -108,18 +109,15 @@ def _row(label: str, split: SplitPlan, machine: Machine) -> dict[str, Any]:
 
 
 def _table(first: str, rows: Sequence[tuple[str, str, SplitPlan]], machine: Machine) -> str:
-    cells = [(first, "label", "parameters", "FLOPs", "bytes forward", "bytes backward", "collectives", "est. ms")]
+    cells: list[tuple[str, ...]] = [
+        (first, "label", "parameters", "FLOPs", "bytes forward", "bytes backward", "collectives", "est. ms")
+    ]
     for name, label, split in rows:
         row = _row(label, split, machine)
         counts = [f"{row[key]:,}" for key in ("parameters", "flops", "bytes_forward", "bytes_backward", "collectives")]
         if label.startswith("each"):
             label += ": " + ", ".join(f"{node} by {where}" for node, where in row["nodes"].items())
-        cells.append((name, label, *counts, f"{row['seconds'] * 1e3:.2f}"))  # type: ignore[arg-type]
-    widths = [max(len(row[k]) for row in cells) for k in range(len(cells[0]))]
-    lines = []
-    for row in cells:  # type: ignore[assignment]
-        words: Sequence[str] = row  # type: ignore[assignment]
-        left = [cell.ljust(width) for cell, width in zip(words[:2], widths, strict=False)]
-        right = [cell.rjust(width) for cell, width in zip(words[2:], widths[2:], strict=True)]
-        lines.append("  ".join([*left, *right] if first else [left[1], *right]).rstrip())
-    return "\n".join(f"  {line}" for line in lines)
+        cells.append((name, label, *counts, f"{row['seconds'] * 1e3:.2f}"))
+    if not first:
+        cells = [row[1:] for row in cells]
+    return text_table(cells, left=2 if first else 1, indent="  ")

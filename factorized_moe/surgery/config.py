@@ -6,22 +6,21 @@ import dataclasses
 import difflib
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Integral, Real
 from typing import Any
 
 from factorized_moe.activations import ACTIVATIONS
-from factorized_moe.budgets import rank_for_budget
-from factorized_moe.decompositions import ParameterBudget, get_decomposition
-from factorized_moe.decompositions.base import RankLike, find_initialisation
+from factorized_moe.budgets import Budget, SizeLike
+from factorized_moe.decompositions import get_decomposition
+from factorized_moe.decompositions.base import find_initialisation
 from factorized_moe.reading import check_modes, parse_json
-from factorized_moe.validation import check_expert_dims, check_seed
+from factorized_moe.scalars import is_number, is_whole
+from factorized_moe.validation import check_expert_dims, check_flag, check_seed, check_temperature
 
 __all__ = ["MuMoEConfig"]
 
-VERSION = 2
-"""Of the config as JSON. Version 1 had no ``init``: layers started from the paper's, gates were normalised by layer."""
+VERSION = 3
+"""Of the config as JSON; see `_defaults_of` for what earlier ones left out."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +31,11 @@ class MuMoEConfig:
         expert_dims: The number of experts of each expert mode.
         decomposition: A registered name.
         rank: The rank of every expert tensor: an int, a tuple of ints, or a fraction of the dense tensor's size.
-        budget: The most parameters that each layer of experts may have, its gate included. A block shares them out in
-            proportion to the sizes of its linear layers; `rank_for_budget` chooses the ranks.
+        budget: The most parameters that each layer of experts may have, its gate included: a `Budget`.
         fraction: The same, as a fraction of the parameters of what is replaced: 1.0 for as many.
         gate: The name of the gate's activation.
         gate_norm: ``"layer"``, ``"batch"`` or `None`, as for `MuMoE`.
+        gate_temperature: As for `MuMoE`.
         init: The name of the initialisation of layers that start from random weights, as for `MuMoE`.
         noise: How far experts start from the dense weight, as for `upcycle`.
         pretrained: Whether the layers start from the weights they replace, or from random ones.
@@ -59,6 +58,7 @@ class MuMoEConfig:
     fraction: float | None = None
     gate: str = "entmax15"
     gate_norm: str | None = "batch"
+    gate_temperature: float = 2.0
     init: str | None = None
     noise: float = 0.1
     pretrained: bool = True
@@ -79,56 +79,43 @@ class MuMoEConfig:
         if len(given) != 1:
             raise ValueError(f"give exactly one of rank, budget and fraction, got {' and '.join(given) or 'none'}")
         if self.budget is not None:
-            ParameterBudget(self.budget)
+            Budget(parameters=self.budget)
         _check_rank(self.rank)
-        if self.fraction is not None and not (_is_number(self.fraction) and 0.0 < self.fraction < math.inf):
+        if self.fraction is not None and not (is_number(self.fraction) and 0.0 < self.fraction < math.inf):
             raise ValueError(f"fraction is a number above 0, got {self.fraction!r}")
         if not isinstance(self.gate, str) or self.gate not in ACTIVATIONS:
             raise ValueError(f"gate of a config is one of {', '.join(map(repr, ACTIVATIONS))}, got {self.gate!r}")
         if self.gate_norm is not None and self.gate_norm not in ("layer", "batch"):
             raise ValueError(f"gate_norm is 'layer', 'batch' or None, got {self.gate_norm!r}")
-        if not (_is_number(self.noise) and 0.0 <= self.noise < math.inf):
+        check_temperature(self.gate_temperature)
+        if not (is_number(self.noise) and 0.0 <= self.noise < math.inf):
             raise ValueError(f"noise is a finite number, 0 or more, got {self.noise!r}")
-        if not isinstance(self.pretrained, bool):
-            raise TypeError(f"pretrained is True or False, got {self.pretrained!r}")
+        check_flag("pretrained", self.pretrained)
         check_seed(self.seed)
-        for name in ("rank", "budget", "fraction", "noise", "seed"):  # what JSON knows, in place of numpy's scalars
+        for name in (
+            "rank",
+            "budget",
+            "fraction",
+            "gate_temperature",
+            "noise",
+            "seed",
+        ):  # what JSON knows, in place of numpy's scalars
             object.__setattr__(self, name, _plain(getattr(self, name)))
 
-    def ranks(self, shapes: Sequence[tuple[int, int]], bias: bool, replaced: int) -> tuple[RankLike, ...]:
-        """The rank of each expert tensor of a layer.
+    def size_for(self, replaced: int) -> SizeLike:
+        """The rank of a layer of experts, or the budget that it follows from.
 
         Args:
-            shapes: ``(I, O)`` of the linear layer that each tensor stands for, without the bias.
-            bias: Whether the tensors have a bias.
             replaced: How many parameters are replaced.
 
-        Raises:
-            ValueError: If the budget is too small.
-
         Examples:
-            >>> MuMoEConfig((8,), budget=2000).ranks([(16, 64), (64, 16)], bias=True, replaced=2128)
-            (10, 10)
+            >>> MuMoEConfig((8,), fraction=0.5).size_for(2128).parameters
+            1064
         """
         if self.rank is not None:
-            return (self.rank,) * len(shapes)
+            return self.rank
         total = self.budget if self.budget is not None else int((self.fraction or 0.0) * replaced)
-        gate = shapes[0][0] * sum(self.expert_dims)
-        if total - gate < len(shapes):
-            raise ValueError(f"a budget of {total:,} parameters is used up by the gate, which has {gate:,}; give more")
-        whole = sum(inputs * outputs for inputs, outputs in shapes)
-        return tuple(
-            rank_for_budget(
-                self.expert_dims,
-                inputs,
-                outputs,
-                self.decomposition,
-                parameters=(total - gate) * inputs * outputs // whole,
-                bias=bias,
-                count_gate=False,
-            )
-            for inputs, outputs in shapes
-        )
+        return Budget(parameters=max(total, 1))
 
     def to_json(self) -> str:
         """The config as a JSON object, with the version of its format."""
@@ -138,7 +125,8 @@ class MuMoEConfig:
     def from_json(cls, text: str) -> MuMoEConfig:
         """The config that `to_json` wrote.
 
-        A text without a version is of version 1, whose layers started from the paper's initialisation.
+        A text without a version is of version 1, whose layers started from the paper's initialisation; in versions 1
+        and 2 logits were not divided by a temperature.
 
         Raises:
             ValueError: If the text is no JSON object of a config, or one of a later version; an unknown key is named
@@ -151,7 +139,7 @@ class MuMoEConfig:
         if not isinstance(values, dict):
             raise ValueError(f"a config is a JSON object, got {type(values).__name__}")
         version = values.pop("version", 1)
-        if version not in (1, VERSION):
+        if isinstance(version, bool) or version not in range(1, VERSION + 1):
             raise ValueError(
                 f"a config of version {version!r} was written by a later release; this one reads {VERSION}"
             )
@@ -163,14 +151,22 @@ class MuMoEConfig:
         if "expert_dims" not in values:
             raise ValueError("a config needs 'expert_dims'")
         check_modes(values["expert_dims"])
-        return cls(**(_first_version_defaults(values) if version == 1 else values))
+        return cls(**_defaults_of(version, values), **values)
 
 
-def _first_version_defaults(values: dict[str, Any]) -> dict[str, Any]:
-    """What a config of version 1 meant by what it left out."""
+def _defaults_of(version: int, values: dict[str, Any]) -> dict[str, Any]:
+    """What a config of an earlier version meant by what it left out."""
+    return {name: value for name, value in _earlier(version, values).items() if name not in values}
+
+
+def _earlier(version: int, values: dict[str, Any]) -> dict[str, Any]:
+    if version >= 3:
+        return {}
+    if version == 2:
+        return {"gate_temperature": 1.0}
     known = get_decomposition(values.get("decomposition", MuMoEConfig.decomposition)).initialisations
     init = "paper" if "paper" in known else next((name for name in known if name != "balanced"), None)
-    return {"gate_norm": "layer", "init": init, **values}
+    return {"gate_temperature": 1.0, "gate_norm": "layer", "init": init}
 
 
 def _check_rank(rank: Any) -> None:
@@ -178,7 +174,7 @@ def _check_rank(rank: Any) -> None:
     parts = rank if isinstance(rank, tuple) else (rank,)
     if rank is None or rank == "same":
         return
-    if not parts or not all(_is_number(part) for part in parts):
+    if not parts or not all(is_number(part) for part in parts):
         raise TypeError(f"rank of a config is an int, a tuple of ints, a fraction or 'same', got {rank!r}")
     if not all(0 < part < math.inf for part in parts):
         raise ValueError(f"rank of a config must be above 0 and finite, got {rank!r}")
@@ -188,10 +184,6 @@ def _plain(value: Any) -> Any:
     """A number as Python's int or float, also within a tuple; anything else as it is."""
     if isinstance(value, tuple):
         return tuple(_plain(entry) for entry in value)
-    if isinstance(value, Integral) and not isinstance(value, bool):
+    if is_whole(value):
         return int(value)
-    return float(value) if _is_number(value) else value
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
+    return float(value) if is_number(value) else value

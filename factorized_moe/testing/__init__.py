@@ -8,7 +8,7 @@ class TestMine(DecompositionContract):
     decomposition = MyDecomposition()
 ```
 
-The suite needs pytest and hypothesis: `pip install 'factorized-moe[test]'`.
+The suite needs pytest and hypothesis: `pip install 'factorized-moe[conformance]'`.
 """
 
 try:
@@ -17,7 +17,7 @@ try:
 except ImportError as missing:
     raise ImportError(
         f"factorized_moe.testing needs {missing.name}, which is not installed; "
-        "install the suite's requirements with: pip install 'factorized-moe[test]'"
+        "install the suite's requirements with: pip install 'factorized-moe[conformance]'"
     ) from missing
 
 from factorized_moe.testing.contract import LAWS, DecompositionContract, Law

@@ -24,6 +24,16 @@ Measured = Sequence[Mapping[str, GroupMeasures]]
 TEMPLATE = """\
 # Bias correction
 
+{findings}
+
+{table}
+
+On the test people; mean over {seeds} seeds and, in brackets, the smallest and the largest. The *difference of
+opportunity* is the larger less the smaller true-positive rate of the groups: 0 is equal. All measures are
+[fairlearn](https://fairlearn.org)'s.
+
+## How it was measured
+
 Written by `{command}` from [bias-correction.json](bias-correction.json): do not edit. The code is in
 `studies/bias_correction`.
 
@@ -37,16 +47,6 @@ and a CP layer of {experts} experts of rank {rank}.
   group; only learning it and choosing its strength do.
 - Either strength is chosen on the same validation people, kept from the training people: the smallest difference of
   opportunity that costs an accuracy of at most {most_accuracy_lost} there, out of {steps} sizes of the mean shift.
-
-{table}
-
-On the test people; mean over {seeds} seeds and, in brackets, the smallest and the largest. The *difference of
-opportunity* is the larger less the smaller true-positive rate of the groups: 0 is equal. All measures are
-[fairlearn](https://fairlearn.org)'s.
-
-## What this shows
-
-{findings}
 
 ## What it does not show
 

@@ -100,22 +100,12 @@ def _known(value: float) -> float | None:
 
 
 def page(found: Sequence[Run], facts: Mapping[str, str]) -> str:
-    """The page: the picture, the table, and what the figures say of the two observations."""
+    """The page: what the figures say of the two observations, the picture, the table, and how it was measured."""
     seeds = sorted({run.seed for run in found})
     lines = [
         "# Polysemanticity and the number of experts",
         "",
-        f"Written by `{facts['command']}` from [polysemanticity.json](polysemanticity.json): do not edit. "
-        f"{facts['images']} Each classifier is a small network with a CP head of rank {facts['rank']}, trained "
-        f"together for {facts['epochs']} epochs; {len(seeds)} seeds.",
-        "",
-        "Each expert is taken out in turn (`factorized_moe.interpret.counterfactuals`). With `d_c` the share of class",
-        "`c`'s test accuracy lost without it, its *polysemanticity* is `||d - onehot(argmax d)||`: 0 if it carries all",
-        "of one class, 1 in the limit of a vanishing effect, more if it carries several classes. The form is this",
-        "library's; that the paper's own is the same to the letter has not been confirmed. Its *concentration* is the",
-        "largest `d_c` over the sum of all, which does not depend on the size of the effect: 1 is one class alone.",
-        "Polysemanticity is a mean over the experts with an effect, concentration over the *substantial* ones, without",
-        f"which at least {SUBSTANTIAL} test images fewer are recognised.",
+        *(f"- {sentence}" for sentence in findings(found)),
         "",
         f"![Polysemanticity and concentration against the number of experts]({FIGURE})",
         "",
@@ -136,9 +126,24 @@ def page(found: Sequence[Run], facts: Mapping[str, str]) -> str:
                 _spread([run.concentration for run in mine], 3),
             ]
             lines.append(f"| {activation} | {experts:,} | {' | '.join(cells)} |")
-    lines += ["", "Mean and, in brackets, the smallest and the largest of the seeds.", "", "## What this shows", ""]
-    lines += [f"- {sentence}" for sentence in findings(found)]
-    return "\n".join([*lines, "", f"Measured on: {facts['machine']}.", ""])
+    lines += ["", "Mean and, in brackets, the smallest and the largest of the seeds.", "", "## How it was measured", ""]
+    lines += [
+        f"Written by `{facts['command']}` from [polysemanticity.json](polysemanticity.json): do not edit. "
+        f"{facts['images']} Each classifier is a small network with a CP head of rank {facts['rank']}, trained "
+        f"together for {facts['epochs']} epochs; {len(seeds)} seeds.",
+        "",
+        "Each expert is taken out in turn (`factorized_moe.interpret.counterfactuals`). With `d_c` the share of class",
+        "`c`'s test accuracy lost without it, its *polysemanticity* is `||d - onehot(argmax d)||`: 0 if it carries all",
+        "of one class, 1 in the limit of a vanishing effect, more if it carries several classes. The form is this",
+        "library's; that the paper's own is the same to the letter has not been confirmed. Its *concentration* is the",
+        "largest `d_c` over the sum of all, which does not depend on the size of the effect: 1 is one class alone.",
+        "Polysemanticity is a mean over the experts with an effect, concentration over the *substantial* ones, without",
+        f"which at least {SUBSTANTIAL} test images fewer are recognised.",
+        "",
+        f"Measured on: {facts['machine']}.",
+        "",
+    ]
+    return "\n".join(lines)
 
 
 MEASURES = ("polysemanticity", "concentration")

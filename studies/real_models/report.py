@@ -24,12 +24,18 @@ EXACT = 1e-5
 NAMES = {"cp": "CP", "tr": "tensor ring", "tucker": "Tucker"}
 
 
-INTRODUCTION = f"""\
+INTRODUCTION = """\
 # Real models
 
-Written by `make models` from [real-models.json](real-models.json): do not edit. One MLP in the middle of a pretrained
-model becomes a block of experts; everything else stays as it is. Read it as a test of where these methods stand, not
-as a recommendation: no training of the whole model follows.
+One MLP in the middle of a pretrained model becomes a block of experts; everything else stays as it is. Read it as a
+test of where these methods stand, not as a recommendation: no training of the whole model follows.
+
+"""
+
+RULES = f"""\
+## How to read it
+
+Written by `make models` from [real-models.json](real-models.json): do not edit.
 
 - *Upcycled* is before any training: the mean of the experts is the best approximation of the dense weights that the
   rank allows. *Error* is its relative error, of the worst of the MLP's weights. *Share* is the parameters in all, gate
@@ -41,7 +47,6 @@ as a recommendation: no training of the whole model follows.
   below {POOR:.0%} is poor, below 0 is worse than no MLP at all.
 - What is held out was not distilled on, but both models may have seen it in their own training. It is short, and there
   is one seed: take small differences between forms for noise.
-
 """
 
 
@@ -140,7 +145,9 @@ def verdict(share: float) -> str:
 
 def markdown(studies: Mapping[str, Study]) -> str:
     """The page."""
-    return INTRODUCTION + "\n".join(line for study in studies.values() for line in _section(study))
+    sections = [line for study in studies.values() for line in _section(study)]
+    details = [line for study in studies.values() for line in _details(study)]
+    return INTRODUCTION + "\n".join([*sections, RULES, *details])
 
 
 def _section(study: Study) -> list[str]:
@@ -151,20 +158,10 @@ def _section(study: Study) -> list[str]:
 
     heads = [f"{name}, {when}" for when in ("upcycled", "fitted", "distilled") for name in measures]
     blank = " | ".join([" "] * 2 * len(measures))
-    machine = ", ".join(f"{key} {value}" for key, value in study.machine.items())
-    seconds = sum(row.seconds for row in study.rows)
-    commands = ", ".join(f"`{command}`" for command in study.commands)
     lines = [
         f"## {study.name}",
         "",
-        f"From the package `{study.package}`, {study.licence}. The MLP, `{study.module}`, has {study.parameters:,} "
-        "parameters.",
-        "",
-        f"- Measured: {_described(measures)}.",
-        f"- Text: {study.text}. Distilled on {study.train}, measured on {study.held_out}.",
-        f"- Distillation: {study.distillation}",
-        f"- Machine: {machine}. Seed {study.seed}. {seconds:.0f} s for the forms. Run by {commands}.",
-        *_at_full_rank(study),
+        *_conclusions(study),
         "",
         f"| form | experts | share | rank | error | {' | '.join(heads)} | made good | verdict |",
         "|---|" + "---:|" * (5 + len(heads)) + "---|",
@@ -178,7 +175,26 @@ def _section(study: Study) -> list[str]:
             f"| {name} | {row.variant.experts} | {row.share:.1%} | {row.rank} | {row.weight_error:.3f} | "
             f"{cells(row.upcycled)} | {cells(row.fitted)} | {cells(row.distilled)} | {share:.0%} | {verdict(share)} |"
         )
-    return [*lines, "", *_conclusions(study), ""]
+    return [*lines, "", f"Measured: {_described(measures)}.", ""]
+
+
+def _details(study: Study) -> list[str]:
+    """What was measured, on what and how."""
+    machine = ", ".join(f"{key} {value}" for key, value in study.machine.items())
+    seconds = sum(row.seconds for row in study.rows)
+    commands = ", ".join(f"`{command}`" for command in study.commands)
+    return [
+        f"### How {study.name} was measured",
+        "",
+        f"From the package `{study.package}`, {study.licence}. The MLP, `{study.module}`, has {study.parameters:,} "
+        "parameters.",
+        "",
+        f"- Text: {study.text}. Distilled on {study.train}, measured on {study.held_out}.",
+        f"- Distillation: {study.distillation}",
+        f"- Machine: {machine}. Seed {study.seed}. {seconds:.0f} s for the forms. Run by {commands}.",
+        *_at_full_rank(study),
+        "",
+    ]
 
 
 def _described(measures: tuple[str, ...]) -> str:

@@ -1,7 +1,4 @@
-"""The page of the study: every sentence of result is made from the runs.
-
-Legend: a *cell* is a problem with its expert modes; within one, contenders are compared seed by seed.
-"""
+"""The page of the study: every sentence of result is made from the runs."""
 
 from __future__ import annotations
 
@@ -10,14 +7,32 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from studies.common.paired import Difference, paired
-from studies.training_defaults.contenders import CONFIRM, DEFAULT, DENSE, RATE_SEED, SCREEN, Contender, Stage
+from studies.training_defaults.contenders import (
+    CONFIRM,
+    DEFAULT,
+    DENSE,
+    FORMS,
+    OLD_LANGUAGE,
+    OLD_VISION,
+    RATE_SEED,
+    SCREEN,
+    Contender,
+    Stage,
+)
+from studies.training_defaults.rule import (
+    Cells,
+    cells_of,
+    choose,
+    difference,
+    in_use,
+    learns,
+    ranking,
+    share_in_use,
+    worst_regret,
+)
 
 __all__ = ["page"]
 
-Losses = dict[tuple[str, tuple[int, ...]], dict[Contender, dict[int, Mapping[str, Any]]]]
-NOISE = 0.028
-"""Two standard errors of an accuracy of 0.62 on the 1,195 glosses that are reported on."""
 TITLES = {"gpt": "GPT, held-out loss", "mixer": "Mixer, test loss", "head": "head of many classes, test loss"}
 
 
@@ -27,44 +42,54 @@ def page(runs: Sequence[Mapping[str, Any]]) -> str:
     Args:
         runs: What `studies.common.runs.read` gives.
     """
-    confirmed, screened = _cells(runs, CONFIRM.name), _cells(runs, SCREEN.name)
+    confirmed, screened = cells_of(runs, CONFIRM.name), cells_of(runs, SCREEN.name)
     seconds = sum(entry.get("seconds", 0.0) for entry in runs)
     lines = [
         "# Which defaults train",
         "",
         "Small models are trained at equal parameters, the gate counted, with experts in every MLP (GPT, Mixer) or in",
         "the head; contenders of one seed see the same batches. Lower loss is better; `±` is the standard error of",
-        "paired differences. Within two of them is a tie; with three seeds that calls differences real too easily (a",
-        "test at 5% would ask for 4.3).",
+        "paired differences. Within two of them is a tie; with three or four seeds that calls differences real too",
+        "easily (a test at 5% would ask for 4.3 or 3.2).",
         "",
         *_results(confirmed, screened),
         "",
+        *_rule_table(confirmed),
         *_confirm_tables(confirmed),
+        *_form_tables(runs),
         *_screen_tables(screened),
         "## Rules",
         "",
+        "- *Regret* is the mean difference in loss from the best contender for a problem and expert modes, paired by",
+        "  seed. The default is the contender with the smallest worst regret; those within two standard errors of it",
+        "  tie, and ties go to the simplest gate. Who leaves a mode dead cannot be the default, whatever its loss.",
+        "- The screening sends to the larger models the best two gates that read no batch, and the best one that reads",
+        "  it, by the same rule. Both were written down before seed 1 of the screening was looked at.",
+        "- *Half*: a temperature of 2, by which the normalised logits are divided before entmax. It was added after",
+        "  the first seed of the screening, because *unit rows, half* did well on the head.",
+        "- Seeds of the larger models: "
+        + ", ".join(f"{len(seeds)} ({name})" for name, seeds in CONFIRM.seeds.items())
+        + ".",
+        "  After three of each, *unit rows* was a tie by the rule; more were run, under the rule as it stood.",
         "- AdamW, weight decay 0.01, 5% warm-up, then half a cosine to zero, gradients clipped at 1; float32.",
-        "- *Regret* is the share of predictions that a contender loses to the best of its cell under which every mode",
-        "  learns. A contender that leaves a mode dead cannot be the default, whatever its loss. Of those whose worst",
-        f"  regret is within {NOISE:g} of the smallest (two standard errors of the head's accuracy) the default is",
-        "  the one that keeps most experts in use. It replaced regret in loss after the screening was seen, because",
-        "  the head's loss grows where its accuracy does not; the band is of one unpaired accuracy, not paired.",
-        f"- Learning rate of the first tables: the best of {_list(CONFIRM.rates)} for each one, with",
-        f"  {_dims(CONFIRM.expert_dims[0])} experts and by seed {RATE_SEED} on the half of the held-out samples that",
-        f"  is not reported; of the screening {_list(SCREEN.rates)} for all.",
+        "- Learning rate of the larger models: the best for each contender of "
+        + ", ".join(f"{_list(rates)} ({problem})" for problem, rates in CONFIRM.rates.items())
+        + ",",
+        f"  with {_dims(CONFIRM.expert_dims[0])} experts and by seed {RATE_SEED} on the half of the held-out samples",
+        f"  that is not reported; of all others {_list(SCREEN.rates['gpt'])}.",
         *(f"- {_size(CONFIRM, name)}; in the screening {_size(SCREEN, name)}." for name in TITLES),
         "- The GPT reads the bytes of Python's standard library, the Mixer Fashion-MNIST, the head sentence embeddings",
         "  of WordNet's noun glosses, to be sorted by the concept above them.",
         "- An expert is *in use* if the standard deviation of its coefficient over inputs is above 0.01 and its mean",
-        "  above a tenth of the uniform one.",
+        "  above a tenth of the uniform one. *Perplexity* is that of the mean coefficients, *information* the mutual",
+        "  information of input and expert in nats.",
         "- The old defaults are the paper's initialisation with the layer gate (configs for pretrained models) or the",
         "  batch gate (layers).",
         "",
         "## What this cannot show",
         "",
         "Sizes above these, longer training, several processes, GPUs. The models are undertrained, and the differences",
-        "from the dense model hold for short runs only. All forms are CP. No gate that reads no batch was run at the",
-        "larger size, so whether one does as well as the batch norm is open; the screening has one learning rate.",
+        "from the dense model hold for short runs only. The learning rates are few, and the screening has one.",
         "",
         f"Command: `python -m studies training_defaults`; the {len(runs)} runs of this page took {seconds / 60:.0f}",
         "minutes, one thread each. A stopped command goes on where it was.",
@@ -74,73 +99,15 @@ def page(runs: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _cells(runs: Sequence[Mapping[str, Any]], stage: str) -> Losses:
-    found: Losses = defaultdict(lambda: defaultdict(dict))
-    for entry in runs:
-        settings = entry["settings"]
-        if settings["stage"] == stage and settings["seed"] != RATE_SEED:
-            key = settings["problem"], tuple(settings["expert_dims"])
-            found[key][Contender(settings["init"], settings["gate"])][settings["seed"]] = entry["result"]
-    return found
-
-
-def _difference(cells: Losses, key: Any, one: Contender, other: Contender, measure: str = "loss") -> Difference | None:
-    """Over the seeds that both have; the dense model is in a cell of its own."""
-    first, second = (cells[(key[0], ()) if who == DENSE else key].get(who, {}) for who in (one, other))
-    seeds = sorted(first.keys() & second.keys())
-    return paired([first[s][measure] for s in seeds], [second[s][measure] for s in seeds]) if seeds else None
-
-
-def _worst_regret(cells: Losses, contender: Contender) -> tuple[float, str] | None:
-    """The largest share of predictions lost to a cell's best contender under which every mode learns, and the cell."""
-    regrets = []
-    for key in cells:
-        found = cells[key].get(contender)
-        if key[1] and found:
-            best = max(_accuracy(results) for who, results in cells[key].items() if _learns(cells, who))
-            regrets.append((best - _accuracy(found), f"{key[0]} {_dims(key[1])}"))
-    return max(regrets) if regrets else None
-
-
-def _by_loss(cells: Losses) -> list[tuple[float, Contender]]:
-    """The rule that was set before the runs: the worst mean difference in loss, under which every mode learns."""
-    found: dict[Contender, list[float]] = defaultdict(list)
-    for key in cells:
-        means = {
-            who: statistics.fmean(result["loss"] for result in results.values())
-            for who, results in cells[key].items()
-            if key[1] and results and _learns(cells, who)
-        }
-        for who, mean in means.items():
-            found[who].append(mean - min(means.values()))
-    most = max(map(len, found.values()), default=0)
-    return sorted(
-        ((max(regrets), who) for who, regrets in found.items() if len(regrets) == most), key=lambda one: one[0]
-    )
-
-
-def _accuracy(results: Mapping[int, Mapping[str, Any]]) -> float:
-    return statistics.fmean(result["accuracy"] for result in results.values())
-
-
-def _learns(cells: Losses, who: Contender) -> bool:
-    """Whether no mode is dead at the end of any run."""
-    return all(in_use > 0.0 for key in cells if key[1] for in_use, _ in _in_use(cells, key, who))
-
-
-def _share_in_use(cells: Losses, who: Contender) -> float:
-    modes = [mode for key in cells if key[1] for mode in _in_use(cells, key, who)]
-    return statistics.fmean(in_use / experts for in_use, experts in modes) if modes else 0.0
-
-
-def _results(confirmed: Losses, screened: Losses) -> list[str]:
+def _results(confirmed: Cells, screened: Cells) -> list[str]:
     lines = []
     for other in CONFIRM.contenders:
         if other == DEFAULT:
             continue
-        found = [d for key in confirmed if key[1] and (d := _difference(confirmed, key, DEFAULT, other)) is not None]
+        found = [d for key in confirmed if key[1] and (d := difference(confirmed, key, DEFAULT, other)) is not None]
+        kind = " (an old default)" if other in (OLD_LANGUAGE, OLD_VISION) else ""
         lines.append(
-            f"- {DEFAULT} (the default) against {other} (an old one): lower loss in "
+            f"- {DEFAULT} (the default) against {other}{kind}: lower loss in "
             f"{sum(d.mean < 0 and not d.is_tie for d in found)} of {len(found)} cells, higher in "
             f"{sum(d.mean > 0 and not d.is_tie for d in found)}, ties in {sum(d.is_tie for d in found)}."
         )
@@ -148,46 +115,46 @@ def _results(confirmed: Losses, screened: Losses) -> list[str]:
         found = [
             (key, d)
             for key in confirmed
-            if key[0] == problem and key[1] and (d := _difference(confirmed, key, DEFAULT, DENSE)) is not None
+            if key[0] == problem and key[1] and (d := difference(confirmed, key, DEFAULT, DENSE)) is not None
         ]
         if found:
             parts = ", ".join(f"{_dims(key[1])} {d}" for key, d in found)
             lines.append(f"- {problem}: the default less the dense model of equal parameters: {parts}.")
-    for who in CONFIRM.contenders:
-        modes = [mode for key in confirmed if key[1] for mode in _in_use(confirmed, key, who)]
+    for who in _contenders(confirmed):
+        modes = [mode for key in confirmed if key[1] for mode in in_use(confirmed, key, who)]
         if modes:
-            dead = sum(in_use == 0.0 for in_use, _ in modes)
-            share = statistics.fmean(in_use / experts for in_use, experts in modes)
+            dead = sum(number == 0.0 for number, _ in modes)
+            share = statistics.fmean(number / experts for number, experts in modes)
             lines.append(f"- {who}: {dead} of {len(modes)} modes dead at the end, {share:.0%} of all experts in use.")
-    ranked = [(regret[0], who) for regret, who in _ranking(screened) if _learns(screened, who)]
-    if ranked:
-        ties = [who for regret, who in ranked if regret <= ranked[0][0] + NOISE]
-        chosen = max(ties, key=lambda who: _share_in_use(screened, who))
+    if (chosen := choose(confirmed)) is not None:
+        winner, ties = chosen
+        regret = worst_regret(confirmed, winner)
+        assert regret is not None  # it was chosen by it
         lines.append(
-            f"- Screening: {len(ties)} contenders are within noise of the smallest worst regret, {ranked[0][0]:.3f} "
-            f"({ranked[0][1]}); most experts are in use under {chosen}, {_share_in_use(screened, chosen):.0%}."
+            f"- **The rule chooses {winner}** (worst regret {regret[0].mean:.3f}, {regret[1]}; "
+            f"{'alone' if len(ties) == 1 else f'{len(ties)} tie'}). The library's default is {DEFAULT}."
         )
-        by_loss = _by_loss(screened)
-        place = next((n for n, (_, who) in enumerate(by_loss, 1) if who == DEFAULT), None)
-        if place is not None:
-            lines.append(
-                "- **That rule was set after the data were seen.** The one set before, the smallest worst regret in "
-                f"loss, picks {by_loss[0][1]} ({by_loss[0][0]:.3f}); {DEFAULT} is number {place} of {len(by_loss)} "
-                f"by it ({by_loss[place - 1][0]:.3f}). So the gate is a choice, not a result."
-            )
     return lines or ["No runs yet."]
 
 
-def _in_use(cells: Losses, key: Any, who: Contender) -> list[tuple[float, int]]:
-    """For each mode of a cell the experts in use at the end, a mean over layers and seeds, and how many there are."""
-    totals: dict[int, list[int]] = defaultdict(list)
-    for result in cells[key].get(who, {}).values():
-        for mode in result["usage"][max(result["usage"], key=int)] if result["usage"] else []:
-            totals[mode["mode"]].append(mode["in_use"])
-    return [(statistics.fmean(values), key[1][mode]) for mode, values in sorted(totals.items())]
+def _rule_table(cells: Cells) -> list[str]:
+    if not (ranked := ranking(cells)):
+        return []
+    return [
+        "## The choice",
+        "",
+        "| initialisation, gate | worst regret in loss | where | in use at the end |",
+        "|---|---:|---|---:|",
+        *(
+            f"| {who} | {f'{regret.mean:.3f} ± {regret.error:.3f}' if learns(cells, who) else 'a dead mode'} | {where} "
+            f"| {share_in_use(cells, who):.0%} |"
+            for who, regret, where in ranked
+        ),
+        "",
+    ]
 
 
-def _confirm_tables(cells: Losses) -> list[str]:
+def _confirm_tables(cells: Cells) -> list[str]:
     lines = []
     for problem, title in TITLES.items():
         keys = [key for key in cells if key[0] == problem and key[1]]
@@ -197,23 +164,56 @@ def _confirm_tables(cells: Losses) -> list[str]:
             f"## {title[0].upper()}{title[1:]}",
             "",
             "| experts | contender | parameters | loss, mean ± sd | accuracy | less dense | default less this "
-            "| in use at step 1, 5, 50, end (each mode) |",
-            "|---|---|---:|---|---:|---|---|---|",
+            "| in use at step 1, 5, 50, end (each mode) | perplexity, information at the end |",
+            "|---|---|---:|---|---:|---|---|---|---|",
         ]
         rows = [((problem, ()), DENSE)] if (problem, ()) in cells else []
-        rows += [(key, who) for key in keys for who in CONFIRM.contenders if who in cells[key]]
+        rows += [(key, who) for key in keys for who in _contenders(cells) if who in cells[key]]
         lines += [_confirm_row(cells, key, who) for key, who in rows]
         lines.append("")
     return lines
 
 
-def _confirm_row(cells: Losses, key: Any, who: Contender) -> str:
+def _confirm_row(cells: Cells, key: Any, who: Contender) -> str:
     results = list(cells[key][who].values())
     accuracy = statistics.fmean(r["accuracy"] for r in results)
-    less_dense = "" if who == DENSE else _difference(cells, key, who, DENSE) or ""
-    default = "" if who in (DENSE, DEFAULT) else _difference(cells, key, DEFAULT, who) or ""
+    less_dense = "" if who == DENSE else difference(cells, key, who, DENSE) or ""
+    default = "" if who in (DENSE, DEFAULT) else difference(cells, key, DEFAULT, who) or ""
     cell = f"| {_dims(key[1]) or '-'} | {who} | {results[0]['parameters']:,} | {_spread(results)} | {accuracy:.3f} "
-    return cell + f"| {less_dense} | {default} | {_use_over_time(results)} |"
+    use = _use_over_time(results)
+    at_end = "; ".join(
+        "/".join(f"{value:.{digits}f}" for value, _ in in_use(cells, key, who, measure))
+        for measure, digits in (("perplexity", 1), ("mutual_information", 2))
+    )
+    return cell + f"| {less_dense} | {default} | {use} | {at_end if key[1] else '-'} |"
+
+
+def _contenders(cells: Cells) -> list[Contender]:
+    """Those that took part beside the dense model, the stage's first."""
+    found = dict.fromkeys(who for key in cells if key[1] for who in cells[key])
+    return [*(who for who in CONFIRM.contenders if who in found), *(w for w in found if w not in CONFIRM.contenders)]
+
+
+def _form_tables(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    rows = []
+    for decomposition in FORMS.decompositions:
+        cells = cells_of(runs, FORMS.name, decomposition)
+        for key in (key for key in cells if key[1] and DEFAULT in cells[key]):
+            less = [difference(cells, key, DEFAULT, other) or "" for other in (DENSE, OLD_VISION)]
+            use = ", ".join("/".join(f"{n:.0f}" for n, _ in in_use(cells, key, who)) for who in (OLD_VISION, DEFAULT))
+            rows.append(f"| {key[0]} | {decomposition} | {_dims(key[1])} | {less[0]} | {less[1]} | {use} |")
+    if not rows:
+        return []
+    return [
+        "## Other forms",
+        "",
+        f"The default and {OLD_VISION}, the small models of the screening, seeds {_list(FORMS.seeds['gpt'])}.",
+        "",
+        "| problem | form | experts | default less dense | default less old | in use at the end, old and new |",
+        "|---|---|---|---|---|---|",
+        *rows,
+        "",
+    ]
 
 
 def _use_over_time(results: Sequence[Mapping[str, Any]]) -> str:
@@ -229,47 +229,32 @@ def _use_over_time(results: Sequence[Mapping[str, Any]]) -> str:
     return ", ".join(parts)
 
 
-def _ranking(cells: Losses) -> list[tuple[tuple[float, str], Contender]]:
-    contenders = list(dict.fromkeys(who for key in cells if key[1] for who in cells[key]))
-    found = [(regret, who) for who in contenders if (regret := _worst_regret(cells, who)) is not None]
-    most = max((_runs(cells, who) for who in contenders), default=0)
-    return sorted(
-        found, key=lambda pair: (not _learns(cells, pair[1]), _runs(cells, pair[1]) < most, pair[0][0])
-    )  # those with gaps last
-
-
-def _runs(cells: Losses, who: Contender) -> int:
-    """In how many cells a contender was run."""
-    return sum(bool(key[1]) and bool(cells[key].get(who)) for key in cells)
-
-
-def _screen_tables(cells: Losses) -> list[str]:
-    ranked = _ranking(cells)
+def _screen_tables(cells: Cells) -> list[str]:
+    ranked = ranking(cells)
     if not ranked:
         return []
     keys = [key for key in cells if key[1]]
     lines = [
         "## Screening: what was tried",
         "",
-        "Worst regret is in accuracy (see the rules). The cells hold the mean difference in loss from the cell's best,",
-        "paired by seed; an empty one was not run. What is no name of the library is a small module in",
-        "`studies/training_defaults/gates.py`.",
-        f"Seeds: {_seeds(cells)}; with one seed, differences below 0.06 on the GPT and 0.02 on the Mixer mean nothing.",
+        "The cells hold the mean difference in loss from the cell's best, paired by seed. What is no name of the",
+        "library is a small module in `studies/training_defaults/gates.py`.",
+        f"Seeds: {_seeds(cells)}; differences below 0.06 on the GPT and 0.02 on the Mixer mean nothing.",
         "",
         "| initialisation, gate | worst regret | in use | " + " | ".join(f"{k[0]} {_dims(k[1])}" for k in keys) + " |",
         "|---|---:|---:|" + "---:|" * len(keys),
     ]
-    for (regret, _), who in ranked:
+    for who, regret, _ in ranked:
         values = []
         for key in keys:
             best = min(cells[key], key=lambda one: statistics.fmean(r["loss"] for r in cells[key][one].values()))
-            values.append(f"{difference.mean:.3f}" if (difference := _difference(cells, key, who, best)) else "")
-        told = f"{regret:.3f}" if _learns(cells, who) else "a dead mode"
-        lines.append(f"| {who} | {told} | {_share_in_use(cells, who):.0%} | " + " | ".join(values) + " |")
+            values.append(f"{found.mean:.3f}" if (found := difference(cells, key, who, best)) else "")
+        told = f"{regret.mean:.3f}" if learns(cells, who) else "a dead mode"
+        lines.append(f"| {who} | {told} | {share_in_use(cells, who):.0%} | " + " | ".join(values) + " |")
     return [*lines, ""]
 
 
-def _seeds(cells: Losses) -> str:
+def _seeds(cells: Cells) -> str:
     return _list(sorted({seed for found in cells.values() for results in found.values() for seed in results}))
 
 
@@ -283,7 +268,7 @@ def _dims(dims: Sequence[int]) -> str:
 
 
 def _list(values: Sequence[float]) -> str:
-    return " and ".join(f"{value:g}" for value in values)
+    return ", ".join(f"{value:g}" for value in values)
 
 
 def _size(stage: Stage, problem: str) -> str:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from factorized_moe import MuMoE, MuMoEBlock
-from factorized_moe.decompositions.base import largest_within
+from factorized_moe.budgets import rank_for_budget
 from studies.common import glosses
 from studies.common.images import FASHION_MNIST, load
 from studies.common.text import VOCABULARY, standard_library
@@ -48,7 +48,14 @@ class Form:
         if not self.expert_dims:
             return nn.Sequential(nn.Linear(features, hidden), nn.GELU(), nn.Linear(hidden, features))
         sizes = features, hidden, features, self.expert_dims, self.decomposition
-        rank = self._rank(lambda r: MuMoEBlock(*sizes, r, device="meta"), 2 * features * hidden + hidden + features)
+        rank = rank_for_budget(
+            self.expert_dims,
+            features,
+            features,
+            self.decomposition,
+            hidden_features=hidden,
+            parameters=2 * features * hidden + hidden + features,
+        )
         return MuMoEBlock(*sizes, rank, init=self.init, **self.gate(features, self.expert_dims))
 
     def head(self, features: int, classes: int) -> nn.Module:
@@ -56,14 +63,10 @@ class Form:
         if not self.expert_dims:
             return nn.Linear(features, classes)
         sizes = features, classes, self.expert_dims, self.decomposition
-        rank = self._rank(lambda r: MuMoE(*sizes, r, device="meta"), features * classes + classes)
+        rank = rank_for_budget(
+            self.expert_dims, features, classes, self.decomposition, parameters=features * classes + classes
+        )
         return MuMoE(*sizes, rank, init=self.init, **self.gate(features, self.expert_dims))
-
-    def _rank(self, make: Callable[[int], nn.Module], parameters: int) -> int:
-        rank = largest_within(lambda r: sum(p.numel() for p in make(r).parameters()), parameters)
-        if not rank:
-            raise ValueError(f"{self.expert_dims} experts do not fit into {parameters:,} parameters")
-        return rank
 
 
 @dataclass(frozen=True)

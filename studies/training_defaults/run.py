@@ -23,6 +23,7 @@ from studies.common.training import train
 from studies.training_defaults.contenders import (
     BALANCING,
     CONFIRM,
+    FORMS,
     QUICK,
     RATE_SEED,
     SCREEN,
@@ -124,14 +125,14 @@ def main(arguments: list[str] | None = None) -> None:
     """
     parser = argparse.ArgumentParser(prog="python -m studies training_defaults", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="seconds: figures without meaning, for tests")
-    parser.add_argument("--stage", choices=["screen", "confirm"], help="one stage only")
+    parser.add_argument("--stage", choices=["screen", "confirm", "forms"], help="one stage only")
     parser.add_argument("--only", choices=sorted(PROBLEMS), nargs="+", help="some problems only")
     parser.add_argument("--seeds", type=int, nargs="+", help="some seeds only")
     parser.add_argument("--page", action="store_true", help="write the page from the runs that are there, and run none")
     parser.add_argument("--out", type=Path, help="the folder to write to; docs/studies, with --quick results/studies")
     options = parser.parse_args(arguments)
     out = options.out or (Path("results/studies") if options.quick else DOCS)
-    stages = [QUICK] if options.quick else [s for s in (CONFIRM, SCREEN) if options.stage in (None, s.name)]
+    stages = [QUICK] if options.quick else [s for s in (SCREEN, CONFIRM, FORMS) if options.stage in (None, s.name)]
     file = out / f"{NAME}.jsonl"
     torch.set_num_threads(1)
     for stage in [] if options.page else stages:
@@ -143,15 +144,16 @@ def main(arguments: list[str] | None = None) -> None:
 def _finish(file: Path, stage: Stage, problem: str, seeds: list[int] | None) -> None:
     """The runs of one problem: the learning rates of each contender first, then its seeds with the best of them."""
     cells = list(stage.cells(problem))
-    best = dict.fromkeys((contender for contender, _, _ in cells), stage.rates[0])
-    for contender in best if len(stage.rates) > 1 else ():
+    rates = stage.rates[problem]
+    best = dict.fromkeys((contender for contender, _, _ in cells), rates[0])
+    for contender in best if len(rates) > 1 else ():
         first = next(cell for cell in cells if cell[0] == contender)
         tried = finish(
             file,
-            [stage.settings(problem, first, RATE_SEED, rate) for rate in stage.rates],
+            [stage.settings(problem, first, RATE_SEED, rate) for rate in rates],
             lambda settings: run(settings, stage),
         )
         best[contender] = min(tried, key=lambda entry: entry["result"]["loss"])["settings"]["learning_rate"]
-    for seed in seeds or stage.seeds:
+    for seed in seeds or stage.seeds[problem]:
         wanted = [stage.settings(problem, cell, seed, best[cell[0]]) for cell in cells]
         finish(file, wanted, lambda settings: run(settings, stage))

@@ -10,6 +10,8 @@ from PIL import Image
 from factorized_moe.cli import main
 from factorized_moe.demo import DemoOptions, DemoReport, HeadReport, ModeReport
 
+pytestmark = pytest.mark.thorough
+
 REPORT = DemoReport(
     data="some images",
     num_train=4000,

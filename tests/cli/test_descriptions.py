@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 
-from factorized_moe import ExpertGate, FactorizedExpertTensor, ParameterBudget, TensorNetwork
+from factorized_moe import Budget, ExpertGate, FactorizedExpertTensor, TensorNetwork
 from factorized_moe.cli import main
 from factorized_moe.decompositions import available_decompositions, registration_of
 from factorized_moe.parallel import describe_shards, shard_rows
+
+pytestmark = pytest.mark.thorough
 
 PAGE = (Path(__file__).parents[2] / "docs" / "command-line.md").read_text(encoding="utf-8")
 CONSOLE = re.compile(r"```console\n\$ factorized-moe (.*)\n([\s\S]*?)```")
@@ -63,7 +65,7 @@ def test_registration_names_where_a_class_is() -> None:
         (["--rank", "3,2,4,4", "--decomposition", "tucker"], (3, 2, 4, 4)),
         (["--rank", "same"], "same"),
         (["--rank", "0.5"], 0.5),
-        (["--budget", "300"], ParameterBudget(300)),
+        (["--budget", "492"], Budget(parameters=300)),
     ],
     ids=["int", "tuple", "same", "fraction", "budget"],
 )
@@ -168,7 +170,7 @@ def keys_of(command: str) -> list[str]:
             "torch makes no weight of",
         ),
         (["plan", "--network", f"in a, a out; in=2 out=3 a={'9' * 20}"], "of more elements than a tensor can have"),
-        (["params", *LAYER, "--budget", "9"], "a budget of 9 parameters is too small for CP"),
+        (["params", *LAYER, "--budget", "9"], "a budget of 9 parameters is too small for 'cp'"),
         (["params", *LAYER, "--network", NETWORK], "--network says what --expert-dims would say; give one of the two"),
         (["plan", "--network", "in a, a out; in=2 out=3"], "labels ['a'] have no size"),
         (["plan", *LAYER, "--rank", "2", "--batch-size", "0"], "--batch-size: expected a whole number of at least 1"),

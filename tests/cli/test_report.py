@@ -10,6 +10,8 @@ from factorized_moe.cli import main
 from factorized_moe.interpret import record
 from factorized_moe.interpret.report import ReportData, load_run, save_run
 
+pytestmark = pytest.mark.thorough
+
 
 @pytest.fixture
 def recording(tmp_path: Path) -> Path:

@@ -13,6 +13,8 @@ from factorized_moe.cli import main
 from factorized_moe.cli.command import Command
 from factorized_moe.cli.running import COMMANDS
 
+pytestmark = pytest.mark.thorough
+
 
 def made_up(run: Callable[[argparse.Namespace], None]) -> Command:
     return Command("try", "a summary", "a description", lambda parser: None, run)

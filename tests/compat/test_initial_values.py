@@ -8,6 +8,8 @@ from torch import Tensor
 
 from factorized_moe import compat
 
+pytestmark = pytest.mark.thorough
+
 
 def assert_normal(values: Tensor, mean: float, std: float) -> None:
     error = 5 * std / values.numel() ** 0.5

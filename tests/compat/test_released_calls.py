@@ -12,8 +12,12 @@ import tensorly
 import torch
 from torch import Tensor, nn
 
-from factorized_moe import compat, layers
+from factorized_moe import FactorizedExpertTensor, compat, layers
 from factorized_moe.activations import entmax15
+from factorized_moe.compat import weights
+from factorized_moe.contraction import execute
+
+pytestmark = pytest.mark.thorough
 
 EXACT: dict[str, Any] = {"rtol": 0.0, "atol": 1e-9}
 
@@ -391,3 +395,20 @@ def test_coefficients_must_fit() -> None:
         TypeError, match=r"coefficients are torch\.float32, torch\.float64, the parameters torch\.float32"
     ):
         layer(z, [a, b.double()])
+
+
+def test_the_plan_is_that_of_the_batch_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tucker's best order changes at a few samples here: the released layer changes with the native one."""
+    ran: list[Any] = []
+
+    def spy(plan: Any, operands: Any) -> Tensor:
+        ran.append(plan)
+        return execute(plan, operands)
+
+    monkeypatch.setattr(weights, "execute", spy)
+    weight = weights.ReleasedWeight(32, 32, [4], "tucker", 8, True, 1, lambda *_: None)
+    native = FactorizedExpertTensor((4,), 32, 32, "tucker", 8, bias=True)
+    assert native.plan(1).steps != native.plan(1000).at_batch_size(1).steps
+    for samples in (1, 1000):
+        weight.contract(torch.ones(samples, 32), [torch.ones(samples, 4)])
+        assert ran[-1].at_batch_size(samples).steps == native.plan(samples).steps

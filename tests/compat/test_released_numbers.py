@@ -13,6 +13,8 @@ from torch import Tensor, nn
 import factorized_moe
 from factorized_moe import compat, layers
 
+pytestmark = pytest.mark.thorough
+
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 CASES = sorted(path.stem for path in GOLDEN.glob("*.npz"))
 EXACT: dict[str, Any] = {"rtol": 0.0, "atol": 1e-9}

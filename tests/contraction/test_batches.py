@@ -70,6 +70,7 @@ def test_a_pickle_from_before_there_were_two_plans() -> None:
     torch.testing.assert_close(old(x, coefficients), w(x, coefficients))
 
 
+@pytest.mark.thorough
 def test_two_plans_take_two_compilations() -> None:
     w = layer()
     torch.compiler.reset()
@@ -81,6 +82,7 @@ def test_two_plans_take_two_compilations() -> None:
     assert counter.frame_count <= 2
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("samples", [1, 5, 7, 500])
 def test_compiled_for_one_batch_size_its_plan_runs(samples: int) -> None:
     w = layer()

@@ -26,6 +26,8 @@ from factorized_moe.decompositions import available_decompositions, get_decompos
 from factorized_moe.network import BATCH
 from factorized_moe.testing import count_flops, plan_cost, structures
 
+pytestmark = pytest.mark.thorough
+
 
 def irregular(seed: int, nodes: int, extra: int) -> TensorNetwork:
     """A random tree of nodes with some more bonds between them, its modes on random nodes."""

@@ -15,6 +15,7 @@ CHAIN = TensorNetwork.parse("in a, a b, b out; in=4 out=5 a=2 b=3")
 SUM = CHAIN + TensorNetwork.parse("whole: in out; in=4 out=5")
 
 
+@pytest.mark.thorough
 @settings(max_examples=40)
 @given(network=networks(), data=st.data())
 def test_any_path_gives_the_same_answer(network: TensorNetwork, data: st.DataObject) -> None:

@@ -96,6 +96,7 @@ def operands_of(term: tuple[Node, ...], request: Request) -> list[frozenset[str]
     return [frozenset(node.labels) for node in term] + [frozenset((BATCH, *labels)) for labels in request.vectors]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", available_decompositions())
 @settings(max_examples=3)
 @given(data=st.data())
@@ -121,6 +122,7 @@ def test_the_order_is_the_cheapest_of_all(name: str, data: st.DataObject) -> Non
             assert costs(order_of(pairs, operands, output))[position] == cheapest[position]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", available_decompositions())
 @settings(max_examples=5)
 @given(data=st.data())
@@ -144,6 +146,7 @@ def test_smallest_memory_limit_is_exact(name: str, data: st.DataObject) -> None:
     assert refusal.value.smallest == smallest
 
 
+@pytest.mark.thorough
 @settings(max_examples=30)
 @given(network=networks(), bias=st.booleans())
 def test_every_candidate_gives_the_same_answer(network: TensorNetwork, bias: bool) -> None:
@@ -218,6 +221,7 @@ def test_a_plan_is_a_value(network: TensorNetwork) -> None:
         assert hash(plan) == hash(pickle.loads(pickle.dumps(plan)))
 
 
+@pytest.mark.thorough
 def test_plans_do_not_depend_on_the_process() -> None:
     """Sets of strings have another order in every process; plans must not."""
     script = (
@@ -231,6 +235,7 @@ def test_plans_do_not_depend_on_the_process() -> None:
     assert other == "\n".join(here) + "\n"
 
 
+@pytest.mark.thorough
 def test_a_large_network_is_planned_too() -> None:
     """More operands than the exhaustive search takes: 14 expert modes, each absorbed, then a chain of 15 matrices."""
     dims = (3,) * 14

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from factorized_moe import Decomposition, FactorizedExpertTensor, Node, ParameterBudget, TensorNetwork
+from factorized_moe import Decomposition, FactorizedExpertTensor, Node, TensorNetwork
+from factorized_moe.budgets import Budget
+from factorized_moe.budgets.ranks import rank_of_tensor
 from factorized_moe.decompositions import available_decompositions, get_decomposition
 
 SHAPE = (8, 4, 16, 32)
@@ -21,7 +23,7 @@ def parameters(name: str, rank: Any) -> int:
 @pytest.mark.parametrize("name", available_decompositions())
 @pytest.mark.parametrize(
     ("asked", "most"),
-    [("same", math.prod(SHAPE)), (1.0, math.prod(SHAPE)), (0.05, 819), (ParameterBudget(1000), 1000)],
+    [("same", math.prod(SHAPE)), (1.0, math.prod(SHAPE)), (0.05, 819)],
     ids=str,
 )
 def test_a_budget_is_used_as_far_as_it_goes(name: str, asked: Any, most: int) -> None:
@@ -41,14 +43,14 @@ def test_a_budget_is_used_as_far_as_it_goes(name: str, asked: Any, most: int) ->
 def test_the_smallest_budget(name: str) -> None:
     decomposition = get_decomposition(name)
     smallest = parameters(name, decomposition.check_rank(1, SHAPE))
-    assert decomposition.resolve_rank(ParameterBudget(smallest), SHAPE) == decomposition.check_rank(1, SHAPE)
-    kind = type(decomposition).__name__
+    budget = Budget(parameters=smallest)
+    assert rank_of_tensor(budget, SHAPE, name, bias=False) == decomposition.check_rank(1, SHAPE)
     message = (
-        rf"a budget of {smallest - 1:,} parameters is too small for {kind} of shape \(8, 4, 16, 32\): "
+        rf"a budget of {smallest - 1:,} parameters is too small for '{name}' of shapes \(\(8, 4, 16, 32\),\): "
         rf"the smallest possible is {smallest:,}"
     )
     with pytest.raises(ValueError, match=message):
-        decomposition.resolve_rank(ParameterBudget(smallest - 1), SHAPE)
+        rank_of_tensor(Budget(parameters=smallest - 1), SHAPE, name, bias=False)
     with pytest.raises(ValueError, match="is too small for"):
         decomposition.resolve_rank(1e-4, SHAPE)
 
@@ -63,8 +65,8 @@ def test_ints_of_other_types_and_lists_become_plain(rank: Any) -> None:
 REFUSED = {
     "zero": (0, ValueError, "rank must be at least 1, got 0"),
     "negative": (-2, ValueError, "rank must be at least 1, got -2"),
-    "true": (True, TypeError, "rank is an int, a tuple of ints, 'same', a fraction or a ParameterBudget, got True"),
-    "none": (None, TypeError, "rank is missing; give an int, a tuple of ints, 'same', a fraction or a ParameterBudget"),
+    "true": (True, TypeError, "rank is an int, a tuple of ints, 'same', a fraction or a Budget, got True"),
+    "none": (None, TypeError, "rank is missing; give an int, a tuple of ints, 'same', a fraction or a Budget"),
     "an object": ({"rank": 3}, TypeError, "rank is an int, a tuple of ints, .* got \\{'rank': 3\\}"),
     "a set": ({3}, TypeError, "rank is an int, a tuple of ints, .* got \\{3\\}"),
     "complex": (1j, TypeError, "rank is an int, a tuple of ints, .* got 1j"),
@@ -86,12 +88,6 @@ def test_refused_rank(case: str) -> None:
     rank, error, message = REFUSED[case]
     with pytest.raises(error, match=message):
         FactorizedExpertTensor(SHAPE[:2], SHAPE[2], SHAPE[3], "tucker", rank)
-
-
-@pytest.mark.parametrize("budget", [0, -1, 2.5, True, "1000"])
-def test_refused_budget(budget: Any) -> None:
-    with pytest.raises(ValueError, match=f"a parameter budget is a positive int, got {budget!r}"):
-        ParameterBudget(budget)
 
 
 class SumOfTwo(Decomposition):

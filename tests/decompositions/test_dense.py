@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from factorized_moe import FactorizedExpertTensor, ParameterBudget
+from factorized_moe import Budget, FactorizedExpertTensor
 from factorized_moe.layers import MuMoE
 
 INPUTS, OUTPUTS = 17, 32  # 16 features and the bias row
@@ -24,8 +24,8 @@ def test_the_weight_is_the_dense_tensor() -> None:
     assert torch.equal(w.expert(2, 1), w.weight.weight[2, 1])
 
 
-@pytest.mark.parametrize("rank", [1, 7, "same", 1.0, ParameterBudget(3 * 2 * 4 * 5)])
-def test_every_int_and_every_budget_that_suffices_is_rank_1(rank: int | str | float | ParameterBudget) -> None:
+@pytest.mark.parametrize("rank", [1, 7, "same", 1.0, Budget(parameters=3 * 2 * 4 * 5)])
+def test_every_int_and_every_budget_that_suffices_is_rank_1(rank: int | str | float | Budget) -> None:
     assert FactorizedExpertTensor((3, 2), 4, 5, "dense", rank).rank == 1
 
 

@@ -45,6 +45,7 @@ def test_it_is_the_product_of_its_tree() -> None:
     torch.testing.assert_close(w.to_dense(), expected)
 
 
+@pytest.mark.thorough
 def test_many_modes_stay_small() -> None:
     """Tucker's core has 4**8 entries for six expert modes, the tree's tensors at most 4**3 each."""
     sizes = ((2,) * 6, 16, 16)

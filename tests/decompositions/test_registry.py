@@ -173,6 +173,7 @@ def test_a_package_cannot_take_a_name(offer: Callable[..., None]) -> None:
     assert isinstance(get_decomposition("cp"), CP)
 
 
+@pytest.mark.thorough
 def test_import_loads_no_package() -> None:
     script = (
         "import importlib.metadata as metadata\n"
@@ -204,6 +205,7 @@ register("shared_input", SharedInput())
 """
 
 
+@pytest.mark.thorough
 def test_a_new_file_is_all_that_a_built_in_decomposition_needs(tmp_path: Path) -> None:
     package = Path(factorized_moe.__file__).parent
     shutil.copytree(package, tmp_path / "factorized_moe", ignore=shutil.ignore_patterns("__pycache__"))

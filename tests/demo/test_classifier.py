@@ -14,6 +14,8 @@ from factorized_moe.demo.classifier import (
     fit_head,
 )
 
+pytestmark = pytest.mark.thorough
+
 BUILT_IN = ("cp", "tucker", "tt", "tr")
 
 

@@ -9,6 +9,8 @@ from PIL import Image
 
 from factorized_moe.demo.expert_images import ExpertRow, _cut, _label, draw_experts, expert_rows
 
+pytestmark = pytest.mark.thorough
+
 
 def test_rows_are_in_order_of_load_and_images_in_order_of_coefficient() -> None:
     first = torch.tensor([[0.9, 0.1, 0.0, 0.0], [0.2, 0.8, 0.0, 0.0], [0.7, 0.0, 0.0, 0.3]])

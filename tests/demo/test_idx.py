@@ -13,6 +13,8 @@ from factorized_moe.demo.images import load_images
 
 from .conftest import IdxWriter, make_images
 
+pytestmark = pytest.mark.thorough
+
 
 def fails(path: Path, message: str) -> None:
     with pytest.raises(ValueError, match=message):

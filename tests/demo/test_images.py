@@ -11,6 +11,8 @@ from PIL import Image
 
 from factorized_moe.demo.images import load_images, need_demo_extra, split_by_class
 
+pytestmark = pytest.mark.thorough
+
 
 def test_folder_of_classes(image_folder: Path) -> None:
     data = load_images(image_folder, seed=0)

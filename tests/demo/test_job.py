@@ -19,6 +19,8 @@ from factorized_moe.demo.training import predict
 from factorized_moe.interpret import Load
 from factorized_moe.interpret.report import load_run
 
+pytestmark = pytest.mark.thorough
+
 
 @pytest.fixture
 def options(image_folder: Path, tmp_path: Path) -> DemoOptions:

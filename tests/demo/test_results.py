@@ -14,6 +14,8 @@ from factorized_moe.demo.classifier import HeadConfig, ImageClassifier, Trunk
 from factorized_moe.demo.results import FILES, check_results_folder, write_results
 from factorized_moe.interpret.report import ReportData, load_run
 
+pytestmark = pytest.mark.thorough
+
 HEAD = HeadConfig(3, (4, 2), "tucker", (2, 2, 3, 3), gate_norm="layer")
 
 

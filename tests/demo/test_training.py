@@ -9,6 +9,8 @@ from factorized_moe.demo.training import Schedule, predict, reproducible, train
 
 from .conftest import make_images
 
+pytestmark = pytest.mark.thorough
+
 IMAGES = torch.from_numpy(make_images()).reshape(-1, 12, 12)
 LABELS = torch.arange(3).repeat_interleave(15)
 

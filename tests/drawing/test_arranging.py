@@ -102,6 +102,7 @@ def test_terms_lie_side_by_side() -> None:
     assert at["shared"][0] < plus.centre[0] < at["expert_0"][0]
 
 
+@pytest.mark.thorough
 def test_a_large_network_is_arranged() -> None:
     rows = [[f"n{r}{c}: r{r}_{c} r{r}_{c + 1} c{r}_{c} c{r + 1}_{c}" for c in range(4)] for r in range(4)]
     text = ", ".join(node for row in rows for node in row)

@@ -30,6 +30,7 @@ def test_a_matrix_is_fitted_as_well_as_possible(decomposition: str, rank: int | 
     assert FactorizedExpertTensor.from_dense(matrix, decomposition, rank).relative_error(matrix) == pytest.approx(best)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("decomposition", BUILT_IN)
 def test_more_rank_fits_no_worse(decomposition: str) -> None:
     target = dense(4, 5, 6)
@@ -62,6 +63,7 @@ def test_a_tensor_of_zeros(decomposition: str) -> None:
     assert not w.to_dense().any()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("decomposition", BUILT_IN)
 def test_nothing_else_changes(decomposition: str) -> None:
     target = dense(3, 4, 5).requires_grad_()

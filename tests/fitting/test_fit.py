@@ -19,6 +19,7 @@ def gaussian(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("seed", [0, 2])
 @pytest.mark.parametrize("name", registered_decompositions())
 def test_what_can_be_exact_is(name: str, seed: int) -> None:
@@ -96,6 +97,7 @@ def test_the_error_of_the_outputs(name: str, bias: bool) -> None:
     assert same.relative_error == pytest.approx(fitted.relative_error, rel=1e-3)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["cp", "tt", "dense"])
 def test_an_error_in_place_of_a_rank(name: str) -> None:
     target = Structure((4,), 7, 6, 3, seed=2).tensor(name).to_dense().detach()
@@ -141,7 +143,7 @@ def test_progress_is_shown_and_tqdm_asked_for(monkeypatch: pytest.MonkeyPatch, c
     fit(gaussian(3, 4, 5), "kronecker", 1, progress=True)
     assert "fit" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "tqdm", None)
-    with pytest.raises(ModuleNotFoundError, match=re.escape("progress=True needs tqdm")):
+    with pytest.raises(ModuleNotFoundError, match=re.escape("a progress bar needs tqdm")):
         fit(gaussian(3, 4, 5), "cp", 1, progress=True)
 
 
@@ -201,3 +203,23 @@ def test_an_error_out_of_reach() -> None:
     target = gaussian(4, 3, 3)
     with pytest.raises(ValueError, match=r"no rank up to \d+ reaches a relative error of 0.0001"):
         fit(target.half(), "cp", error=1e-4)  # rounding alone makes more
+
+
+def test_starts_and_seed_reach_from_dense() -> None:
+    """More starts find a better tensor ring here, and the result is that of `fit` with the same arguments."""
+    dense = torch.randn(6, 7, 8, generator=torch.Generator().manual_seed(0))
+    errors = {}
+    for starts, seed in ((1, 0), (10, 0), (10, 1)):
+        w = FactorizedExpertTensor.from_dense(dense, "tr", 2, starts=starts, seed=seed)
+        fitted = fit(dense, "tr", 2, starts=starts, seed=seed)
+        assert all(torch.equal(a, b) for a, b in zip(w.weight.operands, fitted.operands, strict=True))
+        errors[starts, seed] = w.relative_error(dense)
+    assert errors[10, 0] < errors[1, 0]
+    ways = [fit(dense, "block_term", (2, 2, 2, 2), starts=1, seed=seed) for seed in range(2)]
+    assert not torch.equal(ways[0].operands[0], ways[1].operands[0])
+
+
+@pytest.mark.parametrize("starts", [0, -1])
+def test_starts_are_positive(starts: int) -> None:
+    with pytest.raises(ValueError, match=rf"starts is a positive int, got {starts}|starts must be .*{starts}"):
+        fit(gaussian(3, 4, 5), "cp", 1, starts=starts)

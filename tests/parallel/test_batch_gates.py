@@ -13,6 +13,8 @@ from factorized_moe import ExpertGate, MuMoE, batch_statistics
 from factorized_moe.parallel import synchronise_gates
 from factorized_moe.testing.processes import on_ranks
 
+pytestmark = pytest.mark.thorough
+
 
 def layer() -> MuMoE:
     torch.manual_seed(0)

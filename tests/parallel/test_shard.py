@@ -27,6 +27,8 @@ from factorized_moe.testing.processes import on_ranks
 from factorized_moe.testing.sharding_laws import sharded_cases
 from factorized_moe.testing.strategies import Structure
 
+pytestmark = pytest.mark.thorough
+
 COMPUTING_IS_DEAR = Machine(flops_per_second=1e3, latency=0.0)
 
 

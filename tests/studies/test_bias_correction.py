@@ -12,6 +12,8 @@ from studies.bias_correction.pipeline import Settings, correct_for_seed
 from studies.bias_correction.report import page
 from studies.bias_correction.run import run
 
+pytestmark = pytest.mark.thorough
+
 SETTINGS = Settings(experts=4, rank=3, epochs=2, steps=4, most_accuracy_lost=0.1)
 
 

@@ -13,6 +13,8 @@ from studies.common.paired import paired
 from studies.common.runs import finish, read
 from studies.common.text import standard_library
 
+pytestmark = pytest.mark.thorough
+
 
 def test_a_table_goes_on_where_it_was(tmp_path: Path) -> None:
     file, done = tmp_path / "runs.jsonl", []

@@ -14,6 +14,8 @@ from studies.common import images
 from studies.polysemanticity import run as polysemanticity
 from studies.polysemanticity.run import Run
 
+pytestmark = pytest.mark.thorough
+
 ONCE = Effort(seconds=0.0, fewest=2, turn=0.0, compiled=False)
 SIZES = images.Sizes(features=8, rank=4, epochs=1, batch_size=16)
 

@@ -18,6 +18,8 @@ from studies.real_models import run as command
 from studies.real_models.report import Study
 from studies.real_models.study import Place, Row, Variant
 
+pytestmark = pytest.mark.thorough
+
 VARIANTS = (Variant("cp", 1, 1.0), Variant("cp", 4, 1.0), Variant("tr", 4, 0.75), Variant("tucker", 8, 0.5))
 """Tiny forms: the real ones have up to 256 experts."""
 

@@ -9,7 +9,10 @@ from studies.common.images import FASHION_MNIST
 from studies.training_defaults.contenders import CONFIRM, DEFAULT, DENSE, SCREEN, Contender, form_of
 from studies.training_defaults.gates import CANDIDATES, InputMoments
 from studies.training_defaults.page import page
+from studies.training_defaults.rule import Cells, cells_of, choose, ranking, worst_regret
 from studies.training_defaults.run import main
+
+pytestmark = pytest.mark.thorough
 
 
 def test_quick_form_runs_and_resumes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -57,8 +60,10 @@ def test_forms_have_as_many_parameters_as_the_dense_one(dims: tuple[int, ...]) -
 
 
 def entry(stage: str, who: Contender, dims: tuple[int, ...], seed: int, loss: float, in_use: int = 0) -> dict:
-    settings = {"stage": stage, "problem": "gpt", "init": who.init, "gate": who.gate, "expert_dims": list(dims)}
-    usage = {"400": [{"mode": mode, "in_use": in_use} for mode in range(len(dims))]} if dims else {}
+    settings = {"stage": stage, "problem": "gpt", "init": who.init, "gate": who.gate}
+    settings |= {"decomposition": "cp" if dims else "", "expert_dims": list(dims)}
+    use = {"in_use": in_use, "perplexity": 7.5, "mutual_information": 0.5}
+    usage = {"400": [{"mode": mode, **use} for mode in range(len(dims))]} if dims else {}
     result = {"loss": loss, "accuracy": 0.5, "parameters": 10, "usage": usage}
     return {"settings": {**settings, "seed": seed}, "result": result, "seconds": 30.0}
 
@@ -75,12 +80,40 @@ def test_verdicts_are_made_of_the_runs() -> None:
             entry(SCREEN.name, old, (8, 8), seed, 2.1),
         ]
     text = page(runs)
-    assert "against paper, layer (an old one): lower loss in 1 of 1 cells, higher in 0, ties in 0" in text
+    assert "against paper, layer (an old default): lower loss in 1 of 1 cells, higher in 0, ties in 0" in text
     assert "gpt: the default less the dense model of equal parameters: 8 x 8 -0.100 ± 0.006" in text
-    assert "- balanced, batch: 0 of 2 modes dead at the end, 100% of all experts in use." in text
+    assert "- balanced, batch, half: 0 of 2 modes dead at the end, 100% of all experts in use." in text
     assert "- paper, layer: 0 of 2 modes dead at the end, 50% of all experts in use." in text
     assert "| paper, layer | a dead mode | 0% | 0.200 |" in text
-    assert "| balanced, batch | 0.000 | 100% | 0.000 |" in text
-    assert "The one set before, the smallest worst regret in loss, picks balanced, batch (0.000)" in text
-    assert "most experts are in use under balanced, batch, 100%" in text
+    assert "| balanced, batch, half | 0.000 | 100% | 0.000 |" in text
+    assert "**The rule chooses balanced, batch, half** (worst regret 0.000, gpt 8 x 8; alone)" in text
     assert "the 15 runs of this page took 8" in text
+
+
+def cells(losses: dict[str, tuple[float, ...]], in_use: int = 8) -> Cells:
+    runs = [
+        entry("made", Contender("balanced", gate), (8, 8), seed, loss, in_use)
+        for gate, values in losses.items()
+        for seed, loss in enumerate(values)
+    ]
+    return cells_of(runs, "made")
+
+
+def test_the_rule_by_hand() -> None:
+    found = cells({"batch": (1.0, 1.2, 1.1), "layer": (1.1, 1.2, 1.15), "unit rows": (1.5, 1.6, 1.7)})
+    regret, where = worst_regret(found, Contender("balanced", "unit rows"))  # type: ignore[misc]
+    assert (round(regret.mean, 12), round(regret.error, 12), where) == (0.5, 0.057735026919, "gpt 8 x 8")
+    chosen = choose(found)
+    assert chosen is not None
+    assert chosen[0].gate == "layer"  # 0.05 ± 0.029 behind: a tie, and it reads no batch
+    assert {who.gate for who in chosen[1]} == {"layer", "batch"}
+
+
+def test_who_leaves_a_mode_dead_is_not_chosen() -> None:
+    found = cells({"layer": (0.5, 0.5)}, in_use=0)
+    assert choose(found) is None
+    found[("gpt", (8, 8))].update(cells({"batch": (1.0, 1.0)})[("gpt", (8, 8))])
+    chosen = choose(found)
+    assert chosen is not None
+    assert chosen[0].gate == "batch"
+    assert [who.gate for who, _, _ in ranking(found)] == ["batch", "layer"]

@@ -33,12 +33,12 @@ def test_json_round_trip(config: MuMoEConfig) -> None:
         ({"expert_dims": (0,)}, ValueError, "expert_dims"),
         ({"decomposition": "cpp"}, ValueError, "unknown decomposition 'cpp'"),
         ({"decomposition": object()}, TypeError, "decomposition of a config is a registered name"),
-        ({"rank": None, "budget": 0}, ValueError, "a parameter budget is a positive int"),
+        ({"rank": None, "budget": 0}, ValueError, "a budget of parameters is a positive int"),
         ({"rank": None, "fraction": 0.0}, ValueError, "fraction is a number above 0"),
         ({"gate": "sigmoid"}, ValueError, "gate of a config is one of .*'entmax15'.*, got 'sigmoid'"),
         ({"gate_norm": "group"}, ValueError, "gate_norm is 'layer', 'batch' or None"),
         ({"noise": float("inf")}, ValueError, "noise is a finite number"),
-        ({"pretrained": 1}, TypeError, "pretrained is True or False"),
+        ({"pretrained": 1}, TypeError, "pretrained must be True or False"),
         ({"seed": 1.5}, TypeError, "seed is an int"),
         ({"seed": 2**70}, ValueError, "seed is an int from .* got 11805916207"),
     ],
@@ -92,7 +92,9 @@ def test_budgets_are_kept_and_used(decomposition: str, target: str, index: int) 
 
 
 def test_budget_that_the_gate_uses_up() -> None:
-    with pytest.raises(ValueError, match=r"^1: a budget of 100 parameters is used up by the gate, which has 128"):
+    with pytest.raises(
+        ValueError, match=r"^1: a budget of 100 parameters is too small for .*: the smallest possible is 175"
+    ):
         replace(make_model(), "1", MuMoEConfig((4,), budget=100))
 
 

@@ -11,7 +11,7 @@ from factorized_moe.surgery import MuMoEConfig, replace
 from .small_models import MODELS, SmallModel
 
 # The exporters of torch use parts of Python that are going away; nothing of ours can change that.
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+pytestmark = [pytest.mark.thorough, pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")]
 
 
 class FirstOutput(nn.Module):

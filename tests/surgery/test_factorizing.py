@@ -166,6 +166,7 @@ def test_no_tokens_and_one_expert() -> None:
     assert factorized(x[:0], index[:0], weights[:0]).shape == (0, 16)
 
 
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 def test_compiles_whole() -> None:
     factorized = FactorizedExperts.from_experts(trained_experts(), **HALF)

@@ -21,6 +21,8 @@ from factorized_moe.testing import (
 )
 from factorized_moe.testing.closeness import assert_near
 
+pytestmark = pytest.mark.thorough
+
 pytest_plugins = ["pytester"]
 
 BROKEN = """

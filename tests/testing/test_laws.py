@@ -16,6 +16,8 @@ from factorized_moe.network import Node
 from factorized_moe.parallel import moves
 from factorized_moe.testing import LAWS, Structure, cost_laws, value_laws
 
+pytestmark = pytest.mark.thorough
+
 STRUCTURE = Structure((3, 2), 3, 4, rank=2, bias=True, batch_shape=(2, 3), seed=5)
 EVEN = replace(STRUCTURE, expert_dims=(3, 3), in_features=2, out_features=3, batch_shape=(3,), rank=3)
 FORWARD = FactorizedExpertTensor.forward

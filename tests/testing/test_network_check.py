@@ -12,6 +12,7 @@ SHARED = "left@both: in_0 a, right@both: in_1 a, out a; in_0=5 in_1=5 in=22 out=
 QUICK = ("forward_equals_dense", "parameter_count", "initial_variance")
 
 
+@pytest.mark.thorough
 def test_a_good_network_keeps_every_law() -> None:
     report = check_network(TensorNetwork.parse(TUCKER))
     assert report.ok

@@ -15,8 +15,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from factorized_moe.contraction.named_axes import Named
 from factorized_moe.fitting.closed_form.carriers import Part, full_carrier, mean_matrix, read_parts, single_terms
-from factorized_moe.fitting.closed_form.pair import Labelled, contract, solve_pair
+from factorized_moe.fitting.closed_form.pair import contract, solve_pair
 from factorized_moe.network import TensorNetwork
 
 __all__ = ["equal_experts"]
@@ -113,7 +114,7 @@ def _values(
 
 
 def _in_turn(
-    target: Labelled, network: TensorNetwork, parts: Sequence[Part], generator: torch.Generator | None
+    target: Named, network: TensorNetwork, parts: Sequence[Part], generator: torch.Generator | None
 ) -> dict[str, Tensor]:
     """Carriers and bridges, each split off the rest by a truncated decomposition, and all given the same norm.
 

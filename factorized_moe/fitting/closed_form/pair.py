@@ -14,38 +14,32 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from factorized_moe.contraction.named_axes import Named, contract_named
 from factorized_moe.fitting.whitening import moment_roots
 from factorized_moe.network import TensorNetwork
 
-__all__ = ["Labelled", "contract", "solve_pair"]
+__all__ = ["contract", "solve_pair"]
 
 SMALLEST = 1e-10
 """Singular values below this part of the largest count as zero, and moments of inputs are taken to be above it."""
 
-Labelled = tuple[tuple[str, ...], Tensor]
-"""A tensor with the labels of its axes."""
 
-
-def contract(tensors: Sequence[Labelled], output: Sequence[str], network: TensorNetwork) -> Tensor | float:
+def contract(tensors: Sequence[Named], output: Sequence[str], network: TensorNetwork) -> Tensor | float:
     """The product of some tensors summed over all labels but the output's; size 1 where none has a label."""
     if not tensors:
         return 1.0
-    letters = {label: k for k, label in enumerate(network.sizes)}
-    arguments: list[object] = []
-    for labels, tensor in tensors:
-        arguments += [tensor, [letters[label] for label in labels]]
     present = [label for label in output if any(label in labels for labels, _ in tensors)]
-    result: Tensor = torch.einsum(*arguments, [letters[label] for label in present])
+    result = contract_named(tensors, present)
     return result.reshape([network.sizes[label] if label in present else 1 for label in output])
 
 
 def solve_pair(
-    target: Labelled,
+    target: Named,
     first: Sequence[str],
     second: Sequence[str],
     network: TensorNetwork,
     *,
-    bridges: Sequence[Labelled] = (),
+    bridges: Sequence[Named] = (),
     covariance: Tensor | None = None,
     generator: torch.Generator | None = None,
     balanced: bool = True,
@@ -133,7 +127,7 @@ def _singular_vectors(matrices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _bridge(
-    bridges: Sequence[Labelled],
+    bridges: Sequence[Named],
     shared: Sequence[str],
     own: Sequence[Sequence[str]],
     network: TensorNetwork,

@@ -14,12 +14,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from numbers import Integral, Real
 
 import torch
 from torch import Tensor, nn
 
 from factorized_moe.layers import ExpertLayer
+from factorized_moe.scalars import is_number, is_whole
 from factorized_moe.tensor import FactorizedExpertTensor
 
 __all__ = [
@@ -58,7 +58,7 @@ class Intervention(ABC):
         given = self.experts.tolist() if isinstance(self.experts, Tensor) else self.experts
         numbers = list(given) if isinstance(given, Iterable) else [given]
         for name, value in [*(("expert", n) for n in numbers), ("mode", self.mode)]:
-            if isinstance(value, bool) or not isinstance(value, Integral):
+            if not is_whole(value):
                 raise TypeError(f"{type(self).__name__}: {name} {value!r} is not an int; it is a number counted from 0")
         if not numbers or len(set(numbers)) < len(numbers):
             raise ValueError(f"{type(self).__name__}: experts are one or several different numbers, got {numbers}")
@@ -293,7 +293,7 @@ class Bias(Intervention):
             raise ValueError(f"Bias: amount must be finite, got {self.amount}")
         if self.outputs is not None:
             given = list(self.outputs)
-            if not all(isinstance(o, Integral) and not isinstance(o, bool) for o in given):
+            if not all(is_whole(o) for o in given):
                 raise TypeError(f"Bias: outputs are ints counted from 0, got {given}")
             if not given or len(set(given)) < len(given):
                 raise ValueError(f"Bias: outputs are one or several different numbers, got {given}")
@@ -338,7 +338,7 @@ def _last_experts(layer: ExpertLayer) -> FactorizedExpertTensor:
 
 
 def _check_number(intervention: Intervention, name: str, value: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, Real):
+    if not is_number(value):
         raise TypeError(f"{type(intervention).__name__}: {name} is a number, got {value!r}")
     if not math.isfinite(value):
         raise ValueError(f"{type(intervention).__name__}: {name} must be finite, got {value}")

@@ -44,7 +44,7 @@ class Contribution(NamedTuple):
 def expert_contributions(
     experts: FactorizedExpertTensor, x: Tensor, coefficients: Sequence[Tensor], mode: int = 0
 ) -> Iterator[Contribution]:
-    """The terms ``a_n * (x^T W_n)`` of the output, expert by expert, for the inputs where ``a_n`` is not 0.
+    """Yield what each expert adds to the output, ``a_n * (x^T W_n)``, for the inputs with ``a_n`` other than 0.
 
     Args:
         experts: The experts: ``layer.experts``.
@@ -85,7 +85,7 @@ def expert_contributions(
 
 
 class Pairs(NamedTuple):
-    """The inputs and experts that meet with a coefficient other than 0, expert after expert.
+    """Pairs of an input and an expert that it uses (its coefficient is not 0), sorted by expert.
 
     Attributes:
         inputs: The input of each pair, ``(p,)``.
@@ -132,7 +132,7 @@ class Pairs(NamedTuple):
             yield expert, slice(start, stop)
 
     def groups(self, most: int) -> Iterator[list[tuple[int, slice]]]:
-        """What `by_expert` gives, experts with up to so many pairs together; one expert with more is on its own."""
+        """Group the pairs so that no group has more than ``most``; an expert with more is a group of its own."""
         group: list[tuple[int, slice]] = []
         for expert, part in self.by_expert():
             if group and part.stop - group[0][1].start > most:

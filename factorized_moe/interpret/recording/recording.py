@@ -23,6 +23,7 @@ from torch import Tensor
 from factorized_moe.interpret.recording.chunks import Annotations, Chunk, StoredChunk, read_sizes, write_whole
 from factorized_moe.interpret.recording.rows import Rows
 from factorized_moe.reading import listed, read_json, record_of, text, whole
+from factorized_moe.scalars import is_whole
 from factorized_moe.writing import READY, place_of
 
 __all__ = ["HEADER_NAME", "Header", "Mode", "Recording", "chunk_path", "chunk_paths", "open_recording"]
@@ -191,7 +192,7 @@ class Recording:
         sizes = self._expert_dims[name]
         if mode == "product":
             return sizes
-        if isinstance(mode, bool) or not isinstance(mode, int) or not 0 <= mode < len(sizes):
+        if not is_whole(mode) or not 0 <= mode < len(sizes):
             raise ValueError(
                 f"mode {mode!r} is not one of the {len(sizes)} expert modes of layer {name!r}, counted from 0, "
                 "nor 'product'"

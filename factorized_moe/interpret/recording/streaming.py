@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from numbers import Real
 
 import torch
 from torch import Tensor
 
 from factorized_moe.interpret.recording.recording import Mode, Recording
 from factorized_moe.interpret.recording.rows import Rows
+from factorized_moe.scalars import is_number
 
 __all__ = ["active_entries", "check_threshold", "finite_rows"]
 
@@ -49,7 +49,7 @@ def check_threshold(threshold: float) -> None:
         TypeError: If it is not a number.
         ValueError: If it is negative or not finite.
     """
-    if isinstance(threshold, bool) or not isinstance(threshold, Real):
+    if not is_number(threshold):
         raise TypeError(f"threshold is a number, got {threshold!r}")
     if not 0 <= threshold < math.inf:
         raise ValueError(f"threshold must be 0 or more and finite, got {threshold}; 0 counts every coefficient above 0")

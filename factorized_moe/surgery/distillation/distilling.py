@@ -11,14 +11,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from itertools import islice
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from factorized_moe import reading
+from factorized_moe import bars, reading
+from factorized_moe.optimisation import warm_up_and_cosine
+from factorized_moe.scalars import is_number, is_whole
 from factorized_moe.surgery.distillation.capturing import Call, calls_of, check_names
 from factorized_moe.surgery.distillation.training_state import read_state, write_state
 from factorized_moe.validation import check_seed
@@ -65,10 +66,10 @@ class DistillationSettings:
     def __post_init__(self) -> None:
         for name in ("steps", "accumulate"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            if not is_whole(value) or value < 1:
                 raise ValueError(f"{name} must be an int of at least 1, got {value!r}")
         for name in ("learning_rate", "gradient_norm", "warm_up", "weight_decay"):
-            if not _is_number(getattr(self, name)):
+            if not is_number(getattr(self, name)):
                 raise TypeError(f"{name} is a number, got {getattr(self, name)!r}")
         for name in ("learning_rate", "gradient_norm"):
             if not getattr(self, name) > 0:
@@ -84,7 +85,7 @@ class DistillationSettings:
     def rate(self, step: int) -> float:
         """The learning rate of a step, counted from 0."""
         warm_up = max(1, round(self.steps * self.warm_up))
-        return self.learning_rate * min((step + 1) / warm_up, 0.5 * (1.0 + math.cos(math.pi * step / self.steps)))
+        return self.learning_rate * warm_up_and_cosine(step, self.steps, warm_up)
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,7 @@ def distill(
     path = None if checkpoint is None else Path(checkpoint)
     trained = nn.ModuleList(replacements.values())
     modes = [(module, module.training) for module in trained.modules()]
-    bar = _bar(settings.steps) if progress else None
+    bar = bars.progress(total=settings.steps, unit="step") if progress else None
     with nullcontext() if bar is None else bar, torch.random.fork_rng(devices=()), torch.enable_grad():
         torch.default_generator.manual_seed(settings.seed)
         stream = iter(batches)
@@ -329,10 +330,6 @@ class _Run:
         return tensors["random_state"]
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
-
-
 def _normalised_error(replacement: nn.Module, call: Call) -> Tensor:
     """``mean((y' - y)^2) / mean(y^2)``, or without the division where the original gives zeros."""
     exact = call.output.float()
@@ -355,11 +352,3 @@ def _check(model: nn.Module, replacements: Mapping[str, nn.Module], checkpoint_e
             )
         if not any(parameter.requires_grad for parameter in replacement.parameters()):
             raise ValueError(f"the replacement of {name!r} has no parameter to train")
-
-
-def _bar(steps: int) -> Any:
-    try:
-        from tqdm import tqdm
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("a progress bar needs tqdm: pip install 'factorized-moe[models]'") from error
-    return tqdm(total=steps, unit="step")

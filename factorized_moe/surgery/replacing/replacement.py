@@ -14,9 +14,9 @@ from factorized_moe.spread import is_spread
 from factorized_moe.surgery.config import MuMoEConfig
 from factorized_moe.surgery.replacing.delta import MuMoEDelta, set_to_zero
 from factorized_moe.surgery.replacing.layouts import Merged
-from factorized_moe.surgery.replacing.linears import read_linears
 from factorized_moe.surgery.replacing.targets import Found, Target, find_targets
 from factorized_moe.surgery.replacing.upcycling import build_layer, fill_layer, merged_activation
+from factorized_moe.text_tables import text_table
 from factorized_moe.validation import check_flag
 
 __all__ = ["Replacement", "ReplacementReport", "freeze_base", "installed", "replace"]
@@ -62,15 +62,7 @@ class ReplacementReport:
             error = f"{max(one.errors):.2e}" if one.errors else "-"
             rows.append((one.path, one.kind, f"{one.parameters_before:,}", f"{one.parameters_after:,}", error))
         rows.append(("model", "", f"{self.parameters_before:,}", f"{self.parameters_after:,}", ""))
-        widths = [max(len(row[column]) for row in rows) for column in range(5)]
-        lines = []
-        for row in rows:
-            cells = [
-                cell.ljust(w) if column < 2 else cell.rjust(w)
-                for column, (cell, w) in enumerate(zip(row, widths, strict=True))
-            ]
-            lines.append("  ".join(cells).rstrip())
-        return "\n".join(lines)
+        return text_table(rows)
 
 
 def replace(
@@ -190,12 +182,14 @@ def _make(
     """The layer of experts for one module, and its errors."""
     linears = [linear for _, linear in found.linears]
     activation = None if found.layout is None else merged_activation(found.module, found.layout)
-    shapes = [(read.weight.shape[0], read.weight.shape[1]) for read in read_linears(linears)]
-    bias = any(read.bias is not None for read in read_linears(linears))
-    ranks = config.ranks(shapes, bias, _count(p for linear in linears for p in linear.parameters()))
-    options = {"rank": ranks[0], "gate": config.gate, "gate_norm": config.gate_norm, "init": config.init}
-    if len(ranks) > 1:
-        options["second_rank"] = ranks[-1]
+    replaced = _count(p for linear in linears for p in linear.parameters())
+    options = {
+        "rank": config.size_for(replaced),
+        "gate": config.gate,
+        "gate_norm": config.gate_norm,
+        "gate_temperature": config.gate_temperature,
+        "init": config.init,
+    }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
         layer = build_layer(linears, activation, config.expert_dims, config.decomposition, **options)

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from factorized_moe.layers import ExpertLayer
+from factorized_moe.scalars import is_whole
 from factorized_moe.surgery.replacing.delta import MuMoEDelta
 from factorized_moe.surgery.replacing.layouts import MLPLayout, child, find_layout
 from factorized_moe.surgery.replacing.linears import is_linear
@@ -192,7 +193,7 @@ def _diagnosis(matched: list[str], target: Any, candidates: dict[str, Found], pl
 
 def _last_layers(ordered: list[Found], last: int) -> list[Found]:
     """Those of the last layers of each stack; a layer is the path up to its first number."""
-    if isinstance(last, bool) or not isinstance(last, int) or last < 1:
+    if not is_whole(last) or last < 1:
         raise ValueError(f"last is a positive int, got {last!r}")
     stacks: dict[str, list[str]] = {}
     layer_of: dict[str, str] = {}

@@ -61,12 +61,12 @@ def timm_mlp_layer(config: MuMoEConfig) -> Callable[..., nn.Module]:
             between.append(nn.Dropout(drops[0]))
         if norm_layer is not None:
             between.append(norm_layer(hidden).to(device=device, dtype=dtype))
-        shapes = [(in_features, hidden), (hidden, outputs)]
-        first, second = config.ranks(shapes, biased, sum((inputs + biased) * size for inputs, size in shapes))
+        replaced = (in_features + biased) * hidden + (hidden + biased) * outputs
         options: dict[str, Any] = {
             "bias": biased,
             "gate": config.gate,
             "gate_norm": config.gate_norm,
+            "gate_temperature": config.gate_temperature,
             "init": config.init,
         }
         block = MuMoEBlock(
@@ -75,8 +75,7 @@ def timm_mlp_layer(config: MuMoEConfig) -> Callable[..., nn.Module]:
             outputs,
             config.expert_dims,
             config.decomposition,
-            first,
-            second_rank=second,
+            config.size_for(replaced),
             activation=between[0] if len(between) == 1 else nn.Sequential(*between),
             device=device,
             dtype=dtype,

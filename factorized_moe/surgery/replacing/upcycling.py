@@ -21,6 +21,7 @@ from factorized_moe.fitting.closed_form.carriers import mean_matrix
 from factorized_moe.fitting.closed_form.equal_experts import equal_experts
 from factorized_moe.fitting.whitening import input_moment
 from factorized_moe.layers import ExpertLayer, GatedMuMoEBlock, MuMoE, MuMoEBlock
+from factorized_moe.scalars import is_number
 from factorized_moe.surgery.replacing.layouts import MLPLayout, child, find_layout
 from factorized_moe.surgery.replacing.linears import computes_weights, read_linear, read_linears
 
@@ -58,6 +59,7 @@ def upcycle(
     input_covariance: Tensor | None = None,
     gate: str | Callable[[Tensor], Tensor] | nn.Module = "entmax15",
     gate_norm: str | None = "batch",
+    gate_temperature: float = 2.0,
     seed: int = 0,
 ) -> Upcycled:
     """A layer of experts that computes what a linear layer or an MLP computes, as nearly as its rank allows.
@@ -81,6 +83,7 @@ def upcycle(
             appended; otherwise the inputs' mean is taken as zero. Of an MLP, for the layers that read its input.
         gate: As for `MuMoE`; it must start uniform.
         gate_norm: As for `MuMoE`; ``"layer"`` trains on a single position too.
+        gate_temperature: As for `MuMoE`.
         seed: Of the noise.
 
     Returns:
@@ -109,7 +112,8 @@ def upcycle(
         linears = [child(module, path) for path in layout.linears]
     activation = None if layout is None else merged_activation(module, layout)
     ranks = {"rank": rank} if layout is None else {"rank": rank, "second_rank": second_rank}
-    layer = build_layer(linears, activation, expert_dims, decomposition, **ranks, gate=gate, gate_norm=gate_norm)
+    gate_options = {"gate": gate, "gate_norm": gate_norm, "gate_temperature": gate_temperature}
+    layer = build_layer(linears, activation, expert_dims, decomposition, **ranks, **gate_options)
     generator = torch.Generator().manual_seed(seed)
     errors = fill_layer(layer, linears, noise, generator, input_covariance)
     return Upcycled(layer.train(module.training), errors)
@@ -153,7 +157,7 @@ def fill_layer(
     input_covariance: Tensor | None = None,
 ) -> tuple[float, ...]:
     """Set a layer's experts to linear layers, and return the error of each."""
-    if isinstance(noise, bool) or not isinstance(noise, int | float) or not 0 <= noise < float("inf"):
+    if not is_number(noise) or not 0 <= noise < float("inf"):
         raise ValueError(f"noise is a finite number, 0 or more, got {noise!r}")
     weights = read_linears(linears)
     if any(read.weight.is_meta for read in weights):

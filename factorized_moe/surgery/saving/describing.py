@@ -170,6 +170,7 @@ def build_layer_from(description: Any, device: torch.device | str) -> ExpertLaye
         if "activation" in given:
             given["activation"] = build_nonlinearity(given["activation"])
         given["gate"] = _build_gate(given["gate"])
+        given.setdefault("gate_temperature", 1.0)  # what was saved without one had none
         return made(**given, device=device, dtype=dtype)
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"cannot make a {kind} of its description: {error}") from error
@@ -210,7 +211,7 @@ def _describe_gate(gate: Any) -> dict[str, Any]:
         raise ValueError(
             f"a gate's activation {activation!r} cannot be written to a file; use one of {', '.join(ACTIVATIONS)}"
         )
-    return {"gate": described, "gate_norm": gate.norm}
+    return {"gate": described, "gate_norm": gate.norm, "gate_temperature": gate.temperature}
 
 
 def _build_gate(description: Any) -> Any:

@@ -31,6 +31,7 @@ def check(experts: FactorizedExpertTensor) -> None:
     torch.testing.assert_close(similarity.cosines, flat @ flat.T / norms[:, None] / norms, rtol=0, atol=1e-5)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("decomposition", available_decompositions())
 @pytest.mark.parametrize("expert_dims", [(), (5,), (3, 2)], ids=str)
 def test_every_decomposition(decomposition: str, expert_dims: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -179,6 +179,7 @@ def test_exception_keeps_whole_passes_and_removes_the_hooks(model: Model, tmp_pa
     check(log.recording, model, inputs)
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("small_chunks")
 def test_killed_process_leaves_whole_chunks(model: Model, tmp_path: Path) -> None:
     script = f"""
@@ -474,6 +475,7 @@ def test_rows_keep_nan_and_many_experts() -> None:
     assert rows.dense()[1, 39_999].isnan()
 
 
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 def test_compiled_model(model: Model) -> None:
     layer, x = model.layer, torch.randn(4, 8)

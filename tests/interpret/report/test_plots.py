@@ -33,6 +33,8 @@ from factorized_moe.interpret.report.plots import (
     shade_tokens,
 )
 
+pytestmark = pytest.mark.thorough
+
 LOAD = Load(torch.tensor([4, 0, 9]), torch.rand(3), torch.rand(3), num_samples=12, threshold=0.5, grid=(3,))
 COUNTS = LabelCounts(
     counts=torch.tensor([[1, 3], [2, 0], [0, 0]]),

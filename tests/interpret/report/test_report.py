@@ -29,6 +29,8 @@ from factorized_moe.interpret.report.comparison import match_experts, nearest_ex
 from factorized_moe.interpret.report.encoding import pack, png, script_json
 from factorized_moe.interpret.report.payload import _reduced
 
+pytestmark = pytest.mark.thorough
+
 TEXTS = Texts([["a", " b"], [], ["c", " d", " e", " f"], ["g"]])
 
 

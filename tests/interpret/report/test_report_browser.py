@@ -16,7 +16,10 @@ from factorized_moe.interpret import ExpertSpectra, Polysemanticity, Recording, 
 from factorized_moe.interpret.report import Images, ReportData, Texts, write_report
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium found; install Debian's package chromium")
+pytestmark = [
+    pytest.mark.thorough,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium found; install Debian's package chromium"),
+]
 
 CLASSES = ("ant", "bee", "cow")
 ATTACK = "<script>window.attacked = 1</script>"

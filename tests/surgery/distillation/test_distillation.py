@@ -361,5 +361,5 @@ def test_progress_bar_without_tqdm(monkeypatch: pytest.MonkeyPatch) -> None:
         return real(name, *arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(builtins, "__import__", refuse)
-    with pytest.raises(ModuleNotFoundError, match=r"needs tqdm: pip install 'factorized-moe\[models\]'"):
+    with pytest.raises(ModuleNotFoundError, match=r"needs tqdm: pip install 'factorized-moe\[progress\]'"):
         distill(model(), replacements(), batches(), SETTINGS, progress=True)

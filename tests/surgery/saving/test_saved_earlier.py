@@ -28,22 +28,29 @@ def test_models_saved_earlier_give_what_they_gave(name: str) -> None:
 
 
 CONFIGS = {
-    "cp": MuMoEConfig((3,), rank=2, gate_norm="layer", init="paper"),
+    "cp": MuMoEConfig((3,), rank=2, gate_norm="layer", gate_temperature=1.0, init="paper"),
     "tr": MuMoEConfig(
         (3, 2),
         "tr",
         budget=300,
         gate="softmax",
         gate_norm="batch",
+        gate_temperature=1.0,
         init="paper",
         noise=0.2,
         pretrained=False,
         seed=3,
     ),
-    "fraction": MuMoEConfig((4,), "tucker", fraction=2.0, gate_norm="layer", init="paper"),
+    "fraction": MuMoEConfig((4,), "tucker", fraction=2.0, gate_norm="layer", gate_temperature=1.0, init="paper"),
 }
 
 
 @pytest.mark.parametrize("name", sorted(CONFIGS))
 def test_configs_saved_earlier_mean_what_they_meant(name: str) -> None:
     assert MuMoEConfig.from_json((SAVED / f"config-{name}.json").read_text(encoding="utf-8")) == CONFIGS[name]
+
+
+def test_configs_before_the_temperature_had_none() -> None:
+    second = '{"version": 2, "expert_dims": [3], "rank": 2}'
+    assert MuMoEConfig.from_json(second) == MuMoEConfig((3,), rank=2, gate_temperature=1.0)
+    assert MuMoEConfig.from_json(second.replace("2,", "3,", 1)) == MuMoEConfig((3,), rank=2)
