@@ -37,7 +37,7 @@ ORDER = (
 )
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
 
-STANDARD_LIBRARY_ONLY = ("bars", "parsing", "scalars", "network")
+STANDARD_LIBRARY_ONLY = ("parsing", "scalars", "network")
 
 # What may be imported in one place only.
 QUARANTINE = {

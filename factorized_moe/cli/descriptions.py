@@ -82,7 +82,10 @@ def _weight(options: argparse.Namespace, device: str = "meta") -> FactorizedExpe
         else:  # of the layer, so its gate counts
             linears = [(described["in_features"], described["out_features"])]
             described["rank"] = Budget(parameters=given["budget"]).rank(
-                described["expert_dims"], linears, described.get("decomposition", "cp"), bias=kept["bias"]
+                described["expert_dims"],
+                linears,
+                **{key: described[key] for key in ("decomposition",) if key in described},
+                bias=kept["bias"],
             )
     try:
         return FactorizedExpertTensor(**described, **kept)

@@ -192,7 +192,7 @@ def _rank_within(
     return budget.rank(
         check_expert_dims(expert_dims),
         linears,
-        "cp" if decomposition is None else decomposition,
+        **({} if decomposition is None else {"decomposition": decomposition}),
         bias=bias,
         input_norm=input_norm,
         gate_parameters=own_gate,
