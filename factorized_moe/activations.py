@@ -20,8 +20,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from factorized_moe._scalars import is_number, is_whole
 from factorized_moe.entmax import entmax
-from factorized_moe.scalars import is_number, is_whole
 
 __all__ = [
     "ACTIVATIONS",

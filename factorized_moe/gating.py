@@ -12,9 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from factorized_moe.activations import Activation, resolve_activation
-from factorized_moe.batch_statistics import GateBatchNorm, keep_wide, normalise
-from factorized_moe.validation import (
+from factorized_moe._validation import (
     check_countable,
     check_dtype,
     check_expert_dims,
@@ -22,6 +20,8 @@ from factorized_moe.validation import (
     check_size,
     check_temperature,
 )
+from factorized_moe.activations import Activation, resolve_activation
+from factorized_moe.batch_statistics import GateBatchNorm, keep_wide, normalise
 
 __all__ = ["ExpertGate"]
 

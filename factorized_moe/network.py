@@ -17,8 +17,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from factorized_moe._scalars import is_whole
 from factorized_moe.parsing import parse_network
-from factorized_moe.scalars import is_whole
 
 __all__ = ["BATCH", "Node", "TensorNetwork"]
 

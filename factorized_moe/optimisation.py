@@ -10,9 +10,9 @@ from typing import Any
 
 from torch import nn
 
+from factorized_moe._validation import check_flag
 from factorized_moe.gating import ExpertGate
 from factorized_moe.tensor import FactorizedExpertTensor
-from factorized_moe.validation import check_flag
 
 __all__ = ["parameter_groups", "warm_up_and_cosine"]
 

@@ -16,13 +16,13 @@ from tltorch.factorized_tensors.core import FactorizedTensor
 from tltorch.tensor_hooks._tensor_dropout import TensorDropout
 from torch import Tensor, nn
 
+from factorized_moe._validation import check_countable
 from factorized_moe.contraction import dense_tensor
 from factorized_moe.decompositions import Decomposition, get_decomposition
 from factorized_moe.decompositions.base import Initialisation
 from factorized_moe.decompositions.registry import registered_decompositions
 from factorized_moe.network import TensorNetwork
 from factorized_moe.spread import agree_on_random_numbers, is_spread, like
-from factorized_moe.validation import check_countable
 
 __all__ = ["NetworkTensor", "Operands"]
 

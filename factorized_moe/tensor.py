@@ -11,6 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from factorized_moe._scalars import is_whole
+from factorized_moe._validation import (
+    check_alone,
+    check_call,
+    check_dense,
+    check_device,
+    check_dtype,
+    check_expert_dims,
+    check_flag,
+    check_network,
+    check_place,
+    check_size,
+)
 from factorized_moe.budgets import SizeLike
 from factorized_moe.budgets.ranks import rank_of_tensor
 from factorized_moe.contraction import (
@@ -33,20 +46,7 @@ from factorized_moe.decompositions import Decomposition, get_decomposition, name
 from factorized_moe.decompositions.base import GivenNetwork, Initialisation, find_initialisation, leave_empty
 from factorized_moe.fitting import Fit, fit
 from factorized_moe.network import TensorNetwork
-from factorized_moe.scalars import is_whole
 from factorized_moe.storage import NetworkTensor
-from factorized_moe.validation import (
-    check_alone,
-    check_call,
-    check_dense,
-    check_device,
-    check_dtype,
-    check_expert_dims,
-    check_flag,
-    check_network,
-    check_place,
-    check_size,
-)
 
 __all__ = ["FactorizedExpertTensor"]
 

@@ -22,8 +22,8 @@ MOST_ROOMS = 6
 
 # Top-level modules, lowest first: a module imports from its own line and the lines above it.
 ORDER = (
-    ("bars", "parsing", "scalars", "text_tables", "writing", "reading"),
-    ("network", "validation", "spread"),
+    ("_bars", "parsing", "_scalars", "_text_tables", "_writing", "_reading"),
+    ("network", "_validation", "spread"),
     ("contraction",),
     ("decompositions",),
     ("budgets",),
@@ -37,7 +37,7 @@ ORDER = (
 )
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
 
-STANDARD_LIBRARY_ONLY = ("parsing", "scalars", "network")
+STANDARD_LIBRARY_ONLY = ("parsing", "_scalars", "network")
 
 # What may be imported in one place only.
 QUARANTINE = {
@@ -50,7 +50,7 @@ QUARANTINE = {
 CORE = {
     "parsing",
     "network",
-    "validation",
+    "_validation",
     "contraction",
     "storage",
     "fitting",

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from factorized_moe.writing import READY, STAGED, finish
+from factorized_moe._writing import READY, STAGED, finish
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="kills are POSIX signals")]
 
@@ -72,10 +72,10 @@ def value_of(kind: str, folder: Path) -> int:
     """The one number that everything in a folder was made from; an error if it is of two, or not whole."""
     from torch import nn
 
+    from factorized_moe._writing import place_of
     from factorized_moe.interpret.report import load_run
     from factorized_moe.surgery import from_pretrained, load
     from factorized_moe.surgery.distillation.training_state import read_state
-    from factorized_moe.writing import place_of
     from studies.common.runs import read
 
     if kind in ("pretrained", "model"):

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from factorized_moe import writing
-from factorized_moe.writing import READY, finish, place_of, write_files
+from factorized_moe import _writing as writing
+from factorized_moe._writing import READY, finish, place_of, write_files
 
 OLD, NEW = {"a": b"1", "b": b"1"}, {"a": b"2", "b": b"2"}
 
@@ -116,7 +116,7 @@ def test_killed_at_random_moments(tmp_path: Path) -> None:
     script = """
 import sys
 from pathlib import Path
-from factorized_moe.writing import write_files
+from factorized_moe._writing import write_files
 print("ready", flush=True)
 for k in range(10**6):
     content = str(k % 10).encode() * 2**16

@@ -12,12 +12,12 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from factorized_moe._scalars import is_whole
+from factorized_moe._validation import check_dtype, check_expert_dims, check_flag, check_size
 from factorized_moe.budgets.pricing import LayerCosts
 from factorized_moe.budgets.rank_search import RankForm, best_expert_rank
 from factorized_moe.decompositions import Decomposition, get_decomposition, name_of
 from factorized_moe.decompositions.base import Rank, RankLike, largest_within
-from factorized_moe.scalars import is_whole
-from factorized_moe.validation import check_dtype, check_expert_dims, check_flag, check_size
 
 __all__ = ["Budget", "BudgetError", "SizeLike"]
 

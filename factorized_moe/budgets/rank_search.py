@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+from factorized_moe._scalars import is_whole
 from factorized_moe.budgets.pricing import LayerCosts
 from factorized_moe.decompositions.base import Rank, largest_within
-from factorized_moe.scalars import is_whole
 
 __all__ = ["RankForm", "best_expert_rank"]
 

@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from factorized_moe._text_tables import text_table
 from factorized_moe.budgets.budget import BudgetError
 from factorized_moe.budgets.pricing import LayerCosts
 from factorized_moe.budgets.ranks import linears_of, rank_for_budget
 from factorized_moe.decompositions import available_decompositions, get_decomposition
 from factorized_moe.decompositions.base import Rank
-from factorized_moe.text_tables import text_table
 
 __all__ = ["BudgetRow", "BudgetTable", "compare_at_budget"]
 

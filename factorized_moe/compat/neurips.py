@@ -11,12 +11,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from factorized_moe import layers
+from factorized_moe._scalars import is_whole
+from factorized_moe._validation import check_call
 from factorized_moe.activations import Activation, entmax15, resolve_activation
 from factorized_moe.compat.gates import coefficients, native_gate, norms, projections
 from factorized_moe.compat.weights import ReleasedWeight, bonds
-from factorized_moe.scalars import is_whole
 from factorized_moe.tensor import FactorizedExpertTensor
-from factorized_moe.validation import check_call
 
 __all__ = ["CPMuMoE", "MuMoE", "TRMuMoE"]
 

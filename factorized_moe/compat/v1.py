@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from factorized_moe import layers
+from factorized_moe._validation import check_call
 from factorized_moe.activations import Activation, entmax15, resolve_activation
 from factorized_moe.compat.gates import coefficients, native_gate, norms, projections
 from factorized_moe.compat.weights import ReleasedWeight, bonds
-from factorized_moe.validation import check_call
 
 __all__ = ["CPMMoE", "TTMMoE", "TuckerMMoE"]
 

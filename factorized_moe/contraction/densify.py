@@ -10,11 +10,11 @@ from types import MappingProxyType
 
 from torch import Tensor
 
+from factorized_moe._validation import check_countable
 from factorized_moe.contraction.execution import execute
 from factorized_moe.contraction.planning import dense_request, make_plan
 from factorized_moe.network import TensorNetwork
 from factorized_moe.spread import whole
-from factorized_moe.validation import check_countable
 
 __all__ = ["dense_tensor"]
 

@@ -9,13 +9,13 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from factorized_moe._scalars import is_whole
+from factorized_moe._validation import check_countable
 from factorized_moe.contraction.execution import execute
 from factorized_moe.contraction.paths import Path, plan_along
 from factorized_moe.contraction.plan import ContractionPlan, Request, check_batch_size
 from factorized_moe.contraction.planning import LimitError, candidate_plans, make_plan
 from factorized_moe.network import TensorNetwork
-from factorized_moe.scalars import is_whole
-from factorized_moe.validation import check_countable
 
 __all__ = ["choose_plan", "fastest_plan"]
 

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from numbers import Integral
 from typing import Any
 
+from factorized_moe._scalars import is_whole
 from factorized_moe.contraction.operations import Add
 from factorized_moe.contraction.plan import ContractionPlan, Request
 from factorized_moe.contraction.planning import plan_in_order
 from factorized_moe.contraction.search import Pairs
 from factorized_moe.network import BATCH, TensorNetwork
-from factorized_moe.scalars import is_whole
 
 __all__ = ["Path", "contractions", "paths_of", "plan_along"]
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from factorized_moe._scalars import is_whole
+from factorized_moe._text_tables import text_table
 from factorized_moe.contraction.operations import Add, Operation
 from factorized_moe.network import BATCH, TensorNetwork
-from factorized_moe.scalars import is_whole
-from factorized_moe.text_tables import text_table
 
 __all__ = ["ContractionPlan", "Request", "Step", "check_batch_size"]
 

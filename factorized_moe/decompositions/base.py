@@ -15,10 +15,10 @@ from typing import Any
 
 from torch import Tensor
 
+from factorized_moe._scalars import is_whole
 from factorized_moe.contraction.costs import num_parameters
 from factorized_moe.decompositions.initialisation import Initialisation, balanced, variance_preserving
 from factorized_moe.network import TensorNetwork
-from factorized_moe.scalars import is_whole
 
 __all__ = [
     "Decomposition",

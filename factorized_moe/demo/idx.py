@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from factorized_moe.reading import check_room
+from factorized_moe._reading import check_room
 
 __all__ = ["IdxImages", "holds_idx_files", "read_idx", "read_idx_folder"]
 

@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from factorized_moe._reading import check_room
 from factorized_moe.demo.idx import holds_idx_files, read_idx_folder
-from factorized_moe.reading import check_room
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -16,7 +16,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from factorized_moe.bars import progress
+from factorized_moe._bars import progress
 from factorized_moe.decompositions import get_decomposition, name_of
 from factorized_moe.demo.classifier import (
     FEATURES,

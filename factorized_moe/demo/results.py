@@ -17,12 +17,12 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
+from factorized_moe._reading import check_modes, listed, number, read_json, record_of, text, whole
+from factorized_moe._writing import place_of, write_files
 from factorized_moe.demo.classifier import HeadConfig, ImageClassifier, Trunk
 from factorized_moe.demo.images import LARGEST_SIDE
 from factorized_moe.interpret.report import ReportData, report_page
 from factorized_moe.interpret.report.run_files import REPORT_FILE, run_bytes
-from factorized_moe.reading import check_modes, listed, number, read_json, record_of, text, whole
-from factorized_moe.writing import place_of, write_files
 
 __all__ = ["FILES", "LoadedModel", "check_results_folder", "load_model", "write_results"]
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from factorized_moe._scalars import is_number
+from factorized_moe._validation import check_dense, check_dtype, check_flag, check_network, check_seed, check_size
 from factorized_moe.budgets import SizeLike
 from factorized_moe.budgets.ranks import rank_of_tensor
 from factorized_moe.decompositions import Decomposition, get_decomposition
@@ -23,8 +25,6 @@ from factorized_moe.fitting.smallest_rank import smallest_rank_fit
 from factorized_moe.fitting.starts import Found, best_of_starts, improve_start
 from factorized_moe.fitting.whitening import InputRoot, absorbs_input, divide_input, input_moment, moment_roots
 from factorized_moe.network import TensorNetwork
-from factorized_moe.scalars import is_number
-from factorized_moe.validation import check_dense, check_dtype, check_flag, check_network, check_seed, check_size
 
 __all__ = ["fit"]
 

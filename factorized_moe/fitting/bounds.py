@@ -13,9 +13,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from factorized_moe._validation import check_dense
 from factorized_moe.contraction.cuts import rank_bound
 from factorized_moe.network import TensorNetwork
-from factorized_moe.validation import check_dense
 
 __all__ = ["error_bound"]
 

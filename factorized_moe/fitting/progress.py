@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from factorized_moe.bars import progress
+from factorized_moe._bars import progress
 from factorized_moe.fitting.problem import Report
 
 __all__ = ["progress_bar"]

@@ -53,10 +53,9 @@ from factorized_moe.interpret.measures.usage import (
     measure_usage,
     watch_usage,
 )
-from factorized_moe.interpret.recording.chunks import Annotations, Chunk, StoredChunk
+from factorized_moe.interpret.recording.chunks import Annotations, Chunk
 from factorized_moe.interpret.recording.recorder import Recorder, record
 from factorized_moe.interpret.recording.recording import Recording, open_recording
-from factorized_moe.interpret.recording.rows import Rows
 
 __all__ = [
     "Ablate",
@@ -85,9 +84,7 @@ __all__ = [
     "Polysemanticity",
     "Recorder",
     "Recording",
-    "Rows",
     "Scale",
-    "StoredChunk",
     "Swap",
     "TopExperts",
     "TopSamples",

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from factorized_moe._validation import check_expert_dims, check_flag, check_size
 from factorized_moe.budgets import Budget, SizeLike
 from factorized_moe.decompositions import Decomposition
 from factorized_moe.decompositions.base import Initialisation
 from factorized_moe.gating import ExpertGate
 from factorized_moe.network import TensorNetwork
 from factorized_moe.tensor import FactorizedExpertTensor
-from factorized_moe.validation import check_expert_dims, check_flag, check_size
 
 __all__ = ["ExpertLayer"]
 

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from factorized_moe._text_tables import text_table
 from factorized_moe.contraction import ContractionPlan
 from factorized_moe.parallel.choosing import Choice, tensor_choices
 from factorized_moe.parallel.splitting import Machine, SplitPlan
-from factorized_moe.text_tables import text_table
 
 __all__ = ["ShardReport", "describe_shards", "shard_rows"]
 

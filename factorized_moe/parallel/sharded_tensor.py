@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
+from factorized_moe._validation import check_call
 from factorized_moe.contraction import ContractionPlan
 from factorized_moe.parallel.moves import Group
 from factorized_moe.parallel.placing import WHOLE, share
 from factorized_moe.parallel.replaying import execute_split
 from factorized_moe.parallel.splitting import SplitPlan
 from factorized_moe.tensor import FactorizedExpertTensor
-from factorized_moe.validation import check_call
 
 __all__ = ["ShardedExpertTensor", "spread"]
 

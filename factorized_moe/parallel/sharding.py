@@ -9,13 +9,13 @@ import torch.distributed
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
+from factorized_moe._validation import check_size
 from factorized_moe.batch_statistics import GateBatchNorm
 from factorized_moe.parallel.choosing import choose
 from factorized_moe.parallel.shard_report import ShardReport
 from factorized_moe.parallel.sharded_tensor import ShardedExpertTensor, spread
 from factorized_moe.parallel.splitting import Machine
 from factorized_moe.tensor import FactorizedExpertTensor
-from factorized_moe.validation import check_size
 
 __all__ = ["shard", "shards_of", "synchronise_gates"]
 

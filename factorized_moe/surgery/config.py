@@ -9,13 +9,13 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from factorized_moe._reading import check_modes, parse_json
+from factorized_moe._scalars import is_number, is_whole
+from factorized_moe._validation import check_expert_dims, check_flag, check_seed, check_temperature
 from factorized_moe.activations import ACTIVATIONS
 from factorized_moe.budgets import Budget, SizeLike
 from factorized_moe.decompositions import get_decomposition
 from factorized_moe.decompositions.base import find_initialisation
-from factorized_moe.reading import check_modes, parse_json
-from factorized_moe.scalars import is_number, is_whole
-from factorized_moe.validation import check_expert_dims, check_flag, check_seed, check_temperature
 
 __all__ = ["MuMoEConfig"]
 

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
-from factorized_moe.writing import write_files
+from factorized_moe._writing import write_files
 from studies.bias_correction.adult import People, download, read
 from studies.bias_correction.pipeline import Settings, correct_for_seed
 from studies.bias_correction.report import page

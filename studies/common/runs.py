@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from factorized_moe.writing import place_of, write_files
+from factorized_moe._writing import place_of, write_files
 
 __all__ = ["finish", "read"]
 

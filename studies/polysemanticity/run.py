@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import describe
+from factorized_moe._writing import write_files
 from factorized_moe.demo.training import reproducible
 from factorized_moe.interpret import counterfactuals
-from factorized_moe.writing import write_files
 from studies.common.images import FASHION_MNIST, Images, Sizes, load, train_classifier
 
 ROOT = Path(__file__).parents[2]

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from factorized_moe.writing import write_files
+from factorized_moe._writing import write_files
 from studies.real_models.language import CROSS_ENTROPY
 from studies.real_models.sentences import AGREEMENT, COSINE
 from studies.real_models.study import VARIANTS, Row, Variant

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 
 from benchmarks import machine
+from factorized_moe._writing import write_files
 from factorized_moe.surgery import DistillationSettings
-from factorized_moe.writing import write_files
 from studies.real_models import language, report, sentences
 from studies.real_models.report import Study
 from studies.real_models.sources import LANGUAGE_MODEL, SENTENCE_MODEL, Source, prose, unpack

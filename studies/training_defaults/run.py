@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from factorized_moe._writing import write_files
 from factorized_moe.gating import ExpertGate
 from factorized_moe.interpret import watch_usage
-from factorized_moe.writing import write_files
 from studies.common.runs import finish, read
 from studies.common.training import train
 from studies.training_defaults.contenders import (

@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from factorized_moe._scalars import is_number, is_whole
 from factorized_moe.layers import ExpertLayer
-from factorized_moe.scalars import is_number, is_whole
 from factorized_moe.tensor import FactorizedExpertTensor
 
 __all__ = [

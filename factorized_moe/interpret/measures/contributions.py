@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from factorized_moe._validation import check_call
 from factorized_moe.contraction import Request, execute, make_plan
 from factorized_moe.network import Node, TensorNetwork
 from factorized_moe.spread import whole
 from factorized_moe.tensor import FactorizedExpertTensor
-from factorized_moe.validation import check_call
 
 __all__ = ["Contribution", "ExpertsOfMode", "Pairs", "expert_contributions"]
 

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from factorized_moe._reading import check_room
+from factorized_moe._validation import check_size
 from factorized_moe.interpret.measures.measurement import Measurement, expert_columns
 from factorized_moe.interpret.recording.recording import Mode, Recording
 from factorized_moe.interpret.recording.streaming import active_entries, check_threshold, finite_rows
-from factorized_moe.reading import check_room
-from factorized_moe.validation import check_size
 
 __all__ = ["LabelCounts", "LabelSpecialisation", "count_labels", "measure_label_specialisation"]
 

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from factorized_moe._validation import check_size
 from factorized_moe.interpret.measures.measurement import Measurement, expert_columns
 from factorized_moe.interpret.recording.recording import Mode, Recording
 from factorized_moe.interpret.recording.streaming import finite_rows
-from factorized_moe.validation import check_size
 
 __all__ = ["TopExperts", "TopSamples", "find_top_experts", "find_top_samples"]
 

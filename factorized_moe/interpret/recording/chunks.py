@@ -1,6 +1,6 @@
 """Consecutive samples of a recording: the coefficients of all its layers, and what the samples are.
 
-A chunk is one safetensors file, written by `factorized_moe.writing`: a file with a chunk's name is whole.
+A chunk is one safetensors file, written by `factorized_moe._writing`: a file with a chunk's name is whole.
 
 Legend: ``n`` samples of the chunk, ``N`` experts of one mode.
 """
@@ -20,9 +20,9 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from factorized_moe._reading import TensorHeader, check_modes, parse_json, read_tensor_header, record_of, whole
+from factorized_moe._writing import write_files
 from factorized_moe.interpret.recording.rows import Rows
-from factorized_moe.reading import TensorHeader, check_modes, parse_json, read_tensor_header, record_of, whole
-from factorized_moe.writing import write_files
 
 __all__ = ["Annotations", "Chunk", "StoredChunk", "read_chunk", "read_sizes", "write_chunk", "write_whole"]
 

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from factorized_moe._validation import check_strings
+from factorized_moe._writing import place_of
 from factorized_moe.interpret.finding import find_layers
 from factorized_moe.interpret.recording.chunks import Annotations, Chunk, write_chunk
 from factorized_moe.interpret.recording.recording import (
@@ -27,8 +29,6 @@ from factorized_moe.interpret.recording.recording import (
 )
 from factorized_moe.interpret.recording.rows import Rows
 from factorized_moe.layers import ExpertLayer
-from factorized_moe.validation import check_strings
-from factorized_moe.writing import place_of
 
 __all__ = ["Recorder", "record"]
 

@@ -20,11 +20,11 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from factorized_moe._reading import listed, read_json, record_of, text, whole
+from factorized_moe._scalars import is_whole
+from factorized_moe._writing import READY, place_of
 from factorized_moe.interpret.recording.chunks import Annotations, Chunk, StoredChunk, read_sizes, write_whole
 from factorized_moe.interpret.recording.rows import Rows
-from factorized_moe.reading import listed, read_json, record_of, text, whole
-from factorized_moe.scalars import is_whole
-from factorized_moe.writing import READY, place_of
 
 __all__ = ["HEADER_NAME", "Header", "Mode", "Recording", "chunk_path", "chunk_paths", "open_recording"]
 

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from factorized_moe._scalars import is_number
 from factorized_moe.interpret.recording.recording import Mode, Recording
 from factorized_moe.interpret.recording.rows import Rows
-from factorized_moe.scalars import is_number
 
 __all__ = ["active_entries", "check_threshold", "finite_rows"]
 

@@ -13,12 +13,12 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from factorized_moe._reading import check_room
 from factorized_moe.interpret.measures.specialisation import Polysemanticity
 from factorized_moe.interpret.measures.spectra import ExpertSpectra
 from factorized_moe.interpret.recording.recording import Recording
 from factorized_moe.interpret.report.layer import LayerSummary, mode_name
 from factorized_moe.interpret.report.samples import Images, Texts
-from factorized_moe.reading import check_room
 
 __all__ = ["ReportData"]
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from factorized_moe._reading import check_room
 from factorized_moe.interpret.measures.activity import measure_load
 from factorized_moe.interpret.measures.labelling import count_labels
 from factorized_moe.interpret.measures.ranking import find_top_samples
@@ -21,7 +22,6 @@ from factorized_moe.interpret.measures.spectra import ExpertSpectra
 from factorized_moe.interpret.recording.recording import Mode, Recording
 from factorized_moe.interpret.report.samples import Texts
 from factorized_moe.interpret.report.streams import expert_histograms, top_tokens, values_around
-from factorized_moe.reading import check_room
 
 __all__ = ["LayerSummary", "mode_name"]
 

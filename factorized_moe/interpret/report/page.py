@@ -13,11 +13,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from factorized_moe._writing import write_files
 from factorized_moe.interpret.report.comparison import match_experts
 from factorized_moe.interpret.report.data import ReportData
 from factorized_moe.interpret.report.encoding import script_json
 from factorized_moe.interpret.report.payload import run_payload
-from factorized_moe.writing import write_files
 
 __all__ = ["report_page", "write_report"]
 

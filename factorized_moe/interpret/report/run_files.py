@@ -11,13 +11,13 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from factorized_moe._reading import listed, number, parse_json, read_tensor_header, record_of, text, whole
+from factorized_moe._writing import place_of
 from factorized_moe.interpret.recording.chunks import write_whole
 from factorized_moe.interpret.recording.recording import HEADER_NAME, open_recording
 from factorized_moe.interpret.report.data import ReportData
 from factorized_moe.interpret.report.layer import PER_EXPERT, LayerSummary
 from factorized_moe.interpret.report.samples import Images, Texts
-from factorized_moe.reading import listed, number, parse_json, read_tensor_header, record_of, text, whole
-from factorized_moe.writing import place_of
 
 __all__ = ["REPORT_FILE", "load_run", "run_bytes", "save_run"]
 

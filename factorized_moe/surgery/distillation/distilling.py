@@ -17,13 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from factorized_moe import bars, reading
+from factorized_moe import _bars as bars
+from factorized_moe import _reading as reading
+from factorized_moe._scalars import is_number, is_whole
+from factorized_moe._validation import check_seed
+from factorized_moe._writing import place_of
 from factorized_moe.optimisation import warm_up_and_cosine
-from factorized_moe.scalars import is_number, is_whole
 from factorized_moe.surgery.distillation.capturing import Call, calls_of, check_names
 from factorized_moe.surgery.distillation.training_state import read_state, write_state
-from factorized_moe.validation import check_seed
-from factorized_moe.writing import place_of
 
 __all__ = ["DistillationSettings", "DistillationStep", "distill"]
 

@@ -11,8 +11,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from factorized_moe.reading import parse_json, read_tensor_header
-from factorized_moe.writing import place_of, write_files
+from factorized_moe._reading import parse_json, read_tensor_header
+from factorized_moe._writing import place_of, write_files
 
 __all__ = ["read_state", "write_state"]
 

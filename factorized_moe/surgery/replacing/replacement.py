@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from factorized_moe._text_tables import text_table
+from factorized_moe._validation import check_flag
 from factorized_moe.layers import ExpertLayer
 from factorized_moe.spread import is_spread
 from factorized_moe.surgery.config import MuMoEConfig
@@ -16,8 +18,6 @@ from factorized_moe.surgery.replacing.delta import MuMoEDelta, set_to_zero
 from factorized_moe.surgery.replacing.layouts import Merged
 from factorized_moe.surgery.replacing.targets import Found, Target, find_targets
 from factorized_moe.surgery.replacing.upcycling import build_layer, fill_layer, merged_activation
-from factorized_moe.text_tables import text_table
-from factorized_moe.validation import check_flag
 
 __all__ = ["Replacement", "ReplacementReport", "freeze_base", "installed", "replace"]
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from factorized_moe._scalars import is_whole
 from factorized_moe.layers import ExpertLayer
-from factorized_moe.scalars import is_whole
 from factorized_moe.surgery.replacing.delta import MuMoEDelta
 from factorized_moe.surgery.replacing.layouts import MLPLayout, child, find_layout
 from factorized_moe.surgery.replacing.linears import is_linear

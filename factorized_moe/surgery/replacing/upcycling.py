@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from factorized_moe._scalars import is_number
 from factorized_moe.decompositions import Decomposition
 from factorized_moe.decompositions.base import RankLike
 from factorized_moe.fitting.closed_form.carriers import mean_matrix
 from factorized_moe.fitting.closed_form.equal_experts import equal_experts
 from factorized_moe.fitting.whitening import input_moment
 from factorized_moe.layers import ExpertLayer, GatedMuMoEBlock, MuMoE, MuMoEBlock
-from factorized_moe.scalars import is_number
 from factorized_moe.surgery.replacing.layouts import MLPLayout, child, find_layout
 from factorized_moe.surgery.replacing.linears import computes_weights, read_linear, read_linears
 

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from factorized_moe._reading import MOST_NODES, check_modes
 from factorized_moe.activations import ACTIVATIONS, Entmax, TopKSoftmax
 from factorized_moe.decompositions import GivenNetwork, get_decomposition, name_of
 from factorized_moe.gating import ExpertGate
 from factorized_moe.layers import ExpertLayer, MuMoE
 from factorized_moe.network import TensorNetwork
-from factorized_moe.reading import MOST_NODES, check_modes
 from factorized_moe.surgery.replacing.delta import MuMoEDelta
 from factorized_moe.surgery.replacing.layouts import Merged
 from factorized_moe.surgery.replacing.nonlinearities import build_nonlinearity, describe_nonlinearity

@@ -14,8 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from factorized_moe.reading import read_json
-from factorized_moe.writing import place_of, write_files
+from factorized_moe._reading import read_json
+from factorized_moe._writing import place_of, write_files
 
 __all__ = ["CONFIG", "WEIGHTS", "digest", "read_folder", "write_folder"]
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from factorized_moe._validation import check_flag
 from factorized_moe.layers import ExpertLayer
 from factorized_moe.spread import gathered_state, is_first
 from factorized_moe.surgery.replacing.delta import MuMoEDelta
@@ -18,7 +19,6 @@ from factorized_moe.surgery.replacing.layouts import child
 from factorized_moe.surgery.replacing.replacement import freeze_base, installed
 from factorized_moe.surgery.saving.describing import build_layer_from, describe, described_modules, rebuild
 from factorized_moe.surgery.saving.folder import CONFIG, WEIGHTS, digest, read_folder, write_folder
-from factorized_moe.validation import check_flag
 
 __all__ = ["from_pretrained", "load", "save", "save_pretrained"]
 

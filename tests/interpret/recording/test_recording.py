@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from factorized_moe import CPMuMoE, MuMoE, MuMoEBlock
-from factorized_moe.interpret import Recorder, Recording, Rows, find_layers, open_recording, record
+from factorized_moe.interpret import Recorder, Recording, find_layers, open_recording, record
 from factorized_moe.interpret.recording import recorder
+from factorized_moe.interpret.recording.rows import Rows
 
 SAMPLES = 10
 

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from factorized_moe._scalars import is_number, is_whole
 from factorized_moe.network import TensorNetwork
-from factorized_moe.scalars import is_number, is_whole
 
 __all__ = [
     "check_alone",

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from safetensors import SafetensorError, safe_open
 
-from factorized_moe.scalars import is_number, is_whole
+from factorized_moe._scalars import is_number, is_whole
 
 __all__ = [
     "MOST_EXPERTS",
