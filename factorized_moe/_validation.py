@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,12 +23,15 @@ __all__ = [
     "check_dtype",
     "check_expert_dims",
     "check_flag",
+    "check_kind",
     "check_network",
+    "check_path",
     "check_place",
     "check_seed",
     "check_size",
     "check_strings",
     "check_temperature",
+    "check_values",
 ]
 
 
@@ -111,7 +117,7 @@ def check_expert_dims(expert_dims: Sequence[int] | None) -> tuple[int, ...]:
         TypeError: If they are not a sequence of ints.
         ValueError: If one is not positive.
     """
-    if isinstance(expert_dims, str) or not isinstance(expert_dims, Sequence):
+    if isinstance(expert_dims, (str, bytes)) or not isinstance(expert_dims, Sequence):
         raise TypeError(f"expert_dims is a sequence with one int for each expert mode, got {expert_dims!r}")
     return tuple(check_size(f"expert_dims[{mode}]", size) for mode, size in enumerate(expert_dims))
 
@@ -156,6 +162,40 @@ def check_flag(name: str, value: bool) -> bool:
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be True or False, got {value!r}")
     return value
+
+
+def check_kind(name: str, value: Any, kind: type[Any]) -> None:
+    """Refuse what is of another class; ``name`` is what the message calls it.
+
+    Raises:
+        TypeError: If it is; the class itself is no instance of it.
+    """
+    if not isinstance(value, kind):
+        given = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+        raise TypeError(f"{name} is a {kind.__name__}, got {given}")
+
+
+def check_path(name: str, path: Any) -> Path:
+    """A path; ``name`` is what the message calls it.
+
+    Raises:
+        TypeError: If it is neither a string nor a path.
+    """
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"{name} is a path, got {type(path).__name__}")
+    return Path(path)
+
+
+def check_values(name: str, values: Any) -> None:
+    """Refuse what is no tensor of real numbers that can be read one by one.
+
+    Raises:
+        TypeError: If it is none, or sparse, nested, complex or on the meta device.
+    """
+    check_kind(name, values, Tensor)
+    if values.is_nested or values.layout is not torch.strided or values.is_meta or values.is_complex():
+        kind = "nested" if values.is_nested else f"of {values.dtype}, {values.layout}, on {values.device}"
+        raise TypeError(f"{name} is a dense tensor of real numbers that has values, got one {kind}")
 
 
 def check_strings(name: str, given: Sequence[str]) -> tuple[str, ...]:

@@ -253,6 +253,8 @@ def _check_logits(logits: Tensor, where: str) -> None:
     if not isinstance(logits, Tensor) or not logits.is_floating_point():
         given = f"a tensor of {logits.dtype}" if isinstance(logits, Tensor) else type(logits).__name__
         raise TypeError(f"{where}: logits must be a floating-point tensor, but got {given}; convert it with .float()")
+    if logits.is_nested:
+        raise TypeError(f"{where}: logits are a nested tensor; give a padded one")
     if logits.ndim == 0 or logits.shape[-1] == 0:
         raise ValueError(
             f"{where}: logits must have shape (*batch, N) with at least one expert N, but got {tuple(logits.shape)}; "

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from factorized_moe._validation import check_kind, check_size
 from factorized_moe.contraction import forward_request, paths_of
 from factorized_moe.contraction.planning import term_orders
 from factorized_moe.contraction.search import merged_operand
@@ -46,6 +47,8 @@ def fold(tensor: FactorizedExpertTensor, batch_size: int = 64) -> FactorizedExpe
         >>> w.plan(1).flops, folded.plan(1).flops
         (2105344, 131072)
     """
+    check_kind("tensor", tensor, FactorizedExpertTensor)
+    check_size("batch_size", batch_size)
     network, terms, stored = tensor.network, [], {}
     for term, groups in zip(network.terms, _groups(tensor, batch_size), strict=True):
         names = {name for members, _ in groups for name in members}

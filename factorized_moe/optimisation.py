@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from factorized_moe._scalars import is_number
 from factorized_moe._validation import check_flag
 from factorized_moe.gating import ExpertGate
 from factorized_moe.tensor import FactorizedExpertTensor
@@ -70,8 +71,10 @@ def parameter_groups(
         ("learning_rate", learning_rate),
         ("gate_learning_rate", gate_learning_rate),
     ):
-        if value is not None and not value >= 0.0:
-            raise ValueError(f"{name} is 0 or more, got {value!r}")
+        if value is not None and not is_number(value):
+            raise TypeError(f"{name} is a number, got {value!r}")
+        if value is not None and not 0.0 <= value < math.inf:
+            raise ValueError(f"{name} is 0 or more and finite, got {value!r}")
     found: dict[str, list[nn.Parameter]] = {name: [] for name in GROUPS}
     seen: set[int] = set()
     for module in model.modules():  # an expert tensor or a gate comes before its parts

@@ -308,6 +308,7 @@ class FactorizedExpertTensor(nn.Module):
     @classmethod
     def from_fit(cls, fitted: Fit, device: torch.device | str | None = None) -> FactorizedExpertTensor:
         """The parameters of a `Fit`, copied, on its device by default. `fit` has more options than `from_dense`."""
+        check_place(device)
         where, dtype = device or fitted.operands[0].device, fitted.operands[0].dtype
         check_device(where)
         tensor = cls._unfilled(fitted.network.shape, fitted.decomposition, fitted.rank, fitted.bias, where, dtype)

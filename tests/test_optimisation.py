@@ -61,7 +61,7 @@ def test_refusals() -> None:
         parameter_groups(3)
     with pytest.raises(TypeError, match="decay_gates"):
         parameter_groups(model_of("cp"), decay_gates="no")
-    with pytest.raises(ValueError, match=r"weight_decay is 0 or more, got -1\.0"):
+    with pytest.raises(ValueError, match=r"weight_decay is 0 or more and finite, got -1\.0"):
         parameter_groups(model_of("cp"), weight_decay=-1.0)
     with pytest.raises(ValueError, match="no trainable parameter"):
         parameter_groups(nn.ReLU())

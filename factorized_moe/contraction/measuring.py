@@ -59,6 +59,8 @@ def choose_plan(
     """
     if optimize not in (None, "flops", "measure"):
         raise ValueError(f"optimize is 'flops' or 'measure', got {optimize!r}")
+    if not isinstance(backward, bool):
+        raise TypeError(f"backward must be True or False, got {backward!r}")
     if optimize != "measure" and (batch_sizes is not None or backward):
         raise ValueError("batch_sizes and backward say what to time; give them with optimize='measure'")
     sizes = (batch_size,) if batch_sizes is None else _check_batch_sizes(batch_sizes)

@@ -12,7 +12,15 @@ import torch
 from torch import Tensor
 
 from factorized_moe._scalars import is_number
-from factorized_moe._validation import check_dense, check_dtype, check_flag, check_network, check_seed, check_size
+from factorized_moe._validation import (
+    check_countable,
+    check_dense,
+    check_dtype,
+    check_flag,
+    check_network,
+    check_seed,
+    check_size,
+)
 from factorized_moe.budgets import SizeLike
 from factorized_moe.budgets.ranks import rank_of_tensor
 from factorized_moe.decompositions import Decomposition, get_decomposition
@@ -121,6 +129,8 @@ class _Job:
 
     def fit(self, rank: Rank, report: Report) -> Fit:
         network, useful = self.network(rank), self.source.useful_rank(rank, tuple(self.target.shape))
+        for name, size in network.parameter_shapes.items():
+            check_countable(f"parameter {name!r}", size)
         found = self.parameters(self.network(useful), useful, report)
         tensors = {name: _pad(found.tensors[name], size) for name, size in network.parameter_shapes.items()}
         tensors = {name: tensor.to(self.dtype).contiguous() for name, tensor in tensors.items()}

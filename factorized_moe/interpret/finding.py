@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
+from factorized_moe._validation import check_strings
 from factorized_moe.layers import ExpertLayer
 
 __all__ = ["ROOT_NAME", "find_layers"]
@@ -54,7 +55,9 @@ def find_layers(model: nn.Module, layers: str | Sequence[str] | None = None) -> 
         )
     if layers is None:
         return found
-    patterns = [layers] if isinstance(layers, str) else list(layers)
+    patterns = (layers,) if isinstance(layers, str) else check_strings("layers", layers)
+    if not patterns:
+        raise ValueError("layers names no layer; leave it out for all")
     for pattern in patterns:
         if not any(_matches(name, pattern, found) for name in found):
             near = difflib.get_close_matches(pattern, found, cutoff=0.4) or list(found)[:5]

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from factorized_moe._validation import check_kind
 from factorized_moe.interpret.interventions.intervening import layers_of, refuse_compiled
 from factorized_moe.interpret.interventions.kinds import Ablate
 from factorized_moe.interpret.interventions.tally import Counterfactuals, Tally
@@ -79,6 +80,7 @@ def counterfactuals(
         raise TypeError(
             "counterfactuals: batches is one tensor; give an iterable of batches, such as inputs.split(1024)"
         )
+    check_kind("counterfactuals: batches", batches, Iterable)
     found = layers_of(model, Ablate(0, layer=layer, mode=mode))
     if len(found) > 1:
         raise ValueError(f"counterfactuals: {layer!r} names {len(found)} layers, {', '.join(found)}; give one of them")
@@ -133,6 +135,8 @@ def _check(inputs: Tensor, outputs: Tensor, labels: Tensor | None) -> None:
             f"counterfactuals: inputs of shape {tuple(inputs.shape)} and outputs of shape {tuple(outputs.shape)}, "
             "expected (B, ...) and (B, *positions, C)"
         )
+    if outputs.isnan().any():
+        raise ValueError("counterfactuals: the model gives NaN for these inputs, which predicts no class")
     if labels is None:
         return
     if labels.is_floating_point() or labels.dtype == torch.bool or labels.shape != outputs.shape[:-1]:

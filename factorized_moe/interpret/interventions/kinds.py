@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from factorized_moe._scalars import is_number, is_whole
+from factorized_moe._validation import check_values
 from factorized_moe.layers import ExpertLayer
 from factorized_moe.tensor import FactorizedExpertTensor
 
@@ -55,6 +56,8 @@ class Intervention(ABC):
     mode: int = field(default=0, kw_only=True)
 
     def __post_init__(self) -> None:
+        if isinstance(self.experts, Tensor):
+            check_values(f"{type(self).__name__}: experts", self.experts)
         given = self.experts.tolist() if isinstance(self.experts, Tensor) else self.experts
         numbers = list(given) if isinstance(given, Iterable) else [given]
         for name, value in [*(("expert", n) for n in numbers), ("mode", self.mode)]:
@@ -289,9 +292,15 @@ class Bias(Intervention):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if isinstance(self.amount, Tensor):
+            check_values("Bias: amount", self.amount)
+        elif not is_number(self.amount):
+            raise TypeError(f"Bias: amount is a number or a tensor, got {self.amount!r}")
         if not torch.as_tensor(self.amount).isfinite().all():
             raise ValueError(f"Bias: amount must be finite, got {self.amount}")
         if self.outputs is not None:
+            if isinstance(self.outputs, type) or not isinstance(self.outputs, Iterable):
+                raise TypeError(f"Bias: outputs are ints counted from 0, got {self.outputs!r}")
             given = list(self.outputs)
             if not all(is_whole(o) for o in given):
                 raise TypeError(f"Bias: outputs are ints counted from 0, got {given}")

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from factorized_moe._validation import check_size
+from factorized_moe._scalars import is_number
+from factorized_moe._validation import check_kind, check_size, check_values
 from factorized_moe.interpret.measures.measurement import Measurement, expert_columns
 from factorized_moe.interpret.recording.recording import Mode, Recording
 from factorized_moe.interpret.recording.rows import Rows
@@ -65,6 +66,7 @@ class Load(Measurement):
         if not isinstance(coefficients, Tensor) or not coefficients.is_floating_point():
             kind = coefficients.dtype if isinstance(coefficients, Tensor) else type(coefficients).__name__
             raise TypeError(f"coefficients are a tensor of a floating type, got {kind}")
+        check_values("coefficients", coefficients)
         if not coefficients.isfinite().all():
             raise ValueError("coefficients have a value that is not finite, of which no expert is active or dead")
         if coefficients.ndim == 0:
@@ -126,6 +128,7 @@ def measure_load(recording: Recording, threshold: float = 0.5, *, layer: str | N
         ([6, 6, 6, 6], [], [0.25, 0.25, 0.25, 0.25])
     """
     check_threshold(threshold)
+    check_kind("recording", recording, Recording)
     grid = recording.grid(layer, mode)
     experts = math.prod(grid)
     counts = torch.zeros(experts, dtype=torch.int64)
@@ -198,8 +201,13 @@ def measure_histogram(
         >>> measure_histogram(log.recording, bins=5).counts.tolist()
         [0, 24, 0, 0, 0]
     """
-    if bins < 1 or not -math.inf < low < high < math.inf:
+    check_size("bins", bins)
+    for name, end in (("low", low), ("high", high)):
+        if not is_number(end):
+            raise TypeError(f"{name} is a number, got {end!r}")
+    if not -math.inf < low < high < math.inf:
         raise ValueError(f"expected at least one bin from low to a larger high, got {bins} from {low} to {high}")
+    check_kind("recording", recording, Recording)
     experts = math.prod(recording.grid(layer, mode))
     edges = torch.linspace(low, high, bins + 1, dtype=torch.float64)
 
@@ -272,6 +280,7 @@ def measure_coactivation(
         [[6, 6, 6], [6, 6, 6], [6, 6, 6]]
     """
     check_threshold(threshold)
+    check_kind("recording", recording, Recording)
     grid = recording.grid(layer, mode)
     experts = math.prod(grid)
     if experts > MOST_COACTIVE:

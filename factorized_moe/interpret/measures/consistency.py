@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from factorized_moe._validation import check_kind
 from factorized_moe.interpret.measures.measurement import Measurement
 from factorized_moe.interpret.recording.recording import Mode, Recording
 from factorized_moe.interpret.recording.streaming import finite_rows
@@ -142,6 +143,7 @@ def compare_duplicates(recording: Recording, *, layer: str | None = None, mode: 
         >>> found.ids.tolist(), found.occurrences.tolist(), found.mean
         ([7], [3], 1.0)
     """
+    check_kind("recording", recording, Recording)
     experts = math.prod(recording.grid(layer, mode))
     known, group, sizes = recording.ids.unique(return_inverse=True, return_counts=True)
     several = sizes > 1

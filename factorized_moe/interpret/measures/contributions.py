@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from factorized_moe._validation import check_call
+from factorized_moe._scalars import is_whole
+from factorized_moe._validation import check_call, check_kind
 from factorized_moe.contraction import Request, execute, make_plan
 from factorized_moe.network import Node, TensorNetwork
 from factorized_moe.spread import whole
@@ -70,7 +71,8 @@ def expert_contributions(
         >>> torch.allclose(y, w(x, [a]), atol=1e-6)
         True
     """
-    if not 0 <= mode < len(experts.expert_dims):
+    check_kind("experts", experts, FactorizedExpertTensor)
+    if not is_whole(mode) or not 0 <= mode < len(experts.expert_dims):
         raise ValueError(f"mode {mode} is not one of the {len(experts.expert_dims)} expert modes, counted from 0")
     check_call(x, coefficients, experts.in_features, experts.expert_dims, experts.weight().operands[0])
     if x.ndim != 2:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from factorized_moe._validation import check_values
 from factorized_moe.interpret.measures.measurement import Measurement
 
 __all__ = ["GroupMeasures", "measure_groups"]
@@ -75,13 +76,15 @@ def measure_groups(labels: Tensor, predictions: Tensor, groups: Tensor) -> Group
             "measure_groups needs fairlearn; install it with pip install 'factorized-moe[fairness]'"
         ) from error
     given = {"labels": labels, "predictions": predictions, "groups": groups}
+    for name, values in given.items():
+        check_values(name, values)
     truth, predicted, group = (np.asarray(tensor.numpy(force=True)) for tensor in given.values())
     if truth.ndim != 1 or not truth.shape == predicted.shape == group.shape:
         shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in given.items())
         raise ValueError(f"measure_groups: {shapes}; expected one entry for each person, (m,)")
-    for name, values in (("labels", truth), ("predictions", predicted)):
-        if not np.isin(values, (0, 1)).all():
-            raise ValueError(f"measure_groups: {name} are 0 or 1, got {sorted(set(values.tolist()))[:5]}")
+    for name, array in (("labels", truth), ("predictions", predicted)):
+        if not np.isin(array, (0, 1)).all():
+            raise ValueError(f"measure_groups: {name} are 0 or 1, got {sorted(set(array.tolist()))[:5]}")
     numbers = np.unique(group)
     if len(numbers) < 2:
         raise ValueError(f"measure_groups: {len(numbers)} groups, expected two or more to compare")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from factorized_moe._reading import check_room
-from factorized_moe._validation import check_size
+from factorized_moe._validation import check_kind, check_size
 from factorized_moe.interpret.measures.measurement import Measurement, expert_columns
 from factorized_moe.interpret.recording.recording import Mode, Recording
 from factorized_moe.interpret.recording.streaming import active_entries, check_threshold, finite_rows
@@ -80,6 +80,7 @@ def count_labels(
         [[4, 2], [4, 2]]
     """
     check_threshold(threshold)
+    check_kind("recording", recording, Recording)
     grid = recording.grid(layer, mode)
     experts = math.prod(grid)
     labels = recording.labels

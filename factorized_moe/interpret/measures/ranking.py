@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from factorized_moe._validation import check_size
+from factorized_moe._validation import check_kind, check_size
 from factorized_moe.interpret.measures.measurement import Measurement, expert_columns
 from factorized_moe.interpret.recording.recording import Mode, Recording
 from factorized_moe.interpret.recording.streaming import finite_rows
@@ -72,6 +72,7 @@ def find_top_samples(recording: Recording, k: int = 10, *, layer: str | None = N
         [[0, 1, 2], [0, 1, 2]]
     """
     k = check_size("k", k)
+    check_kind("recording", recording, Recording)
     grid = recording.grid(layer, mode)
     experts = math.prod(grid)
     samples = torch.full((experts, k), -1)
@@ -141,6 +142,7 @@ def find_top_experts(recording: Recording, k: int = 5, *, layer: str | None = No
         [[0, 1], [0, 1]]
     """
     k = check_size("k", k)
+    check_kind("recording", recording, Recording)
     recording.grid(layer, mode)
     experts = torch.full((recording.num_samples, k), -1)
     values = torch.zeros(recording.num_samples, k, dtype=recording.dtype)

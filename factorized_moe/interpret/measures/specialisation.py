@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from factorized_moe._validation import check_size, check_values
 from factorized_moe.interpret.measures.measurement import Measurement
 
 __all__ = [
@@ -43,6 +44,11 @@ def class_accuracy(correct: Tensor, labels: Tensor, num_classes: int) -> Tensor:
         >>> class_accuracy(torch.tensor([True, True, False]), torch.tensor([0, 1, 1]), num_classes=2).tolist()
         [1.0, 0.5]
     """
+    for name, values in (("correct", correct), ("labels", labels)):
+        check_values(name, values)
+    check_size("num_classes", num_classes)
+    if labels.is_floating_point() or labels.dtype == torch.bool:
+        raise TypeError(f"labels must be integers, got {labels.dtype}")
     if correct.dtype != torch.bool:
         raise TypeError(f"correct must be a bool tensor, got {correct.dtype}; compare predictions with the labels")
     if labels.ndim != 1 or correct.shape[-1:] != labels.shape:
@@ -55,7 +61,7 @@ def class_accuracy(correct: Tensor, labels: Tensor, num_classes: int) -> Tensor:
             f"labels are from {int(labels.min())} to {int(labels.max())}, expected 0 to {num_classes - 1} "
             f"for {num_classes} classes"
         )
-    members = torch.nn.functional.one_hot(labels, num_classes).double()  # (B, C)
+    members = torch.nn.functional.one_hot(labels.long(), num_classes).double()  # (B, C)
     return correct.double() @ members / members.sum(dim=0)
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from factorized_moe._validation import check_kind
 from factorized_moe.contraction import Request, dense_tensor, execute, make_plan
 from factorized_moe.interpret.measures.measurement import Measurement, expert_columns
 from factorized_moe.network import Node, TensorNetwork
@@ -94,6 +95,7 @@ def measure_spectra(experts: FactorizedExpertTensor) -> ExpertSpectra:
         >>> torch.allclose(spectra.singular_values[5].float(), torch.linalg.svdvals(w.expert(5))[:4], atol=1e-5)
         True
     """
+    check_kind("experts", experts, FactorizedExpertTensor)
     found = []
     for matrices in _matrices(*_compressed(*_without_bias(experts)), experts.in_features):
         wide = matrices.shape[1] <= matrices.shape[2]
@@ -154,6 +156,7 @@ def measure_similarity(experts: FactorizedExpertTensor) -> ExpertSimilarity:
         >>> torch.allclose(similarity.cosines[5, 9].float(), torch.cosine_similarity(a, b, dim=0), atol=1e-5)
         True
     """
+    check_kind("experts", experts, FactorizedExpertTensor)
     number = math.prod(experts.expert_dims)
     if number > MOST_SIMILAR:
         raise ValueError(

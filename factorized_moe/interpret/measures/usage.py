@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from factorized_moe._validation import check_values
 from factorized_moe.interpret.finding import find_layers
 from factorized_moe.interpret.measures.measurement import Measurement
 from factorized_moe.layers import ExpertLayer
@@ -52,6 +53,12 @@ def experts_in_use(means: Tensor, spreads: Tensor) -> Tensor:
         >>> experts_in_use(torch.tensor([0.5, 0.25, 0.25, 0.0]), torch.tensor([0.3, 0.2, 0.0, 0.0])).tolist()
         [True, True, False, False]
     """
+    for name, values in (("means", means), ("spreads", spreads)):
+        check_values(name, values)
+    if means.ndim == 0 or means.shape != spreads.shape:
+        raise ValueError(
+            f"means have shape {tuple(means.shape)} and spreads {tuple(spreads.shape)}, expected (N,) for both"
+        )
     if not (means.isfinite().all() and spreads.isfinite().all()):
         raise ValueError("means and spreads have a value that is not finite, of which no expert is in use or not")
     return (spreads > LEAST_SPREAD) & (means > 0.1 / means.shape[-1])

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from factorized_moe._reading import listed, read_json, record_of, text, whole
 from factorized_moe._scalars import is_whole
+from factorized_moe._validation import check_kind, check_path
 from factorized_moe._writing import READY, place_of
 from factorized_moe.interpret.recording.chunks import Annotations, Chunk, StoredChunk, read_sizes, write_whole
 from factorized_moe.interpret.recording.rows import Rows
@@ -159,6 +160,8 @@ class Recording:
         Raises:
             ValueError: If no layer of this name was recorded, or there are several and none is named.
         """
+        if layer is not None:
+            check_kind("layer", layer, str)
         if layer is None and len(self.layers) == 1:
             return self.layers[0]
         if layer in self.layers:
@@ -306,7 +309,7 @@ def open_recording(folder: str | Path) -> Recording:
         ...     open_recording(folder)
         Recording(4 samples, layers ['model'])
     """
-    folder = Path(folder)
+    folder = check_path("folder", folder)
     header = Header.read(folder)
     paths = chunk_paths(folder)
     parts: list[Chunk | StoredChunk] = []

@@ -14,6 +14,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from factorized_moe._reading import check_room
+from factorized_moe._validation import check_kind
 from factorized_moe.interpret.measures.specialisation import Polysemanticity
 from factorized_moe.interpret.measures.spectra import ExpertSpectra
 from factorized_moe.interpret.recording.recording import Recording
@@ -109,6 +110,8 @@ class ReportData:
             >>> [layer.name for layer in data.layers], data.classes
             (['model'], ('cat', 'dog'))
         """
+        check_kind("recording", recording, Recording)
+        check_kind("title", title, str)
         if inputs is None and recording.num_samples and recording.has("texts"):
             inputs = Texts([[text] for text in recording.texts])
         modes = [(layer, mode) for layer in recording.layers for mode in range(len(recording.expert_dims(layer)))]
@@ -156,6 +159,13 @@ class ReportData:
             )
         if layer.context is not None and not isinstance(self.inputs, Texts):
             raise ValueError(f"layer {layer.name!r} has a context, but the inputs are no texts; give inputs=Texts(...)")
+        if isinstance(self.inputs, Texts) and layer.context is not None:
+            numbers = layer.context_numbers
+            if numbers.size and not 0 <= int(numbers.min()) <= int(numbers.max()) < len(self.inputs):
+                raise ValueError(
+                    f"context of layer {layer.name!r} has values of the tokens {int(numbers.min())} to "
+                    f"{int(numbers.max())}, but the texts have {len(self.inputs)}"
+                )
 
     def slugs(self) -> list[str]:
         """The layers' names as they stand in links: letters, digits, dots and hyphens, each once.

@@ -218,6 +218,16 @@ class LayerSummary:
         return 0 if self.context is None else self.context.shape[2]
 
     @property
+    def context_numbers(self) -> Array:
+        """The numbers of the tokens that the context has a value of; none without a context."""
+        if self.context is None:
+            return np.zeros(0, np.int64)
+        radius = self._width // 2
+        around = self.top_samples.astype(np.int64)[..., None] + np.arange(-radius, radius + 1)  # (N, K, W)
+        numbers: Array = around[~np.isnan(self.context.astype(float))]
+        return numbers
+
+    @property
     def num_experts(self) -> int:
         """``N``."""
         return len(self.load)

@@ -92,7 +92,4 @@ def _shown(layer: LayerSummary, inputs: Images | Texts) -> NDArray[Any]:
     top = layer.top_samples.astype(np.int64)
     if not isinstance(inputs, Texts) or layer.context is None:
         return top[top >= 0]
-    radius = layer.context.shape[2] // 2
-    around = top[..., None] + np.arange(-radius, radius + 1)  # (N, K, W)
-    found: NDArray[Any] = around[~np.isnan(layer.context.astype(float))]
-    return found
+    return layer.context_numbers

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from factorized_moe._reading import listed, number, parse_json, read_tensor_header, record_of, text, whole
+from factorized_moe._validation import check_path
 from factorized_moe._writing import place_of
 from factorized_moe.interpret.recording.chunks import write_whole
 from factorized_moe.interpret.recording.recording import HEADER_NAME, open_recording
@@ -88,7 +89,7 @@ def load_run(path: Path | str) -> ReportData:
     Raises:
         ValueError: If there is no run, or it cannot be read.
     """
-    path = Path(path)
+    path = check_path("path", path)
     file = place_of(path, REPORT_FILE) if path.is_dir() else place_of(path.parent, path.name)
     if file.is_file():
         return _read(file)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from factorized_moe import _bars as bars
 from factorized_moe import _reading as reading
 from factorized_moe._scalars import is_number, is_whole
-from factorized_moe._validation import check_seed
+from factorized_moe._validation import check_kind, check_seed, check_size
 from factorized_moe._writing import place_of
 from factorized_moe.optimisation import warm_up_and_cosine
 from factorized_moe.surgery.distillation.capturing import Call, calls_of, check_names
@@ -157,7 +157,7 @@ def distill(
         >>> losses["2"][-1] < losses["2"][0]
         True
     """
-    _check(model, replacements, checkpoint_every)
+    _check(model, replacements, batches, settings, checkpoint_every)
     run = _Run(replacements, settings)
     path = None if checkpoint is None else Path(checkpoint)
     trained = nn.ModuleList(replacements.values())
@@ -283,8 +283,36 @@ class _Run:
             ours = torch.get_rng_state()
             if random_state is None or (random_state.dtype, random_state.shape) != (ours.dtype, ours.shape):
                 raise ValueError("no state of torch's generator")
-        except ValueError as error:
+            torch.Generator().set_state(random_state)
+        except (RuntimeError, ValueError) as error:
             raise ValueError(f"{path}: not the state of a run with these settings: {error}") from error
+
+    def _optimizer_state(self, path: Path, tensors: Mapping[str, Tensor], step: int) -> dict[int, dict[str, Tensor]]:
+        """AdamW's state of each parameter by its number, found to be what AdamW can go on with."""
+        parameters = {str(k): p for k, p in enumerate(p for g in self.optimizer.param_groups for p in g["params"])}
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, value in tensors.items():
+            if not key.startswith("optimizer."):
+                continue
+            _, number, name = (*key.split(".", 2), "")[:3]
+            like = parameters.get(number)
+            match name:
+                case "exp_avg" | "exp_avg_sq" if like is not None:
+                    fits = (value.shape, value.dtype) == (like.shape, like.dtype)
+                case "step" if like is not None:
+                    fits = value.shape == () and value.is_floating_point() and 1 <= float(value) <= step
+                case _:
+                    raise ValueError(f"{path}: has the unknown tensor {key!r}")
+            if not fits:
+                raise ValueError(
+                    f"{path}: of a run with other replacements: {key!r} is {value.dtype} of {tuple(value.shape)}, "
+                    "which does not fit its parameter"
+                )
+            state.setdefault(int(number), {})[name] = value
+        for place, held in state.items():
+            if missing := {"exp_avg", "exp_avg_sq", "step"} - held.keys():
+                raise ValueError(f"{path}: lacks {min(missing)!r} of the optimiser's parameter {place}")
+        return state
 
     def save(self, path: Path) -> None:
         """Write all that the next step depends on."""
@@ -311,14 +339,7 @@ class _Run:
                 "checkpoint"
             )
         self._check_values(path, tensors, values)
-        state: dict[int, dict[str, Tensor]] = {}
-        for key, value in tensors.items():
-            if key.startswith("optimizer."):
-                match key.split("."):
-                    case (_, number, name) if number.isdecimal():
-                        state.setdefault(int(number), {})[name] = value
-                    case _:
-                        raise ValueError(f"{path}: has the unknown tensor {key!r}")
+        state = self._optimizer_state(path, tensors, values["step"])
         prefix = "replacements."
         try:
             self.modules.load_state_dict(
@@ -339,13 +360,23 @@ def _normalised_error(replacement: nn.Module, call: Call) -> Tensor:
     return error / torch.where(size > 0, size, 1.0)
 
 
-def _check(model: nn.Module, replacements: Mapping[str, nn.Module], checkpoint_every: int) -> None:
+def _check(
+    model: nn.Module,
+    replacements: Mapping[str, nn.Module],
+    batches: Iterable[Any],
+    settings: DistillationSettings,
+    checkpoint_every: int,
+) -> None:
+    check_kind("model", model, nn.Module)
+    check_kind("settings", settings, DistillationSettings)
+    check_kind("replacements", replacements, Mapping)
+    check_kind("batches", batches, Iterable)
     if not replacements:
         raise ValueError("there are no replacements to train; give a module for each name")
-    if checkpoint_every < 1:
-        raise ValueError(f"checkpoint_every must be at least 1, got {checkpoint_every!r}")
+    check_size("checkpoint_every", checkpoint_every)
     check_names(model, replacements)
     for name, replacement in replacements.items():
+        check_kind(f"the replacement of {name!r}", replacement, nn.Module)
         if any(parameter is other for parameter in replacement.parameters() for other in model.parameters()):
             raise ValueError(
                 f"the replacement of {name!r} shares a parameter with the model, which would change in training; give "

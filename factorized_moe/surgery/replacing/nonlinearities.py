@@ -86,11 +86,23 @@ def build_nonlinearity(description: Any) -> Callable[[Tensor], Tensor]:
         case {"function": str(name)} if name in FUNCTIONS:
             return FUNCTIONS[name]
         case {"module": str(name), "arguments": dict(arguments)} if set(arguments) == set(MODULES.get(name, "?")):
-            module: nn.Module = getattr(nn, name)(**arguments)
-            return module
+            return _tried(name, arguments)
         case {"transformers": str(name)} if name in (known := _transformers_activations()):
             return known[name]
     raise ValueError(f"unknown activation {description!r}")
+
+
+def _tried(name: str, arguments: dict[str, Any]) -> nn.Module:
+    """A module of `torch.nn` that was seen to work: torch looks at some arguments only when it is called."""
+    try:
+        module: nn.Module = getattr(nn, name)(**arguments)
+        with torch.random.fork_rng(devices=()), torch.device("cpu"), torch.no_grad():
+            works = bool(module(torch.tensor([-1.0, 0.0, 1.0])).isfinite().all())
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"activation {name} with {arguments!r}: {' '.join(str(error).split())}") from error
+    if not works:
+        raise ValueError(f"activation {name} with {arguments!r} gives values that are not finite")
+    return module
 
 
 def _transformers_activations() -> dict[str, nn.Module]:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from factorized_moe._scalars import is_number
+from factorized_moe._validation import check_seed
 from factorized_moe.decompositions import Decomposition
 from factorized_moe.decompositions.base import RankLike
 from factorized_moe.fitting.closed_form.carriers import mean_matrix
@@ -100,6 +101,7 @@ def upcycle(
         >>> started.error < 1e-6, torch.allclose(started.layer(x), linear(x), atol=1e-5)
         (True, True)
     """
+    check_seed(seed)
     if read_linear(module) is not None:
         linears, layout = [module], None
     else:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from factorized_moe._validation import check_flag
+from factorized_moe._validation import check_flag, check_path
 from factorized_moe.layers import ExpertLayer
 from factorized_moe.spread import gathered_state, is_first
 from factorized_moe.surgery.replacing.delta import MuMoEDelta
@@ -155,7 +155,7 @@ def from_pretrained(source: str | Path, *, revision: str | None = None) -> Exper
         ImportError: If the source is a repository and huggingface_hub is not installed.
         ValueError: If a file is damaged or describes no layer.
     """
-    folder = Path(source)
+    folder = check_path("source", source)
     if not folder.is_dir():
         if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(source)) is None:
             raise FileNotFoundError(f"{source} is neither a folder nor the name of a repository, 'owner/name'")
