@@ -126,6 +126,15 @@ def _results(confirmed: Cells, screened: Cells) -> list[str]:
             dead = sum(number == 0.0 for number, _ in modes)
             share = statistics.fmean(number / experts for number, experts in modes)
             lines.append(f"- {who}: {dead} of {len(modes)} modes dead at the end, {share:.0%} of all experts in use.")
+    told = []
+    for who in _contenders(confirmed):
+        found = [value for key in confirmed if key[1] for value, _ in in_use(confirmed, key, who, "mutual_information")]
+        if found:
+            told.append(f"{who} {statistics.fmean(found):.2f}")
+    if told:
+        lines.append(
+            f"- Information between input and expert at the end, nats, mean over all modes: {'; '.join(told)}."
+        )
     if (chosen := choose(confirmed)) is not None:
         winner, ties = chosen
         regret = worst_regret(confirmed, winner)
