@@ -283,9 +283,9 @@ def _why_batch(cells: Cells) -> list[str]:
         return []
     return [
         f"What the batch norm does, on GPT and Mixer, as mean losses less its own: {'; '.join(parts)}.",
-        "*Input moments* has its gradients but running averages in place of the batch, and comes nearest; with the same",
-        "averages as constants it is further behind. That gradients pass through mean and variance seems to matter, but",
-        "two seeds are no proof.",
+        "*Input moments* has its gradients but running averages in place of the batch, and comes nearest; with the",
+        "same averages as constants it is further behind. That gradients pass through mean and variance seems to",
+        "matter, but two seeds are no proof.",
         "",
     ]
 
