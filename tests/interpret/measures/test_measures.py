@@ -15,7 +15,6 @@ from factorized_moe.interpret import (
     Load,
     Measurement,
     Recording,
-    Rows,
     compare_duplicates,
     compare_recordings,
     count_labels,
@@ -30,6 +29,7 @@ from factorized_moe.interpret import (
 from factorized_moe.interpret.measures import activity, consistency
 from factorized_moe.interpret.recording import recorder, recording
 from factorized_moe.interpret.recording.recording import Mode
+from factorized_moe.interpret.recording.rows import Rows
 
 SAMPLES, DIMS, CLASSES = 40, (5, 4), 3
 
