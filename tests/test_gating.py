@@ -53,7 +53,7 @@ def reference_logits(gate: ExpertGate, x: Tensor) -> list[Tensor]:
             one = F.batch_norm(one, *statistics, training=gate.training)
         if gate.norm == "layer":
             one = F.layer_norm(one, (width,))
-        logits.append(one.reshape(*x.shape[:-1], width))
+        logits.append(one.reshape(*x.shape[:-1], width) / gate.temperature)
         start += width
     return logits
 
@@ -187,9 +187,14 @@ def test_forward_stores_nothing() -> None:
 
 
 def test_repr_says_how_the_gate_was_made() -> None:
-    assert ExpertGate(6, [8, 3]).extra_repr() == "in_features=6, expert_dims=(8, 3), activation=entmax15, norm='batch'"
-    gate = ExpertGate(6, [8], TopKSoftmax(3), None)
-    assert gate.extra_repr() == "in_features=6, expert_dims=(8,), activation=TopKSoftmax(k=3), norm=None"
+    assert (
+        ExpertGate(6, [8, 3]).extra_repr()
+        == "in_features=6, expert_dims=(8, 3), activation=entmax15, norm='batch', temperature=2"
+    )
+    gate = ExpertGate(6, [8], TopKSoftmax(3), None, temperature=1.5)
+    assert (
+        gate.extra_repr() == "in_features=6, expert_dims=(8,), activation=TopKSoftmax(k=3), norm=None, temperature=1.5"
+    )
 
 
 @pytest.mark.parametrize("activation", [torch.sigmoid, nn.Softplus(), functools.partial(torch.softmax, dim=-1)])

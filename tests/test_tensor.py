@@ -172,7 +172,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "integer parameters": (
         lambda: tensor(dtype=torch.int64),
         TypeError,
-        "dtype is a real floating type such as torch.float32, or None, got torch.int64",
+        "dtype is a real floating type of 16 bits or more such as torch.float32, or None, got torch.int64",
     ),
     "complex parameters": (lambda: tensor(dtype=torch.complex64), TypeError, "or None, got torch.complex64"),
     "dtype a word": (lambda: tensor(dtype="float32"), TypeError, "or None, got 'float32'"),

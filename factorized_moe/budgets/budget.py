@@ -78,7 +78,7 @@ class Budget:
         >>> from factorized_moe import MuMoE
         >>> layer = MuMoE(768, 1000, [256], "cp", Budget(like=nn.Linear(768, 1000)), device="meta")
         >>> layer.experts.rank, sum(p.numel() for p in layer.parameters())
-        (282, 767142)
+        (282, 767658)
     """
 
     parameters: int | None = None

@@ -101,7 +101,8 @@ class HeadConfig:
         rank: The rank; in its canonical form where `fit_head` made it.
         gate: The gate's activation.
         gate_norm: Its normalisation.
-        gate_temperature: What its logits are divided by.
+        gate_temperature: What its logits are divided by. The library's default shares images among more experts; here
+            they are to be looked at.
     """
 
     num_classes: int
@@ -110,7 +111,7 @@ class HeadConfig:
     rank: SizeLike
     gate: str = "entmax15"
     gate_norm: str | None = "batch"
-    gate_temperature: float = 2.0
+    gate_temperature: float = 1.0
 
     def build(self, device: str = "cpu") -> MuMoE:
         """A head with fresh parameters.

@@ -156,6 +156,8 @@ def budget_is_kept(decomposition: Decomposition, structure: Structure) -> None:
     budgets: dict[SizeLike, int] = {Budget(parameters=enough): enough, "same": dense, 0.7: int(0.7 * dense)}
     if smallest > 1:
         budgets[Budget(parameters=smallest - 1)] = smallest - 1
+    if 1 < smallest <= dense:
+        budgets[(smallest - 1) / dense] = smallest - 1
     for asked, budget in budgets.items():
         rank, refusal = _resolved(decomposition, asked, shape)
         if rank is None:

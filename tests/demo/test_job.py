@@ -161,7 +161,7 @@ def no_training(*args: object, **options: object) -> None:
         ({"seed": -1}, "seed must be from 0 to 9223372036854775807, got -1"),
         ({"decomposition": "tukcer"}, "unknown decomposition 'tukcer'; did you mean 'tucker'"),
         ({"rank": (3, 4)}, "rank of CP is one int"),
-        ({"parameters": 10}, "a head of at most 10 parameters is too small for cp with experts 6"),
+        ({"parameters": 10}, "a budget of 10 parameters is too small for 'cp' of shapes"),
         ({"data": Path("nowhere")}, "nowhere: no such folder"),
     ],
 )

@@ -80,10 +80,10 @@ def test_verdicts_are_made_of_the_runs() -> None:
             entry(SCREEN.name, old, (8, 8), seed, 2.1),
         ]
     text = page(runs)
-    assert "against paper, layer (an old default): lower loss in 1 of 1 cells, higher in 0, ties in 0" in text
+    assert "- paper, layer, an old default: 0 of 2 modes dead at the end; loss of the default lower in 1 cells" in text
     assert "gpt: the default less the dense model of equal parameters: 8 x 8 -0.100 ± 0.006" in text
-    assert "- balanced, batch, half: 0 of 2 modes dead at the end, 100% of all experts in use." in text
-    assert "- paper, layer: 0 of 2 modes dead at the end, 50% of all experts in use." in text
+    assert "| balanced, batch, half | 0.000 ± 0.000 | gpt 8 x 8 |  | 0 of 2 | 100% | 0.50 |" in text
+    assert "| paper, layer | 0.200 ± 0.006 | gpt 8 x 8 | 1, 0, 0 | 0 of 2 | 50% | 0.50 |" in text
     assert "| paper, layer | a dead mode | 0% | 0.200 |" in text
     assert "| balanced, batch, half | 0.000 | 100% | 0.000 |" in text
     assert "**The rule chooses balanced, batch, half** (worst regret 0.000, gpt 8 x 8; alone)" in text

@@ -16,6 +16,7 @@ from factorized_moe.spread import is_spread
 from factorized_moe.surgery.config import MuMoEConfig
 from factorized_moe.surgery.replacing.delta import MuMoEDelta, set_to_zero
 from factorized_moe.surgery.replacing.layouts import Merged
+from factorized_moe.surgery.replacing.linears import read_linears
 from factorized_moe.surgery.replacing.targets import Found, Target, find_targets
 from factorized_moe.surgery.replacing.upcycling import build_layer, fill_layer, merged_activation
 
@@ -181,6 +182,7 @@ def _make(
 ) -> tuple[ExpertLayer, tuple[float, ...]]:
     """The layer of experts for one module, and its errors."""
     linears = [linear for _, linear in found.linears]
+    weights = read_linears(linears)
     activation = None if found.layout is None else merged_activation(found.module, found.layout)
     replaced = _count(p for linear in linears for p in linear.parameters())
     options = {
@@ -192,13 +194,13 @@ def _make(
     }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
-        layer = build_layer(linears, activation, config.expert_dims, config.decomposition, **options)
+        layer = build_layer(weights, activation, config.expert_dims, config.decomposition, **options)
     errors: tuple[float, ...] = ()
     if delta:
         for experts in layer.expert_tensors.values():
             set_to_zero(experts)
     elif config.pretrained:
-        errors = fill_layer(layer, linears, config.noise, generator)
+        errors = fill_layer(layer, linears, weights, config.noise, generator)
     return layer.train(found.module.training), errors
 
 

@@ -24,7 +24,7 @@ from factorized_moe.fitting.closed_form.equal_experts import equal_experts
 from factorized_moe.fitting.whitening import input_moment
 from factorized_moe.layers import ExpertLayer, GatedMuMoEBlock, MuMoE, MuMoEBlock
 from factorized_moe.surgery.replacing.layouts import MLPLayout, child, find_layout
-from factorized_moe.surgery.replacing.linears import computes_weights, read_linear, read_linears
+from factorized_moe.surgery.replacing.linears import LinearWeights, computes_weights, read_linear, read_linears
 
 __all__ = ["Upcycled", "upcycle"]
 
@@ -102,8 +102,9 @@ def upcycle(
         (True, True)
     """
     check_seed(seed)
-    if read_linear(module) is not None:
-        linears, layout = [module], None
+    read = read_linear(module)
+    if read is not None:
+        linears, layout, weights = [module], None, [read]
     else:
         layout = find_layout(module)
         if layout is None or layout.block:
@@ -112,12 +113,13 @@ def upcycle(
                 "that is replaced as a whole; describe it with register_layout, or call replace on the model around it"
             )
         linears = [child(module, path) for path in layout.linears]
+        weights = read_linears(linears)
     activation = None if layout is None else merged_activation(module, layout)
     ranks = {"rank": rank} if layout is None else {"rank": rank, "second_rank": second_rank}
     gate_options = {"gate": gate, "gate_norm": gate_norm, "gate_temperature": gate_temperature}
-    layer = build_layer(linears, activation, expert_dims, decomposition, **ranks, **gate_options)
+    layer = build_layer(weights, activation, expert_dims, decomposition, **ranks, **gate_options)
     generator = torch.Generator().manual_seed(seed)
-    errors = fill_layer(layer, linears, noise, generator, input_covariance)
+    errors = fill_layer(layer, linears, weights, noise, generator, input_covariance)
     return Upcycled(layer.train(module.training), errors)
 
 
@@ -133,14 +135,13 @@ def merged_activation(module: nn.Module, layout: MLPLayout) -> Any:
 
 
 def build_layer(
-    linears: Sequence[nn.Module],
+    weights: Sequence[LinearWeights],
     activation: Callable[[Tensor], Tensor] | None,
     expert_dims: Sequence[int],
     decomposition: str | Decomposition,
     **options: Any,
 ) -> ExpertLayer:
     """A layer of the sizes, type and device of some linear layers: one, two for an MLP, three for a gated one."""
-    weights = read_linears(linears)
     options["bias"] = any(part.bias is not None for part in weights)
     options |= {"device": weights[0].weight.device, "dtype": weights[0].weight.dtype}
     (inputs, hidden), outputs = weights[0].weight.shape, weights[-1].weight.shape[1]
@@ -154,6 +155,7 @@ def build_layer(
 def fill_layer(
     layer: ExpertLayer,
     linears: Sequence[nn.Module],
+    weights: Sequence[LinearWeights],
     noise: float,
     generator: torch.Generator,
     input_covariance: Tensor | None = None,
@@ -161,7 +163,6 @@ def fill_layer(
     """Set a layer's experts to linear layers, and return the error of each."""
     if not is_number(noise) or not 0 <= noise < float("inf"):
         raise ValueError(f"noise is a finite number, 0 or more, got {noise!r}")
-    weights = read_linears(linears)
     if any(read.weight.is_meta for read in weights):
         raise ValueError("the weights are on the meta device and have no values to start from; load them first")
     _check_uniform(layer, weights[0].weight)

@@ -43,7 +43,7 @@ def test_numbers_by_hand() -> None:
 
 def test_numbers_by_numpy_over_several_calls() -> None:
     torch.manual_seed(0)
-    layer = CPMuMoE(5, 3, [6], rank=4, gate="softmax", gate_norm=None, dtype=torch.float64)
+    layer = CPMuMoE(5, 3, [6], rank=4, gate="softmax", gate_norm=None, gate_temperature=1.0, dtype=torch.float64)
     nn.init.normal_(layer.gate.projection.weight)
     batches = torch.randn(3, 7, 2, 5, dtype=torch.float64)
     with watch_usage(layer) as watcher:
