@@ -33,7 +33,7 @@ def changed(name: str, content: bytes, rng: random.Random) -> tuple[str, bytes]:
     if name.endswith(".safetensors"):
         ways += [_tensors_changed] * 4
     if name.endswith(".gz"):
-        ways += [_unpacked_changed] * 4
+        ways += [_unpacked_changed] * 4 + [_bomb] * 2
     return rng.choice(ways)(content, rng)
 
 
@@ -60,6 +60,14 @@ def _bytes_changed(content: bytes, rng: random.Random) -> tuple[str, bytes]:
 def _unpacked_changed(content: bytes, rng: random.Random) -> tuple[str, bytes]:
     what, changed = _bytes_changed(gzip.decompress(content), rng)
     return f"unpacked: {what}", gzip.compress(changed, mtime=0)
+
+
+def _bomb(content: bytes, rng: random.Random) -> tuple[str, bytes]:
+    """Three quarters of a gigabyte of zeros packed into some hundred kilobytes, as the header says."""
+    unpacked = gzip.decompress(content)
+    sizes = (2**20, 16, 48) if unpacked[3] == 3 else (2**20 * 16 * 48,)
+    header = unpacked[:4] + struct.pack(f">{len(sizes)}I", *sizes)
+    return "bomb", gzip.compress(header, mtime=0) + gzip.compress(bytes(2**24), mtime=0) * 48
 
 
 def _json_changed(content: bytes, rng: random.Random) -> tuple[str, bytes]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from factorized_moe._scalars import is_number
+from factorized_moe._scalars import is_number, is_whole
 from factorized_moe._validation import check_kind, check_size, check_values
 from factorized_moe.interpret.measures.measurement import Measurement, expert_columns
 from factorized_moe.interpret.recording.recording import Mode, Recording
@@ -201,11 +201,12 @@ def measure_histogram(
         >>> measure_histogram(log.recording, bins=5).counts.tolist()
         [0, 24, 0, 0, 0]
     """
-    check_size("bins", bins)
+    if not is_whole(bins):
+        raise TypeError(f"bins is an int, got {bins!r}")
     for name, end in (("low", low), ("high", high)):
         if not is_number(end):
             raise TypeError(f"{name} is a number, got {end!r}")
-    if not -math.inf < low < high < math.inf:
+    if bins < 1 or not -math.inf < low < high < math.inf:
         raise ValueError(f"expected at least one bin from low to a larger high, got {bins} from {low} to {high}")
     check_kind("recording", recording, Recording)
     experts = math.prod(recording.grid(layer, mode))
