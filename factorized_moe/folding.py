@@ -13,6 +13,7 @@ from torch import Tensor
 
 from factorized_moe._validation import check_kind, check_size
 from factorized_moe.contraction import forward_request, paths_of
+from factorized_moe.contraction.fixed import with_fixed
 from factorized_moe.contraction.planning import term_orders
 from factorized_moe.contraction.search import merged_operand
 from factorized_moe.fitting.problem import contract
@@ -50,14 +51,16 @@ def fold(tensor: FactorizedExpertTensor, batch_size: int = 64) -> FactorizedExpe
     check_kind("tensor", tensor, FactorizedExpertTensor)
     check_size("batch_size", batch_size)
     network, terms, stored = tensor.network, [], {}
-    for term, groups in zip(network.terms, _groups(tensor, batch_size), strict=True):
+    known = with_fixed(network, tensor.weight.tensors)
+    for term, found in zip(network.terms, _groups(tensor, batch_size), strict=True):
+        groups = [(members, labels) for members, labels in found if _saves(network, members, labels)]
         names = {name for members, _ in groups for name in members}
         nodes = [node for node in term if node.name not in names]
         for members, labels in groups:
             whole = [node for node in term if node.name in members]
             name = _free_name("_".join(node.name for node in whole), network)
             nodes.append(Node(name, labels))
-            stored[name] = contract([(tensor.weight.tensors[node.parameter], node.labels) for node in whole], labels)
+            stored[name] = contract([(known[node.parameter], node.labels) for node in whole], labels)
         terms.append(tuple(nodes))
     used = {label for term in terms for node in term for label in node.labels}
     sizes = tuple((label, size) for label, size in network.label_sizes if label in used)
@@ -102,6 +105,12 @@ def _groups(tensor: FactorizedExpertTensor, batch_size: int) -> list[list[tuple[
             members[len(operands) + number] = members[one] | members[two]
         found.append(groups)
     return found
+
+
+def _saves(network: TensorNetwork, members: set[str], labels: tuple[str, ...]) -> bool:
+    """Whether a product has no more elements than its nodes have parameters; a fixed node has none."""
+    held = sum(network.size_of(node.labels) for node in network.learned_nodes if node.name in members)
+    return network.size_of(labels) <= held
 
 
 def _positions(path: Sequence[tuple[int, int]], count: int) -> list[tuple[int, int]]:

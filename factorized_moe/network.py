@@ -18,12 +18,15 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from factorized_moe._scalars import is_whole
-from factorized_moe.parsing import parse_network
+from factorized_moe.parsing import parse_network, write_fixed
 
-__all__ = ["BATCH", "Node", "TensorNetwork"]
+__all__ = ["BATCH", "FIXED_RULES", "Node", "TensorNetwork"]
 
 BATCH = "batch"
 """The label of the per-sample index. Plans use it; no network may."""
+
+FIXED_RULES = ("identity", "ones")
+"""What a fixed node may hold by a rule: 1 where all its indices are equal and 0 elsewhere, or 1 everywhere."""
 
 
 @dataclass(frozen=True)
@@ -35,15 +38,23 @@ class Node:
         labels: The labels of its axes, outermost in memory first.
         parameter: The parameter that the node reads, its own (``name``) by default. Two nodes that name the same
             parameter share it.
+        fixed: What the node holds if it is no parameter: a rule, ``"identity"`` or ``"ones"``, which suits any sizes,
+            or all entries in memory order, such as a mask's.
+
+    Raises:
+        ValueError: If the name is no identifier, a label occurs twice, or ``fixed`` is neither.
 
     Examples:
         >>> Node("input", ("in", "rank"))
-        Node(name='input', labels=('in', 'rank'), parameter='input')
+        Node(name='input', labels=('in', 'rank'), parameter='input', fixed=None)
+        >>> Node("mask", "a b", fixed=[1, 0, 1, 1]).fixed
+        (1.0, 0.0, 1.0, 1.0)
     """
 
     name: str
     labels: tuple[str, ...]
     parameter: str = ""
+    fixed: str | tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         labels = self.labels.split() if isinstance(self.labels, str) else self.labels
@@ -54,6 +65,8 @@ class Node:
         repeated = [label for label, count in Counter(self.labels).items() if count > 1]
         if repeated:
             raise ValueError(f"node {self.name!r} uses label {repeated[0]!r} twice in {self.labels}; use two labels")
+        if self.fixed is not None:
+            object.__setattr__(self, "fixed", _checked_values(self))
 
 
 @dataclass(frozen=True)
@@ -92,6 +105,7 @@ class TensorNetwork:
         _check_padding(self)
         _check_bonds(self)
         _check_shared_parameters(self)
+        _check_fixed(self)
 
     @classmethod
     def from_modes(
@@ -180,7 +194,7 @@ class TensorNetwork:
         """
         parsed = parse_network(text, sizes)
         return cls(
-            terms=tuple(tuple(Node(node.name, node.labels, node.parameter) for node in term) for term in parsed.terms),
+            terms=tuple(tuple(Node(n.name, n.labels, n.parameter, n.fixed) for n in term) for term in parsed.terms),
             label_sizes=parsed.label_sizes,
             expert_labels=parsed.expert_labels,
             in_labels=parsed.in_labels,
@@ -227,6 +241,16 @@ class TensorNetwork:
         return tuple(node for term in self.terms for node in term)
 
     @cached_property
+    def learned_nodes(self) -> tuple[Node, ...]:
+        """The nodes that are not fixed, in the same order: each reads a parameter."""
+        return tuple(node for node in self.nodes if node.fixed is None)
+
+    @cached_property
+    def shares_parameters(self) -> bool:
+        """Whether two nodes read one parameter."""
+        return len(self.parameter_shapes) < len(self.learned_nodes)
+
+    @cached_property
     def external_labels(self) -> tuple[str, ...]:
         """The labels of the dense tensor's modes: experts, input group, output group."""
         return (*self.expert_labels, *self.in_labels, *self.out_labels)
@@ -249,8 +273,11 @@ class TensorNetwork:
 
     @cached_property
     def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shape of every parameter, by its name, in the order of the nodes; a shared one occurs once."""
-        return {node.parameter: tuple(self.sizes[label] for label in node.labels) for node in self.nodes}
+        """The shape of every parameter, by its name, in the order of the nodes; a shared one occurs once.
+
+        A fixed node has none.
+        """
+        return {node.parameter: tuple(self.sizes[label] for label in node.labels) for node in self.learned_nodes}
 
     def size_of(self, labels: Iterable[str]) -> int:
         """The product of the sizes of some labels."""
@@ -261,13 +288,43 @@ class TensorNetwork:
 
         def word(node: Node) -> str:
             parameter = "" if node.parameter == node.name else f"@{node.parameter}"
-            return " ".join([f"{node.name}{parameter}:", *node.labels])
+            return " ".join([f"{node.name}{parameter}{write_fixed(node.fixed)}:", *node.labels])
 
         sizes = [f"{label}={size}" for label, size in self.label_sizes]
         if self.in_padding:
             sizes.append(f"in={self.shape[-2]}")
         terms = "\n+ ".join(", ".join(word(node) for node in term) for term in self.terms)
         return f"{terms}; {' '.join(sizes)}"
+
+
+def _checked_values(node: Node) -> str | tuple[float, ...]:
+    if node.parameter != node.name:
+        raise ValueError(f"node {node.name!r} is fixed, so it reads no parameter {node.parameter!r}; leave one out")
+    if node.fixed in FIXED_RULES:
+        return str(node.fixed)
+    try:
+        entries = () if node.fixed is None or isinstance(node.fixed, str) else tuple(map(float, node.fixed))
+    except (TypeError, ValueError):
+        entries = ()
+    if not entries or not all(map(math.isfinite, entries)):
+        raise ValueError(
+            f"node {node.name!r} is fixed to {node.fixed!r}; expected one of {FIXED_RULES}, or all its entries, finite "
+            "numbers in memory order"
+        )
+    return entries
+
+
+def _check_fixed(network: TensorNetwork) -> None:
+    for node in network.nodes:
+        entries = network.size_of(node.labels)
+        if isinstance(node.fixed, tuple) and len(node.fixed) != entries:
+            sized = " ".join(f"{label}={network.sizes[label]}" for label in node.labels)
+            raise ValueError(f"node {node.name!r} ({sized}) is fixed to {len(node.fixed)} entries, it has {entries}")
+        if node.fixed is not None and node.name in network.parameter_shapes:
+            raise ValueError(f"node {node.name!r} is fixed, so no other node can read it as a parameter; rename one")
+    for number, term in enumerate(network.terms):
+        if all(node.fixed is not None for node in term):
+            raise ValueError(f"all nodes of term {number} are fixed; a term needs a node that is not")
 
 
 def _check_sizes(network: TensorNetwork) -> None:

@@ -10,6 +10,7 @@ The grammar:
 - Sizes follow after a semicolon (``in=16 rank=4``) or are given apart. Beside a group, ``in=17`` is the size of the
   whole input mode, if the group is larger: padded.
 - ``second@first: a b`` is a node that reads the parameter of another name.
+- ``link(identity): a b`` is a fixed node, no parameter; in the brackets, a rule or all entries: ``mask(1 0 1 1): a b``.
 
 This module knows nothing of `TensorNetwork`, which takes its fields from here.
 """
@@ -22,19 +23,22 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-__all__ = ["ParsedNetwork", "ParsedNode", "parse_network"]
+__all__ = ["ParsedNetwork", "ParsedNode", "parse_network", "write_fixed"]
 
-NODE = re.compile(r"(?:(?P<name>[^:=@]*)(?:@(?P<parameter>[^:=@]*))?[:=])?(?P<labels>[^:=@]*)")
+NODE = re.compile(
+    r"(?:(?P<name>[^:=@()]*)(?:@(?P<parameter>[^:=@()]*))?(?:\((?P<fixed>[^:=@()]*)\)\s*)?[:=])?(?P<labels>[^:=@]*)"
+)
 MODE = re.compile(r"(?P<mode>expert|in|out)(?:_(?P<number>0|[1-9]\d*))?")
 
 
 @dataclass(frozen=True)
 class ParsedNode:
-    """A node's name, its labels, and the parameter that it reads if that has another name."""
+    """A node's name, its labels, the parameter that it reads if that has another name, and what it is fixed to."""
 
     name: str
     labels: tuple[str, ...]
     parameter: str
+    fixed: str | tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -98,7 +102,10 @@ def parse_network(text: str, sizes: Mapping[str, int] | None = None) -> ParsedNe
 def _parse_node(text: str, where: str, names: set[str]) -> ParsedNode:
     match = NODE.fullmatch(text.strip())
     if match is None:
-        raise ValueError(f"{where}, {text.strip()!r}, has two prefixes; write one name, a colon, and the labels")
+        raise ValueError(
+            f"{where}, {text.strip()!r}, has two prefixes or a bracket out of place; write one name, a colon, "
+            "and the labels"
+        )
     labels = tuple(match["labels"].split())
     if match["name"] is None and not labels:
         raise ValueError(
@@ -113,7 +120,28 @@ def _parse_node(text: str, where: str, names: set[str]) -> ParsedNode:
     for word in (name, parameter):
         if not word.isidentifier():
             raise ValueError(f"name {word!r} of {where} is not a word; a name is letters, digits and underscores")
-    return ParsedNode(name, labels, parameter)
+    return ParsedNode(name, labels, parameter, None if match["fixed"] is None else _read_fixed(match["fixed"].split()))
+
+
+def _read_fixed(words: Sequence[str]) -> str | tuple[float, ...]:
+    """The entries, or the words as they are: whether they are a rule's name is for the node to say."""
+    try:
+        return tuple(map(float, words))
+    except ValueError:
+        return " ".join(words)
+
+
+def write_fixed(fixed: str | Sequence[float] | None) -> str:
+    """What stands after a fixed node's name; no number has a plus sign, which separates terms.
+
+    Examples:
+        >>> write_fixed("identity"), write_fixed((1.0, 0.5, 1e300)), write_fixed(None)
+        ('(identity)', '(1 0.5 1e300)', '')
+    """
+    if fixed is None or isinstance(fixed, str):
+        return f"({fixed})" if fixed else ""
+    words = (str(int(entry)) if entry.is_integer() and abs(entry) < 1e15 else repr(entry) for entry in fixed)
+    return f"({' '.join(words).replace('+', '')})"
 
 
 def _derived_name(labels: Sequence[str], taken: set[str]) -> str:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from factorized_moe._validation import check_countable
 from factorized_moe.contraction import dense_tensor
+from factorized_moe.contraction.fixed import fixed_tensors
 from factorized_moe.decompositions import Decomposition, get_decomposition
 from factorized_moe.decompositions.base import Initialisation
 from factorized_moe.decompositions.registry import registered_decompositions
@@ -35,7 +36,7 @@ class Operands:
 
 
 class NetworkTensor(FactorizedTensor, name="network"):  # type: ignore[misc, call-arg]
-    """The parameters of a network: one named parameter for each node.
+    """The parameters of a network: one named parameter for each node, and a buffer for each fixed one.
 
     Calling it returns itself, through any forward hooks (TensorLy-Torch's way to add tensor dropout); read the
     nodes' tensors from the result's ``operands``.
@@ -75,15 +76,27 @@ class NetworkTensor(FactorizedTensor, name="network"):  # type: ignore[misc, cal
         self.order = len(network.shape)
         self.rank = rank
         self._operand_names = tuple(node.parameter for node in network.nodes)
-        for name, shape in network.parameter_shapes.items():
-            check_countable(f"parameter {name!r}", shape)
+        fixed = fixed_tensors(network)
+        for name in (*network.parameter_shapes, *fixed):
             if hasattr(type(self), name) or name in self.__dict__:
                 raise ValueError(f"a node's parameter cannot be named {name!r}, an attribute of its container; rename")
+        for name, shape in network.parameter_shapes.items():
+            check_countable(f"parameter {name!r}", shape)
             self.register_parameter(name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
+        for name, values in fixed.items():  # the description says what they are, so no state dict need hold them
+            self.register_buffer(name, values.to(torch.empty((), device=device, dtype=dtype)), persistent=False)
 
     def __init_subclass__(cls, name: str = "", **kwargs: Any) -> None:
         if name:  # torch.nn.utils.parametrize makes subclasses that have no name and must not be registered
             super().__init_subclass__(name=name, **kwargs)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> NetworkTensor:
+        """What every move of a module calls; ``to_empty`` leaves buffers without values."""
+        super()._apply(fn, recurse)
+        for name, values in fixed_tensors(self.network).items():
+            if not self._buffers[name].is_meta:
+                self._buffers[name] = values.to(self._buffers[name])
+        return self
 
     @classmethod
     def new(

@@ -11,6 +11,7 @@ from itertools import product
 
 from torch import Tensor
 
+from factorized_moe.decompositions.fixed_moments import mixed_moment_with_fixed, paths_with_fixed
 from factorized_moe.network import Node, TensorNetwork
 
 __all__ = ["Initialisation", "balanced", "variance_preserving"]
@@ -29,11 +30,15 @@ def balanced(network: TensorNetwork, tensors: Mapping[str, Tensor]) -> None:
     of a fresh ``nn.Linear``. At one-hot coefficients it is larger by ``2 / (1 + 1/N)`` for each node with expert modes,
     ``N`` its number of experts (nearly so where several nodes have an expert mode in common).
 
-    Both variances hold for networks whose terms use each parameter once.
+    Both variances hold for networks whose terms use each parameter once. With fixed nodes, that at uniform coefficients
+    is a mean over the entries, and so is that of one-hot ones, if no fixed node has an expert mode.
 
     Args:
         network: The network.
         tensors: Its parameters by name, filled in place.
+
+    Raises:
+        ValueError: If what the fixed nodes hold makes a term zero at uniform coefficients.
 
     Examples:
         >>> import torch
@@ -46,10 +51,14 @@ def balanced(network: TensorNetwork, tensors: Mapping[str, Tensor]) -> None:
     target = 1.0 / (3.0 * network.shape[-2]) / len(network.terms)
     experts, bonds = set(network.expert_labels), set(network.bonds)
     for term in network.terms:
-        second_moment = float(network.size_of({label for node in term for label in node.labels} & bonds))
-        second_moment *= _mixed_moment([experts & set(node.labels) for node in term], network.sizes)
-        scale = (target / second_moment) ** (0.5 / len(term))
-        for node in term:
+        learned = [node for node in term if node.fixed is None]
+        if len(learned) < len(term):
+            second_moment = mixed_moment_with_fixed(network, term)
+        else:
+            second_moment = float(network.size_of({label for node in term for label in node.labels} & bonds))
+            second_moment *= _mixed_moment([experts & set(node.labels) for node in term], network.sizes)
+        scale = (target / second_moment) ** (0.5 / len(learned))
+        for node in learned:
             _fill(tensors[node.parameter], node, experts, scale)
 
 
@@ -101,20 +110,25 @@ def variance_preserving(network: TensorNetwork, tensors: Mapping[str, Tensor]) -
     (``tltorch``'s ``normal_`` divides by the ranks twice on tensor trains.)
 
     A parameter that several nodes use makes products of its entries with themselves; then all parameters are scaled so
-    that the variance, as a mean over the dense tensor's entries, is right again.
+    that the variance, as a mean over the dense tensor's entries, is right again. With fixed nodes, too, it is such a
+    mean.
 
     Args:
         network: The network.
         tensors: Its parameters by name, filled in place.
+
+    Raises:
+        ValueError: If there are fixed nodes, and what they hold makes a term zero or two nodes share a parameter.
     """
+    if network.shares_parameters and len(network.learned_nodes) < len(network.nodes):
+        raise ValueError("the variance of a network with both fixed nodes and shared parameters is not known; set init")
     target = 1.0 / network.shape[-2]
-    bonds = set(network.bonds)
     deviations: dict[str, float] = {}
     for term in network.terms:
-        paths = network.size_of({label for node in term for label in node.labels} & bonds)
-        for node in term:
-            deviations.setdefault(node.parameter, (target / len(network.terms) / paths) ** (0.5 / len(term)))
-    scale = 1.0 if len(deviations) == len(network.nodes) else _shared_scale(network, deviations, target)
+        paths, learned = paths_with_fixed(network, term), [node for node in term if node.fixed is None]
+        for node in learned:
+            deviations.setdefault(node.parameter, (target / len(network.terms) / paths) ** (0.5 / len(learned)))
+    scale = _shared_scale(network, deviations, target) if network.shares_parameters else 1.0
     for name, deviation in deviations.items():
         tensors[name].normal_(0.0, scale * deviation)
 

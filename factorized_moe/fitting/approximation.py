@@ -183,7 +183,7 @@ class _Job:
         if not self.target.any():
             shapes = network.parameter_shapes.items()
             return Found({name: self.target.new_zeros(shape) for name, shape in shapes}, 0.0, 0, "zeros")
-        scale = self.target.norm() if len(network.parameter_shapes) == len(network.nodes) else self.target.new_ones(())
+        scale = self.target.new_ones(()) if network.shares_parameters else self.target.norm()
         problem, bound = Problem(network, self.target / scale), self.bound(network)
         if self.root is None:
             found = best_of_starts(problem, self.source, rank, self.seed, bound, report, self.starts)
@@ -195,7 +195,7 @@ class _Job:
             weighted = replace(problem, root=self.root.regular)
             plain = best_of_starts(problem, self.source, rank, self.seed, 0.0, report, self.starts)
             found = improve_start(weighted, plain, report)
-        firsts = {term[0].parameter for term in network.terms}
+        firsts = {next(node.parameter for node in term if node.fixed is None) for term in network.terms}
         tensors = {name: tensor * scale if name in firsts else tensor for name, tensor in found.tensors.items()}
         return replace(found, tensors=tensors)
 

@@ -75,7 +75,7 @@ def sweep(problem: Problem, tensors: Tensors, *, greedy: bool = False) -> None:
         tensors: The parameters, changed in place.
         greedy: Whether each term of a sum is fitted to what the terms before it leave, as at a start.
     """
-    network = problem.network
+    network, known = problem.network, problem.complete(tensors)
     values = [problem.term(term, tensors) for term in network.terms]
     if greedy:
         values = [torch.zeros_like(value) for value in values]
@@ -86,7 +86,8 @@ def sweep(problem: Problem, tensors: Tensors, *, greedy: bool = False) -> None:
     for number, term in enumerate(network.terms):
         rest = target - sum((v for k, v in enumerate(values) if k != number), target.new_zeros(()))
         for node in term:
-            tensors[node.parameter] = _solve(rest, network, term, node, tensors)
+            if node.fixed is None:
+                known[node.parameter] = tensors[node.parameter] = _solve(rest, network, term, node, known)
         values[number] = problem.term(term, tensors)
 
 

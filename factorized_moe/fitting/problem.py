@@ -9,12 +9,13 @@ import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
 
 from factorized_moe.contraction.exhaustive import search_order
+from factorized_moe.contraction.fixed import fixed_tensors
 from factorized_moe.contraction.named_axes import contract_named
 from factorized_moe.contraction.search import Operand
 from factorized_moe.network import Node, TensorNetwork
@@ -67,9 +68,18 @@ class Problem:
         """The dense tensor of some parameters, ``(*expert_dims, I, O)``."""
         return self.trim(sum((self.term(term, tensors) for term in self.network.terms), self.target.new_zeros(())))
 
+    @cached_property
+    def _fixed(self) -> Tensors:
+        return {name: values.to(self.target) for name, values in fixed_tensors(self.network).items()}
+
+    def complete(self, tensors: Mapping[str, Tensor]) -> Tensors:
+        """The parameters and, beside them, the tensors of fixed nodes."""
+        return {**self._fixed, **tensors}
+
     def term(self, term: tuple[Node, ...], tensors: Mapping[str, Tensor]) -> Tensor:
         """One term of the sum with an axis for each external label, of size 1 where the term lacks it."""
-        return self.arrange([(tensors[node.parameter], node.labels) for node in term])
+        known = self.complete(tensors)
+        return self.arrange([(known[node.parameter], node.labels) for node in term])
 
     def arrange(self, operands: Sequence[tuple[Tensor, Sequence[str]]], leading: tuple[str, ...] = ()) -> Tensor:
         """A term's operands contracted to ``leading`` labels and then an axis for each external label, as `term`."""
@@ -103,7 +113,7 @@ class Problem:
     @property
     def is_linear(self) -> bool:
         """Whether the residual is linear in each parameter, in the Frobenius norm: what alternating steps need."""
-        return self.root is None and len(self.network.parameter_shapes) == len(self.network.nodes)
+        return self.root is None and not self.network.shares_parameters
 
 
 def contract(operands: Sequence[tuple[Tensor, Sequence[str]]], output: Sequence[str]) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from factorized_moe.contraction import dense_tensor, num_parameters
+from factorized_moe.contraction.fixed import with_fixed
 from factorized_moe.decompositions import Decomposition
 from factorized_moe.decompositions.base import Rank
 from factorized_moe.network import TensorNetwork
@@ -70,7 +71,8 @@ class Fit:
     @property
     def operands(self) -> tuple[Tensor, ...]:
         """The nodes' tensors, in the order of the network's nodes."""
-        return tuple(self.tensors[node.parameter] for node in self.network.nodes)
+        known = with_fixed(self.network, self.tensors)
+        return tuple(known[node.parameter] for node in self.network.nodes)
 
     def to_dense(self) -> Tensor:
         """The tensor that the parameters give, ``(*expert_dims, I, O)``."""
@@ -91,7 +93,8 @@ def measure_errors(
     Returns:
         The error, and a tensor ``(*expert_dims)``.
     """
-    wide = [tensors[node.parameter].to(torch.float64) for node in network.nodes]
+    known = with_fixed(network, {name: tensor.to(torch.float64) for name, tensor in tensors.items()})
+    wide = [known[node.parameter] for node in network.nodes]
     difference = dense_tensor(network, wide) - target
     if root is not None:
         difference, target = root @ difference, root @ target

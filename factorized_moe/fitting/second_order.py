@@ -83,11 +83,12 @@ def _jacobian(problem: Problem, tensors: Tensors) -> Tensor:
     Each node in turn is replaced by all unit tensors at once, along an axis of their own.
     """
     blocks: dict[str, Tensor] = {}
+    known = problem.complete(tensors)
     for term in problem.network.terms:
-        for node in term:
+        for node in [node for node in term if node.fixed is None]:
             tensor = tensors[node.parameter]
             units = torch.eye(tensor.numel(), dtype=tensor.dtype, device=tensor.device).reshape(-1, *tensor.shape)
-            operands = [(tensors[other.parameter], other.labels) for other in term if other is not node]
+            operands = [(known[other.parameter], other.labels) for other in term if other is not node]
             block = problem.arrange([(units, (COLUMN, *node.labels)), *operands], (COLUMN,))
             block = problem.weigh(problem.trim(block)).flatten(1)
             blocks[node.parameter] = blocks[node.parameter] + block if node.parameter in blocks else block

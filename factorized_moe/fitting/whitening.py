@@ -112,9 +112,10 @@ def moment_roots(moment: Tensor) -> InputRoot:
 
 def absorbs_input(network: TensorNetwork) -> bool:
     """Whether a matrix on the input mode can be taken into one node of each term, which nothing else reads."""
-    if len(network.in_labels) > 1 or len(network.parameter_shapes) != len(network.nodes):
+    if len(network.in_labels) > 1 or network.shares_parameters:
         return False
-    return all(sum(network.in_labels[0] in node.labels for node in term) == 1 for term in network.terms)
+    readers = [[node for node in term if network.in_labels[0] in node.labels] for term in network.terms]
+    return all(len(nodes) == 1 and nodes[0].fixed is None for nodes in readers)
 
 
 def divide_input(network: TensorNetwork, tensors: Tensors, inverse: Tensor) -> Tensors:

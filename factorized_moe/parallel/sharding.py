@@ -174,6 +174,8 @@ def _check(path: str, tensor: FactorizedExpertTensor) -> None:
             f"shard: expert tensor {path!r} is a {type(tensor).__name__}; shard it before fully_shard, and only "
             "FactorizedExpertTensor itself"
         )
+    if fixed := [node.name for node in tensor.network.nodes if node.fixed is not None]:
+        raise ValueError(f"shard: nodes {fixed} of expert tensor {path!r} are fixed, which cannot be sharded")
     computed = sorted(tensor.weight.tensors.keys() - tensor.weight._parameters.keys())
     if computed or tensor.weight._forward_hooks:
         given = f"computes {computed} from other parameters" if computed else "has a forward hook, such as dropout"

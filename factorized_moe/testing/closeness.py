@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from factorized_moe.contraction.fixed import fixed_tensors, with_fixed
 from factorized_moe.tensor import FactorizedExpertTensor
 from factorized_moe.testing.oracles import contract_dense, dense_from_nodes
 
@@ -64,7 +65,9 @@ def gradients(y: Tensor, leaves: Sequence[Tensor], cotangent: Tensor) -> tuple[T
 
 def oracle_dense(w: FactorizedExpertTensor, absolute: bool = False) -> Tensor:
     """The dense tensor, `(*expert_dims, I (+1), O)`, through the nodes; of absolute values on demand."""
-    tensors = {name: p.detach().abs() if absolute else p for name, p in w.weight.tensors.items()}
+    tensors = with_fixed(w.network, w.weight.tensors)
+    if absolute:
+        tensors = {name: p.detach().abs() for name, p in tensors.items()}
     return dense_from_nodes(w.network, tensors)
 
 
@@ -75,5 +78,6 @@ def absolute_output(
     tensors = w.weight.tensors
     leaves = [tensor.detach().abs().requires_grad_() for tensor in (x, *coefficients, *tensors.values())]
     modes = len(coefficients)
-    dense = dense_from_nodes(w.network, dict(zip(tensors, leaves[1 + modes :], strict=True)))
+    nodes = {name: values.to(x).abs() for name, values in fixed_tensors(w.network).items()}
+    dense = dense_from_nodes(w.network, nodes | dict(zip(tensors, leaves[1 + modes :], strict=True)))
     return contract_dense(dense, leaves[0], leaves[1 : 1 + modes], w.bias), leaves

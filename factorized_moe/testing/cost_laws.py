@@ -67,7 +67,7 @@ def parameter_count(decomposition: Decomposition, structure: Structure) -> None:
     w = structure.tensor(decomposition)
     stored = sum(tensor.numel() for tensor in w.state_dict().values())
     counted = 0
-    for name in {node.parameter for node in w.network.nodes}:
+    for name in {node.parameter for node in w.network.nodes if node.fixed is None}:
         labels = next(node.labels for node in w.network.nodes if node.parameter == name)
         counted += math.prod(dict(w.network.label_sizes)[label] for label in labels)
     message = f"num_parameters is {w.num_parameters}, the state dict has {stored}, the nodes have {counted}"

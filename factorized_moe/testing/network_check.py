@@ -78,7 +78,8 @@ def check_network(
     """Hold a network to the laws of the conformance suite, with and without a bias.
 
     The laws are about nodes and labels, not about sizes, and some take a call for every number: so every size is
-    reduced to a small one first. A few dozen seconds, most of them for `torch.compile`.
+    reduced to a small one first, but for those of a node whose fixed entries are given. A few dozen seconds, most of
+    them for `torch.compile`.
 
     Args:
         network: The network.
@@ -115,14 +116,19 @@ def check_network(
 
 
 def _reasons_to_skip(network: TensorNetwork) -> dict[str, str]:
-    if len(network.parameter_shapes) == len(network.nodes):
-        return {}
-    reason = "two nodes share a parameter, so the tensor is not linear in it"
-    return dict.fromkeys(("fit_recovers", "initial_variance"), reason)
+    reasons: dict[str, str] = {}
+    if network.shares_parameters:
+        reason = "two nodes share a parameter, so the tensor is not linear in it"
+        reasons |= dict.fromkeys(("fit_recovers", "initial_variance"), reason)
+    if any(isinstance(node.fixed, tuple) for node in network.nodes):
+        reasons["budget_is_kept"] = "a node's fixed entries are given, for one size only"
+    return reasons
 
 
 def _resized(network: TensorNetwork, sizes: Mapping[str, int]) -> TensorNetwork:
-    sized = replace(network, label_sizes=tuple(sizes.items()), in_padding=0)
+    given = {label for node in network.nodes if isinstance(node.fixed, tuple) for label in node.labels}
+    label_sizes = tuple((label, network.sizes[label] if label in given else size) for label, size in sizes.items())
+    sized = replace(network, label_sizes=label_sizes, in_padding=0)
     return replace(sized, in_padding=min(network.in_padding, sized.size_of(sized.in_labels[1:]) - 1))
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from factorized_moe.contraction import ContractionPlan, Request
+from factorized_moe.contraction.fixed import with_fixed
 from factorized_moe.contraction.search import MOVED, Operand, pair_flops, step_cost
 from factorized_moe.network import BATCH, TensorNetwork
 
@@ -24,7 +25,7 @@ def dense_from_nodes(network: TensorNetwork, tensors: Mapping[str, Tensor]) -> T
 
     Args:
         network: The network.
-        tensors: Its parameters by name.
+        tensors: Its parameters by name; of fixed nodes, what they are not to hold themselves.
 
     Returns:
         The dense tensor, `(*expert_dims, I (+1), O)`.
@@ -36,7 +37,7 @@ def dense_from_nodes(network: TensorNetwork, tensors: Mapping[str, Tensor]) -> T
         True
     """
     number = {label: k for k, label in enumerate(network.sizes)}
-    total = None
+    total, tensors = None, with_fixed(network, tensors)
     for term in network.terms:
         present = [x for x in network.external_labels if any(x in node.labels for node in term)]
         arguments = [part for n in term for part in (tensors[n.parameter], [number[x] for x in n.labels])]

@@ -9,6 +9,7 @@ import copy
 from collections.abc import Iterator
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
@@ -49,6 +50,7 @@ def sharded_equals_whole(decomposition: Decomposition, structure: Structure) -> 
     """Cut along any label, the value and all gradients are those of one process, by the collectives predicted.
 
     On two ranks of gloo, in float64, to 1e-10 of the largest entry. Each rank holds as many parameters as predicted.
+    Networks with fixed nodes, which `shard` refuses, are left out.
     """
     for case in sharded_cases(decomposition, structure, RANKS):
         assert not case, case
@@ -72,6 +74,8 @@ def sharded_cases(decomposition: Decomposition, structure: Structure, ranks: int
         bias=structure.bias,
         dtype=torch.float64,
     )
+    if len(whole.network.learned_nodes) < len(whole.network.nodes):
+        pytest.skip("a network with fixed nodes cannot be sharded")
     x = torch.randn(SAMPLES, structure.in_features, dtype=torch.float64, requires_grad=True)
     coefficients = [torch.rand(SAMPLES, n, dtype=torch.float64, requires_grad=True) for n in structure.expert_dims]
     weights = torch.randn(SAMPLES, structure.out_features, dtype=torch.float64)

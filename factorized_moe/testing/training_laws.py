@@ -36,12 +36,15 @@ SAMPLES_PER_PAIR = 12
 def balanced_variance(decomposition: Decomposition, structure: Structure) -> None:
     """Under `"balanced"`, the variance at uniform and at one-hot coefficients is what its docstring says.
 
-    Decompositions that name no such initialisation, or use a parameter twice, are left out.
+    Decompositions that name no such initialisation, use a parameter twice, or fix a node with expert modes are left
+    out.
     """
     w = _fresh(decomposition, structure)
     network = w.network
-    parameters = [node.parameter for node in network.nodes]
-    if "balanced" not in decomposition.initialisations or len(set(parameters)) < len(parameters):
+    fixed = {label for node in network.nodes if node.fixed is not None for label in node.labels}
+    if "balanced" not in decomposition.initialisations or network.shares_parameters:
+        return
+    if fixed & set(network.expert_labels):  # then the gain depends on what they hold
         return
     target = 1.0 / (3.0 * network.shape[-2])
     one_hot = target * sum(map(_gain, network.terms, [network] * len(network.terms))) / len(network.terms)

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from factorized_moe.contraction import dense_request, execute, forward_request, make_plan
+from factorized_moe.contraction.fixed import with_fixed
 from factorized_moe.decompositions import Decomposition
 from factorized_moe.network import Node
 from factorized_moe.tensor import FactorizedExpertTensor
@@ -201,13 +202,13 @@ def node_order_is_free(decomposition: Decomposition, structure: Structure) -> No
     """The order of the nodes, and of each node's labels, changes memory and plan but not the function."""
     w, (x, coefficients) = structure.tensor(decomposition), structure.arguments()
     source = random.Random(structure.seed)
-    terms, operands = [], []
+    terms, operands, known = [], [], with_fixed(w.network, w.weight.tensors)
     for term in w.network.terms:
         nodes = []
         for node in source.sample(term, len(term)):
             axes = source.sample(range(len(node.labels)), len(node.labels))
             nodes.append(Node(node.name, tuple(node.labels[axis] for axis in axes)))
-            operands.append(w.weight.tensors[node.parameter].permute(axes).contiguous())
+            operands.append(known[node.parameter].permute(axes).contiguous())
         terms.append(tuple(nodes))
     network = replace(w.network, terms=tuple(terms))
     rows = [tensor.reshape(-1, tensor.shape[-1]) for tensor in (x, *coefficients)]

@@ -18,7 +18,14 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.parallel import parallelize_module
 
-from factorized_moe import FactorizedExpertTensor, GatedMuMoEBlock, MuMoE, MuMoEBlock, available_decompositions
+from factorized_moe import (
+    FactorizedExpertTensor,
+    GatedMuMoEBlock,
+    MuMoE,
+    MuMoEBlock,
+    TensorNetwork,
+    available_decompositions,
+)
 from factorized_moe.decompositions import get_decomposition
 from factorized_moe.interpret import Ablate, counterfactuals, intervene, record
 from factorized_moe.parallel import Machine, ShardExperts, shard
@@ -398,6 +405,11 @@ def test_refusals() -> None:
         tensor_dropout(dropped.first.weight, 0.5)
         with pytest.raises(ValueError, match="'first' has a forward hook, such as dropout; take that away"):
             shard(dropped, one)
+        masked = FactorizedExpertTensor(network=TensorNetwork.parse("mask(1 0): a, in a out; in=4 out=5 a=2"))
+        with pytest.raises(
+            ValueError, match=r"nodes \['mask'\] of expert tensor '' are fixed, which cannot be sharded"
+        ):
+            shard(masked, one)
 
     on_ranks(1, work)
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from factorized_moe.contraction import dense_tensor
+from factorized_moe.contraction.fixed import with_fixed
 from factorized_moe.network import Node, TensorNetwork
 
 __all__ = ["Part", "full_carrier", "mean_matrix", "read_parts", "single_terms", "without_experts"]
@@ -73,10 +74,10 @@ def mean_matrix(network: TensorNetwork, tensors: Mapping[str, Tensor]) -> Tensor
         network: The network.
         tensors: Its parameters by name.
     """
-    means = []
+    means, known = [], with_fixed(network, tensors)
     for node in network.nodes:
         axes = [axis for axis, label in enumerate(node.labels) if label in network.expert_labels]
-        tensor = tensors[node.parameter].double()
+        tensor = known[node.parameter].double()
         means.append(tensor.mean(axes) if axes else tensor)
     return dense_tensor(without_experts(network), means)
 

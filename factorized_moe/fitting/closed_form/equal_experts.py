@@ -47,7 +47,7 @@ def equal_experts(
         The parameters by name, float64, on the matrix's device.
 
     Raises:
-        ValueError: If two nodes share a parameter, or the network cannot use a covariance.
+        ValueError: If two nodes share a parameter, a node is fixed, or the network cannot use a covariance.
 
     Examples:
         >>> from factorized_moe.decompositions import get_decomposition
@@ -56,7 +56,11 @@ def equal_experts(
         >>> torch.allclose(mean_matrix(network, equal_experts(matrix, network)), matrix.double())
         True
     """
-    if len(network.parameter_shapes) != len(network.nodes):
+    if fixed := [node.name for node in network.nodes if node.fixed is not None]:
+        raise ValueError(
+            f"nodes {fixed} are fixed, so experts cannot be set from a matrix; fit the dense tensor instead"
+        )
+    if network.shares_parameters:
         raise ValueError("two nodes share a parameter, so experts cannot be set from a matrix; give each node its own")
     matrix = matrix.detach().double()
     tensors: dict[str, Tensor] = {}

@@ -303,9 +303,9 @@ def _rows(tensor: FactorizedExpertTensor, mode: int) -> Tensor:
     """What the parameters hold of each expert of a mode, ``(N, features)``, each node's part of unit mean square."""
     label = tensor.network.expert_labels[mode]
     parts = []
-    for node in tensor.network.nodes:
+    for node, operand in zip(tensor.network.nodes, tensor.weight.operands, strict=True):
         if label in node.labels:
-            entries = whole(tensor.weight.tensors[node.parameter]).detach().float()
+            entries = whole(operand).detach().float()
             rows = entries.movedim(node.labels.index(label), 0).flatten(1)
             parts.append(rows / rows.square().mean().sqrt().clamp(min=torch.finfo(torch.float32).tiny))
     return torch.cat(parts, dim=1)

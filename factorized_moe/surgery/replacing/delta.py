@@ -68,6 +68,7 @@ def set_to_zero(experts: FactorizedExpertTensor) -> None:
     network = experts.network
     for term in network.terms:
         alone = [node for node in term if sum(node.parameter == other.parameter for other in network.nodes) == 1]
+        alone = [node for node in alone if node.fixed is None]
         if not alone:
             raise ValueError("all nodes of a term share their parameters, so it cannot start at zero")
         holds_output = [node for node in alone if set(network.out_labels) & set(node.labels)]
