@@ -348,7 +348,8 @@ class _Run:
             self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
         except (RuntimeError, ValueError) as error:
             raise ValueError(f"{path}: of a run with other replacements: {' '.join(str(error).split())}") from error
-        self.step, self.batches, self.losses = values["step"], values["batches"], values["losses"]
+        self.step, self.batches = values["step"], values["batches"]
+        self.losses = {name: [float(loss) for loss in losses] for name, losses in values["losses"].items()}
         return tensors["random_state"]
 
 
