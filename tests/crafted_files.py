@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from crafted_changes import changed
 from PIL import Image
 from safetensors.torch import load as load_tensors
 from safetensors.torch import load_file, save
@@ -49,6 +48,7 @@ from factorized_moe.surgery import (
 )
 from factorized_moe.surgery import save as save_model
 from factorized_moe.surgery.saving.folder import digest
+from tests.crafted_changes import changed
 
 Content = dict[str, bytes]
 """The files of a folder by their names in it."""

@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from malformed_values import WRONG, shown
 from torch import nn
 
 from factorized_moe import (
@@ -66,6 +65,7 @@ from factorized_moe.surgery import (
     save_pretrained,
     upcycle,
 )
+from tests.malformed_values import WRONG, shown
 
 Call = tuple[Callable[..., object], dict[str, Any], dict[str, str]]
 
