@@ -20,8 +20,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
-import crafted_files  # noqa: E402
-import malformed_arguments  # noqa: E402
+from tests import crafted_files, malformed_arguments  # noqa: E402
 
 ROOM = 512 * 2**20
 DOCUMENTED = (ValueError, TypeError, OSError, ModuleNotFoundError, FloatingPointError)

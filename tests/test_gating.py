@@ -420,3 +420,11 @@ def test_sizes_take_any_integer_type() -> None:
     assert gate.expert_dims == (8, 4)
     assert all(type(size) is int for size in (gate.in_features, *gate.expert_dims))
     assert ExpertGate(6, torch.Size([8, 4])).expert_dims == (8, 4)
+
+
+@pytest.mark.parametrize(
+    ("temperature", "error"), [(0.0, ValueError), (math.inf, ValueError), (True, TypeError), ("hot", TypeError)]
+)
+def test_refused_temperature(temperature: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match="temperature is a"):
+        ExpertGate(6, [8], temperature=temperature)

@@ -39,9 +39,6 @@ BOUND = 1.25
 
 LATER = 1.05
 """The next plan runs from where the one before costs so many times as much.
-
-Where both cost the same by the planner's account the clock may prefer either: Tucker's forward pass with two expert
-modes is faster with its first plan up to 128 samples.
 """
 
 SEARCHES = 8

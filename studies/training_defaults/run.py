@@ -41,6 +41,8 @@ NAME = "training-defaults"
 WATCHED = (1, 5, 50)
 """Steps at which the use of experts is measured, beside the last."""
 WATCHED_SAMPLES = 64
+KEPT = ("mode", "in_use", "perplexity", "mutual_information")
+"""What a run's line holds of each mode; a layer's modes follow one another."""
 
 
 def run(settings: Mapping[str, Any], stage: Stage) -> dict[str, Any]:
@@ -78,11 +80,11 @@ def _usage(model: nn.Module, x: Tensor) -> list[dict[str, Any]]:
     with watch_usage(model) as watcher, torch.no_grad():
         model(x)
     model.load_state_dict(state)  # running averages as they were
-    return [{key: _rounded(value) for key, value in mode.to_record().items()} for mode in watcher.usage]
+    return [{key: _rounded(mode.to_record()[key]) for key in KEPT} for mode in watcher.usage]
 
 
 def _rounded(value: Any) -> Any:
-    return round(value, 4) if isinstance(value, float) else value
+    return round(value, 3) if isinstance(value, float) else value
 
 
 @torch.no_grad()

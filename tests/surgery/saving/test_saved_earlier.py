@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from factorized_moe.surgery import MuMoEConfig, from_pretrained, load
+from factorized_moe import MuMoE
+from factorized_moe.surgery import MuMoEConfig, from_pretrained, load, save_pretrained
 
 SAVED = Path(__file__).parents[2] / "data" / "saved"
 OUTPUTS = load_file(SAVED / "outputs.safetensors")
@@ -54,3 +55,13 @@ def test_configs_before_the_temperature_had_none() -> None:
     second = '{"version": 2, "expert_dims": [3], "rank": 2}'
     assert MuMoEConfig.from_json(second) == MuMoEConfig((3,), rank=2, gate_temperature=1.0)
     assert MuMoEConfig.from_json(second.replace("2,", "3,", 1)) == MuMoEConfig((3,), rank=2)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 1.5, 2.0])
+def test_a_temperature_is_saved(tmp_path: Path, temperature: float) -> None:
+    layer = MuMoE(5, 4, [3], rank=2, gate_temperature=temperature)
+    nn.init.normal_(layer.gate.projection.weight)
+    save_pretrained(layer.eval(), tmp_path / "layer")
+    again = from_pretrained(tmp_path / "layer").eval()
+    assert again.gate.temperature == temperature
+    torch.testing.assert_close(again(OUTPUTS["x"]), layer(OUTPUTS["x"]))
