@@ -170,14 +170,14 @@ def _newton_15(s: Tensor) -> Tensor:
     that is small enough is the last one, and few inputs need all the steps to which they are bounded.
     """
     width, eps = s.shape[-1], torch.finfo(s.dtype).eps
-    few, enough = _newton_steps(width, 1.5, s.dtype), math.sqrt(eps / width)
-    for number in range(few):
+    most, enough = _newton_steps(width, 1.5, s.dtype), math.sqrt(eps / width)
+    for number in range(most):
         norm = _norm(s)
         step = norm.square().sub_(norm).relu_().div_(s.sum(-1, keepdim=True))  # (*batch, 1)
         # The step is shortened by more than the rounding error of the sums: one too long cannot be taken back, as a
         # step to the left would lift experts from exactly zero.
         s.sub_(step, alpha=1 - math.sqrt(eps) / 4).relu_()
-        if 1 < number < few - 1 and _is_below(step, enough):
+        if 1 < number < most - 1 and _is_below(step, enough):
             break
     return s
 
@@ -202,16 +202,20 @@ def _from_few(logits: Tensor) -> Tensor:
         step = norm.square().sub_(norm).relu_().div_(some.sum(-1, keepdim=True))
         some.sub_(step).relu_()
         tau.add_(step, alpha=0.999)  # by more than the rounding errors less than the solution
-    return (logits - largest).mul_(0.5).sub_(tau).relu_()
+    s: Tensor = (logits - largest).mul_(0.5).sub_(tau).relu_()
+    return s
 
 
 def _is_below(values: Tensor, bound: float) -> bool:
     """Whether all of them are, where asking costs little; ``False`` elsewhere."""
-    if values.device.type != "cpu" or torch.compiler.is_compiling():
-        return False  # an accelerator would have to be waited for, and a graph cannot depend on values
+    if values.device.type != "cpu":  # one would wait for an accelerator
+        return False
+    tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]  # torch leaves it untyped
+    if tracing or torch.compiler.is_compiling():  # a graph would keep the answer for other values
+        return False
     try:
         return bool(values.amax() < bound)
-    except RuntimeError:  # torch.func.vmap, as a graph
+    except RuntimeError:  # of torch.func.vmap
         return False
 
 
@@ -219,11 +223,13 @@ def _norm(s: Tensor) -> Tensor:
     """The norm of each row, ``(*batch, 1)``; torch's own adds up in few sums, so its error grows with the width."""
     width = s.shape[-1]
     if width <= _EXACT:
-        return torch.linalg.vector_norm(s, dim=-1, keepdim=True)
-    if width % _EXACT == 0 and not torch.compiler.is_compiling():
+        norm: Tensor = torch.linalg.vector_norm(s, dim=-1, keepdim=True)
+    elif width % _EXACT == 0 and not torch.compiler.is_compiling():
         parts = torch.linalg.vector_norm(s.unflatten(-1, (-1, _EXACT)), dim=-1)
-        return torch.linalg.vector_norm(parts, dim=-1, keepdim=True)
-    return s.square().sum(-1, keepdim=True).sqrt_()
+        norm = torch.linalg.vector_norm(parts, dim=-1, keepdim=True)
+    else:
+        norm = s.square().sum(-1, keepdim=True).sqrt_()
+    return norm
 
 
 def _newton_steps(width: int, alpha: float, dtype: torch.dtype) -> int:

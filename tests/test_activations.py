@@ -5,6 +5,7 @@ import math
 import pickle
 import re
 import shutil
+import warnings
 from collections.abc import Callable
 from dataclasses import FrozenInstanceError
 from typing import Any
@@ -158,6 +159,27 @@ def test_entmax15_finishes_on_the_slowest_rows_found(width: int, dtype: torch.dt
 def test_a_row_wider_than_the_fast_norm_is_exact() -> None:
     x = ladders(20_000).float()
     assert (entmax15(x).double().sum(-1) - 1).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("width", [511, 512, 1000, 1024, 4096, 5000])
+@pytest.mark.parametrize("scale", [0.0, 0.02, 0.5, 3.0, 50.0])
+def test_wide_rows_stop_early_at_the_solution(width: int, scale: float) -> None:
+    torch.manual_seed(width)
+    x = scale * torch.randn(40, width) + 1e3 * torch.randn(40, 1)  # rows far from zero too
+    expected = entmax.entmax15(x.double(), dim=-1)
+    torch.testing.assert_close(entmax15(x), expected.float(), rtol=0, atol=1e-6)
+
+
+def test_one_hard_row_holds_back_the_others() -> None:
+    """All rows go on until the last one is at its solution, and what is traced never stops early for what it saw."""
+    easy = torch.zeros(len(ladders(600)), 600)
+    hard = ladders(600).float()
+    expected = entmax15(hard.double()).float()
+    torch.testing.assert_close(entmax15(torch.cat((easy, hard)))[len(easy) :], expected, rtol=0, atol=1e-6)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's, that tracing is deprecated
+        traced = torch.jit.trace(entmax15, (easy,))
+    torch.testing.assert_close(traced(hard), expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
