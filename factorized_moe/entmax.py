@@ -210,8 +210,7 @@ def _is_below(values: Tensor, bound: float) -> bool:
     """Whether all of them are, where asking costs little; ``False`` elsewhere."""
     if values.device.type != "cpu":  # one would wait for an accelerator
         return False
-    tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]  # torch leaves it untyped
-    if tracing or torch.compiler.is_compiling():  # a graph would keep the answer for other values
+    if torch.compiler.is_compiling():  # a graph would keep the answer for other values
         return False
     try:
         return bool(values.amax() < bound)
