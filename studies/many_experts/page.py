@@ -60,8 +60,8 @@ def page(runs: Sequence[Mapping[str, Any]]) -> str:
         "Larger models, longer training, three or more expert modes. A rank of 16 is a quarter of these models'",
         "features; of 768 features it would be a much smaller share.",
         "",
-        f"Command: `python -m studies many_experts`; the {len(runs)} runs of this page took {seconds / 60:.0f} minutes,",
-        "one thread each. A stopped command goes on where it was. Runs: [many-experts.jsonl](many-experts.jsonl).",
+        f"Command: `python -m studies many_experts`; the {len(runs)} runs of this page took {seconds / 60:.0f}",
+        "minutes, one thread each. A stopped command goes on where it was. Runs: [many-experts.jsonl](many-experts.jsonl).",
         "",
     ]
     return "\n".join(lines)
@@ -106,7 +106,7 @@ def _table(found: Cells, problem: str) -> list[str]:
     lines = [
         f"## {TITLES[problem]}",
         "",
-        "| contender | experts | loss | less dense | accuracy | experts in use | parameters of an MLP | learning rate |",
+        "| contender | experts | loss | less dense | accuracy | in use | parameters of an MLP | learning rate |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, dims in cells():

@@ -50,7 +50,7 @@ def run(settings: Mapping[str, Any], sizes: Mapping[str, Size]) -> dict[str, Any
     mlp = sum(p.numel() for p in problem.model.blocks[0].mlp.parameters())
     usage = []
     if settings["contender"] not in (DENSE, PRODUCT_KEYS):
-        usage = [[mode.in_use, mode.num_experts] for mode in measure_usage(problem.model, [(x[:WATCHED_SAMPLES],)])]
+        usage = [[mode.num_in_use, mode.num_experts] for mode in measure_usage(problem.model, x[:WATCHED_SAMPLES])]
     return {"loss": loss, "accuracy": accuracy, "mlp_parameters": mlp, "in_use": usage}
 
 
