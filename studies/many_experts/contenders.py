@@ -25,7 +25,7 @@ CONTENDERS: dict[str, tuple[str, int | None]] = {
 
 EXPERT_DIMS = ((32, 32), (64, 64))
 PROBLEM_SIZES = {"gpt": Size(64, 2, 400, 16), "mixer": Size(64, 2, 400, 64)}
-QUICK_SIZES = {"gpt": Size(16, 1, 3, 4, 8), "mixer": Size(16, 1, 3, 4)}
+QUICK_SIZES = {"gpt": Size(32, 1, 3, 4, 8), "mixer": Size(32, 1, 3, 4)}
 """Seconds, for tests: their figures say nothing."""
 
 

@@ -61,7 +61,8 @@ def page(runs: Sequence[Mapping[str, Any]]) -> str:
         "features; of 768 features it would be a much smaller share.",
         "",
         f"Command: `python -m studies many_experts`; the {len(runs)} runs of this page took {seconds / 60:.0f}",
-        "minutes, one thread each. A stopped command goes on where it was. Runs: [many-experts.jsonl](many-experts.jsonl).",
+        "minutes, one thread each. A stopped command goes on where it was.",
+        "Runs: [many-experts.jsonl](many-experts.jsonl).",
         "",
     ]
     return "\n".join(lines)
