@@ -11,14 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from factorized_moe._scalars import is_whole
 from factorized_moe._validation import (
     check_alone,
     check_call,
+    check_called_alone,
     check_dense,
     check_device,
     check_dtype,
     check_expert_dims,
+    check_expert_indices,
     check_flag,
     check_network,
     check_place,
@@ -139,6 +140,11 @@ class FactorizedExpertTensor(nn.Module):
         self._plan, self._plans = plans.plans[0], plans if plans.starts else None
         self.reset_parameters()
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "weight":  # PEFT and others put wrappers in its place
+            check_called_alone("a FactorizedExpertTensor's weight", value)
+        super().__setattr__(name, value)
+
     def reset_parameters(self) -> None:
         """Fill the parameters anew. Call it after ``to_empty`` when the tensor was made on the meta device.
 
@@ -200,18 +206,8 @@ class FactorizedExpertTensor(nn.Module):
             TypeError: If an index is not an int or ``None``.
             ValueError: If there are too many indices or one is out of range.
         """
-        if len(indices) > len(self.expert_dims):
-            raise ValueError(f"{len(indices)} indices for {len(self.expert_dims)} expert modes {self.expert_dims}")
-        fixed: dict[str, int] = {}
-        for mode, index in enumerate(indices):
-            if index is None:
-                continue
-            if not is_whole(index):
-                raise TypeError(f"index of expert mode {mode} is an int or None, got {index!r}")
-            size = self.expert_dims[mode]
-            if not -size <= index < size:
-                raise ValueError(f"index {index} of expert mode {mode} is out of range for its {size} experts")
-            fixed[self.network.expert_labels[mode]] = int(index) % size
+        chosen = check_expert_indices(indices, self.expert_dims)
+        fixed = {self.network.expert_labels[mode]: index for mode, index in chosen.items()}
         return dense_tensor(self.network, self.weight().operands, fixed)
 
     def plan(
