@@ -16,6 +16,7 @@ from factorized_moe._validation import (
     check_countable,
     check_dtype,
     check_expert_dims,
+    check_flag,
     check_place,
     check_size,
     check_temperature,
@@ -49,6 +50,9 @@ class ExpertGate(nn.Module):
         temperature: What the normalised logits are divided by: above 1, an input is shared by more experts. The source
             has none, which is 1. With the batch norm and entmax, 2 was as good in small models or better, by the same
             command; with ``norm=None`` and other activations it was not tried.
+        logit_bias: Whether each expert's logit has a bias, which starts at zero.
+        zero_start: Whether the weight starts at zero; if not, as ``nn.Linear``'s, for activations that have no gradient
+            at zero logits.
         device: Where the parameters are.
         dtype: The type of the weight. Running averages are float32 if it is a half-precision type.
 
@@ -79,6 +83,8 @@ class ExpertGate(nn.Module):
         norm: str | None = "batch",
         *,
         temperature: float = 2.0,
+        logit_bias: bool = False,
+        zero_start: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -92,6 +98,8 @@ class ExpertGate(nn.Module):
             raise ValueError(
                 f"norm: expected 'batch', 'layer' or None, but got {norm!r}; pass None to leave the logits as they are"
             )
+        check_flag("logit_bias", logit_bias)
+        check_flag("zero_start", zero_start)
         self.norm = norm
         self.temperature = check_temperature(temperature)
         self.projection = None
@@ -99,18 +107,21 @@ class ExpertGate(nn.Module):
         if self.expert_dims:
             total = sum(self.expert_dims)
             check_countable("the gate's weight", (total, self.in_features))
-            self.projection = _Projection(self.in_features, total, bias=False, device=device, dtype=dtype)
+            self.projection = _Projection(self.in_features, total, bias=logit_bias, device=device, dtype=dtype)
+            if not zero_start:
+                self.projection.zero_start = False
+                self.projection.reset_parameters()
             if norm == "batch":
                 wide = torch.promote_types(self.projection.weight.dtype, torch.float32)
                 self.batch_norm = GateBatchNorm(total, affine=False, device=device, dtype=wide)
 
     @property
     def num_parameters(self) -> int:
-        """The number of parameters, ``I * sum of N_k``."""
-        return 0 if self.projection is None else self.projection.weight.numel()
+        """The number of parameters, ``I * sum of N_k``, and one more for each expert with a bias."""
+        return 0 if self.projection is None else sum(p.numel() for p in self.projection.parameters())
 
     def reset_parameters(self) -> None:
-        """Set the weight to zero and the running averages to their start, as after construction."""
+        """Set the weight to its start, zero by default, and the running averages to theirs, as after construction."""
         if self.projection is not None:
             self.projection.reset_parameters()
         if self.batch_norm is not None:
@@ -167,9 +178,10 @@ class ExpertGate(nn.Module):
 
     def extra_repr(self) -> str:
         """The constructor's arguments, in the module's ``repr``."""
+        biased = self.projection is not None and self.projection.bias is not None
         return (
             f"in_features={self.in_features}, expert_dims={self.expert_dims}, activation={self._activation_name}, "
-            f"norm={self.norm!r}, temperature={self.temperature:g}"
+            f"norm={self.norm!r}, temperature={self.temperature:g}{', logit_bias=True' if biased else ''}"
         )
 
     def _projected(self, x: Tensor) -> Tensor | None:
@@ -247,11 +259,15 @@ class ExpertGate(nn.Module):
 class _Projection(nn.Linear):
     """A linear map that starts at zero, also where a framework resets every module on its own (FSDP, meta device)."""
 
+    zero_start = True
+
     def reset_parameters(self) -> None:
-        nn.init.zeros_(self.weight)
+        super().reset_parameters() if not self.zero_start else nn.init.zeros_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # torch's name
-        """``input @ weight.T``; of float16 in float32, whose sums are not cut off at 65,504."""
+        """``input @ weight.T + bias``; of float16 in float32, whose sums are not cut off at 65,504."""
         if self.weight.dtype == torch.float16 and not torch.is_autocast_enabled(input.device.type):
-            return F.linear(input.float(), self.weight.float())
+            return F.linear(input.float(), self.weight.float(), None if self.bias is None else self.bias.float())
         return super().forward(input)
