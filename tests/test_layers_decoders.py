@@ -211,6 +211,11 @@ REFUSED = {
     "gated": ({"gated": 1}, TypeError, "gated"),
     "skip": ({"skip": "yes"}, TypeError, "skip"),
     "size": ({"in_features": 0}, ValueError, "in_features"),
+    "a gate with a rank": (
+        {"gate": ExpertGate(6, [8]), "gate_rank": 2},
+        ValueError,
+        "gate_rank=2 is for a gate that is made",
+    ),
     "activation": ({"activation": nn.GELU}, TypeError, "activation is a module or a function of a tensor"),
 }
 

@@ -75,6 +75,7 @@ class MixtureOfDecodersBlock(ExpertLayer):
         gate: As for `ExpertLayer`; given as an activation, the gate's logits have a bias.
         gate_norm: As for `ExpertLayer`.
         gate_temperature: As for `ExpertLayer`.
+        gate_rank: As for `ExpertLayer`.
         input_norm: As for `ExpertLayer`, of the encoder's input.
         init: As for `FactorizedExpertTensor`; by default the decoders start at zero, by `zero_decoder`.
         checkpoint: As for `FactorizedExpertTensor`.
@@ -121,6 +122,7 @@ class MixtureOfDecodersBlock(ExpertLayer):
         gate: str | Callable[[Tensor], Tensor] | nn.Module = LARGEST,
         gate_norm: str | None = None,
         gate_temperature: float = 1.0,
+        gate_rank: int | None = None,
         input_norm: bool = False,
         init: str | Initialisation | None = None,
         checkpoint: bool = False,
@@ -135,8 +137,11 @@ class MixtureOfDecodersBlock(ExpertLayer):
             check_flag(name, flag)
         place: dict[str, Any] = {"device": device, "dtype": dtype}
         if not isinstance(gate, nn.Module):
-            options: dict[str, Any] = {"temperature": gate_temperature, "logit_bias": True, "zero_start": False}
-            gate = ExpertGate(inputs, expert_dims, gate, gate_norm, **options, **place)
+            options: dict[str, Any] = {"temperature": gate_temperature, "rank": gate_rank}
+            gate = ExpertGate(
+                inputs, expert_dims, gate, gate_norm, logit_bias=True, zero_start=False, **options, **place
+            )
+            gate_rank = None
         super().__init__(
             {"experts": (hidden_features, out_features)},
             expert_dims,
@@ -145,6 +150,7 @@ class MixtureOfDecodersBlock(ExpertLayer):
             in_features=inputs,
             bias=bias,
             gate=gate,
+            gate_rank=gate_rank,
             input_norm=input_norm,
             init=zero_decoder if init is None else init,
             checkpoint=checkpoint,
