@@ -2,6 +2,7 @@
 
 from factorized_moe.surgery.config import MuMoEConfig
 from factorized_moe.surgery.distillation.capturing import Call, capture, output_error
+from factorized_moe.surgery.distillation.covariances import ExpertCovariances, collect_covariances
 from factorized_moe.surgery.distillation.distilling import DistillationSettings, DistillationStep, distill
 from factorized_moe.surgery.factorizing import ExpertsReport, FactorizedExperts, factorize_experts
 from factorized_moe.surgery.replacing.delta import MuMoEDelta
@@ -17,6 +18,7 @@ __all__ = [
     "Call",
     "DistillationSettings",
     "DistillationStep",
+    "ExpertCovariances",
     "ExpertsReport",
     "FactorizedExperts",
     "MLPLayout",
@@ -26,6 +28,7 @@ __all__ = [
     "ReplacementReport",
     "Upcycled",
     "capture",
+    "collect_covariances",
     "distill",
     "factorize_experts",
     "from_pretrained",

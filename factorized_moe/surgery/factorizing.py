@@ -14,8 +14,9 @@ Source of the layout: transformers 5, whose blocks hold all experts in ``gate_up
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,7 @@ from factorized_moe.decompositions import Decomposition
 from factorized_moe.decompositions.base import RankLike
 from factorized_moe.tensor import FactorizedExpertTensor
 
-__all__ = ["ExpertsReport", "FactorizedExperts", "factorize_experts"]
+__all__ = ["ExpertsReport", "FactorizedExperts", "factorize_experts", "find_experts", "gated", "read_experts"]
 
 PROBE_TOKENS = 8
 PROBE_GATES = (1.0, 30.0)
@@ -128,6 +129,8 @@ class FactorizedExperts(nn.Module):
         rank: RankLike | None = None,
         *,
         down_rank: RankLike | None = None,
+        input_covariance: Tensor | Mapping[str, Tensor] | None = None,
+        output_covariance: Tensor | Mapping[str, Tensor] | None = None,
     ) -> FactorizedExperts:
         """Fit both tensors to the experts of a trained block, which stay as they are.
 
@@ -140,16 +143,25 @@ class FactorizedExperts(nn.Module):
             decomposition: A registered name or an instance.
             rank: As for `FactorizedExpertTensor`, of the first projections, ``(N, H, 2F)``.
             down_rank: Of the second projections, ``(N, F, H)``, where it differs.
+            input_covariance: Second moments of inputs, as for `factorized_moe.fitting.fit`, so that errors of outputs
+                are minimised and not of weights: ``{"gate_up": (H, H), "down": (F, F)}`` or one of them; a tensor is
+                that of the block's input, of ``"gate_up"``. `collect_covariances` gives both.
+            output_covariance: The same of gradients at outputs, ``{"gate_up": (2F, 2F), "down": (H, H)}``; a tensor is
+                that of the block's output, of ``"down"``.
 
         Raises:
-            TypeError: If the module has no such parameters.
-            ValueError: If it computes something else from them, or a rank is out of range.
+            TypeError: If the module has no such parameters, or a covariance is neither a tensor nor a mapping.
+            ValueError: If it computes something else from them, a rank is out of range, or a covariance does not fit.
         """
-        gate_up, down, activation = _read_experts(experts)
+        gate_up, down, activation = read_experts(experts)
         _check_formula(experts, gate_up, down, activation)
-        fit = FactorizedExpertTensor.from_dense
-        first = fit(gate_up, decomposition, rank)
-        second = fit(down, decomposition, rank if down_rank is None else down_rank)
+        inputs = _by_projection("input_covariance", input_covariance, "gate_up")
+        outputs = _by_projection("output_covariance", output_covariance, "down")
+        fits = []
+        for name, dense, own in (("gate_up", gate_up, rank), ("down", down, rank if down_rank is None else down_rank)):
+            moments: dict[str, Any] = {"input_covariance": inputs.get(name), "output_covariance": outputs.get(name)}
+            fits.append(FactorizedExpertTensor.from_dense(dense, decomposition, own, **moments))
+        first, second = fits
         return cls(first, second, activation).train(experts.training)
 
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
@@ -178,7 +190,7 @@ class FactorizedExperts(nn.Module):
         numbers = torch.arange(self.gate_up.expert_dims[0], device=top_k_index.device)
         chosen = (top_k_index.reshape(-1, 1) == numbers).to(hidden_states.dtype)  # (T * K, N)
         pairs = hidden_states.repeat_interleave(choices, dim=0)  # (T * K, H)
-        outputs: Tensor = self.down(_gated(self.gate_up(pairs, [chosen]), self.activation), [chosen])  # (T * K, H)
+        outputs: Tensor = self.down(gated(self.gate_up(pairs, [chosen]), self.activation), [chosen])  # (T * K, H)
         mixed: Tensor = (outputs.reshape(tokens, choices, self.down.out_features) * top_k_weights.unsqueeze(-1)).sum(
             dim=1
         )
@@ -195,7 +207,7 @@ class FactorizedExperts(nn.Module):
             TypeError: If the module has no such parameters.
             ValueError: If its shapes are others.
         """
-        gate_up, down, _ = _read_experts(experts)
+        gate_up, down, _ = read_experts(experts)
         parameters = self.gate_up.num_parameters + self.down.num_parameters
         return ExpertsReport(
             parameters,
@@ -214,6 +226,8 @@ def factorize_experts(
     *,
     down_rank: RankLike | None = None,
     names: Sequence[str] | None = None,
+    input_covariance: Mapping[str, Any] | None = None,
+    output_covariance: Mapping[str, Any] | None = None,
 ) -> dict[str, ExpertsReport]:
     """Replace the experts of a model's sparse blocks by factorised ones, in place. Routers stay as they are.
 
@@ -225,13 +239,16 @@ def factorize_experts(
         rank: As for `FactorizedExperts.from_experts`.
         down_rank: As for `FactorizedExperts.from_experts`.
         names: The modules to replace; all experts by default.
+        input_covariance: For each module, by name, as for `FactorizedExperts.from_experts`: what
+            `collect_covariances` gives as ``inputs``.
+        output_covariance: The same of the outputs.
 
     Returns:
         For each module replaced, by name, what its experts cost and how far they are from the original's.
 
     Raises:
         ValueError: If the model has no such experts, none of a name that is given, or ones that compute something
-            else.
+            else; or if covariances are given for none of some experts, or for modules that are not replaced.
 
     Examples:
         >>> from transformers import MixtralConfig, MixtralModel
@@ -242,6 +259,25 @@ def factorize_experts(
         >>> [(name, report.share <= 0.5) for name, report in reports.items()]
         [('layers.0.mlp.experts', True)]
     """
+    chosen = find_experts(model, names)
+    moments = {"input_covariance": input_covariance, "output_covariance": output_covariance}
+    for what, given in moments.items():
+        if given is not None and given.keys() != chosen.keys():
+            raise ValueError(f"{what} is for the modules {sorted(given)}, replaced are {sorted(chosen)}; give the same")
+    fitted: dict[nn.Module, FactorizedExperts] = {}
+    for name, experts in chosen.items():
+        if experts not in fitted:
+            own = {what: given[name] for what, given in moments.items() if given is not None}
+            made = FactorizedExperts.from_experts(experts, decomposition, rank, down_rank=down_rank, **own)
+            fitted[experts] = made
+    reports = {name: fitted[experts].compare(experts) for name, experts in chosen.items()}
+    for name, experts in chosen.items():
+        model.set_submodule(name, fitted[experts])
+    return reports
+
+
+def find_experts(model: nn.Module, names: Sequence[str] | None) -> dict[str, nn.Module]:
+    """The modules of fused experts in a model, all or those of some names; a ValueError if there are none."""
     modules = model.named_modules(remove_duplicate=False)  # a block may be in the model more than once
     found = {name: module for name, module in modules if _fused_parameters(module) is not None}
     if not found:
@@ -252,15 +288,17 @@ def factorize_experts(
     for name in names or ():
         if name not in found:
             raise ValueError(f"{name!r} is not the name of experts in the model; it has {list(found)}")
-    chosen = {name: found[name] for name in (found if names is None else names)}
-    fitted = {
-        experts: FactorizedExperts.from_experts(experts, decomposition, rank, down_rank=down_rank)
-        for experts in dict.fromkeys(chosen.values())
-    }
-    reports = {name: fitted[experts].compare(experts) for name, experts in chosen.items()}
-    for name, experts in chosen.items():
-        model.set_submodule(name, fitted[experts])
-    return reports
+    return {name: found[name] for name in (found if names is None else names)}
+
+
+def _by_projection(what: str, given: Tensor | Mapping[str, Tensor] | None, alone: str) -> Mapping[str, Tensor]:
+    if given is None or isinstance(given, Tensor):
+        return {} if given is None else {alone: given}
+    if not isinstance(given, Mapping):
+        raise TypeError(f"{what} is a tensor or a mapping of 'gate_up' and 'down' to tensors, got {given!r}")
+    if not given.keys() <= {"gate_up", "down"}:
+        raise ValueError(f"{what} is of 'gate_up' and 'down', got {sorted(given)}")
+    return given
 
 
 def _fused_parameters(module: nn.Module) -> tuple[Tensor, Tensor] | None:
@@ -273,7 +311,7 @@ def _fused_parameters(module: nn.Module) -> tuple[Tensor, Tensor] | None:
     return None
 
 
-def _read_experts(experts: nn.Module) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
+def read_experts(experts: nn.Module) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
     """The dense tensors, ``(N, H, 2F)`` and ``(N, F, H)``, and the activation."""
     fused = _fused_parameters(experts)
     activation = getattr(experts, "act_fn", None)
@@ -306,7 +344,7 @@ def _check_formula(experts: nn.Module, gate_up: Tensor, down: Tensor, activation
         size = float(first.float().square().mean().sqrt())
         for gates in PROBE_GATES:
             scaled = tokens * (gates / size) if size else tokens
-            hidden = _gated(torch.einsum("th,thf->tf", scaled, gate_up[index[:, 0]]), activation)
+            hidden = gated(torch.einsum("th,thf->tf", scaled, gate_up[index[:, 0]]), activation)
             expected = 0.5 * torch.einsum("tf,tfh->th", hidden, down[index[:, 0]])
             difference = float((experts(scaled, index, weights) - expected).float().norm())
             allowed = PROBE_TOLERANCE * float(expected.float().norm())
@@ -317,7 +355,8 @@ def _check_formula(experts: nn.Module, gate_up: Tensor, down: Tensor, activation
                 )
 
 
-def _gated(gate_up: Tensor, activation: Callable[[Tensor], Tensor]) -> Tensor:
+def gated(gate_up: Tensor, activation: Callable[[Tensor], Tensor]) -> Tensor:
+    """The hidden values of outputs ``(.., 2F)`` of first projections."""
     gate, up = gate_up.chunk(2, dim=-1)
     return activation(gate) * up
 
