@@ -14,14 +14,19 @@ Source of the layout: transformers 5, whose blocks hold all experts in ``gate_up
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from factorized_moe.decompositions import Decomposition
 from factorized_moe.decompositions.base import RankLike
+from factorized_moe.surgery.replacing.installing import installed
+from factorized_moe.surgery.replacing.nonlinearities import build_nonlinearity, describe_nonlinearity
+from factorized_moe.surgery.saving.announcing import announce
+from factorized_moe.surgery.saving.describing import Kind, build_tensor, describe, describe_tensor, register_kind
 from factorized_moe.tensor import FactorizedExpertTensor
 
 __all__ = ["ExpertsReport", "FactorizedExperts", "factorize_experts"]
@@ -258,9 +263,28 @@ def factorize_experts(
         for experts in dict.fromkeys(chosen.values())
     }
     reports = {name: fitted[experts].compare(experts) for name, experts in chosen.items()}
-    for name, experts in chosen.items():
-        model.set_submodule(name, fitted[experts])
+    for new in fitted.values():
+        describe(new)  # what cannot be saved is refused before anything is changed
+    with installed(model, {name: fitted[experts] for name, experts in chosen.items()}):
+        announce(model)
     return reports
+
+
+def _describe(experts: FactorizedExperts) -> dict[str, Any]:
+    return {
+        "gate_up": describe_tensor(experts.gate_up),
+        "down": describe_tensor(experts.down),
+        "activation": describe_nonlinearity(experts.activation),
+    }
+
+
+def _build(description: Mapping[str, Any], device: torch.device | str) -> FactorizedExperts:
+    given = dict(description)
+    tensors = {name: build_tensor(given.pop(name), device) for name in ("gate_up", "down")}
+    return FactorizedExperts(**tensors, activation=build_nonlinearity(given.pop("activation")), **given)
+
+
+register_kind("FactorizedExperts", Kind(FactorizedExperts, _describe, _build))
 
 
 def _fused_parameters(module: nn.Module) -> tuple[Tensor, Tensor] | None:

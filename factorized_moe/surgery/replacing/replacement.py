@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,12 +14,14 @@ from factorized_moe.layers import ExpertLayer
 from factorized_moe.spread import is_spread
 from factorized_moe.surgery.config import MuMoEConfig
 from factorized_moe.surgery.replacing.delta import MuMoEDelta, set_to_zero
+from factorized_moe.surgery.replacing.installing import freeze_base, installed
 from factorized_moe.surgery.replacing.layouts import Merged
 from factorized_moe.surgery.replacing.linears import read_linears
 from factorized_moe.surgery.replacing.targets import Found, Target, find_targets
 from factorized_moe.surgery.replacing.upcycling import build_layer, fill_layer, merged_activation
+from factorized_moe.surgery.saving.announcing import announce
 
-__all__ = ["Replacement", "ReplacementReport", "freeze_base", "installed", "replace"]
+__all__ = ["Replacement", "ReplacementReport", "replace"]
 
 
 @dataclass(frozen=True)
@@ -131,42 +132,10 @@ def replace(
         replacements.append(Replacement(one.path, type(layer).__name__, own, _count(layer.parameters()) + kept, errors))
         changes |= _changes(model, one, layer, delta)
     with installed(model, changes):
+        announce(model)
         if delta:
             freeze_base(model)
     return ReplacementReport(tuple(replacements), before, _count(model.parameters()))
-
-
-@contextmanager
-def installed(model: nn.Module, changes: Mapping[str, nn.Module]) -> Iterator[None]:
-    """Put modules in place, all or none; an error within the context takes them out again.
-
-    Args:
-        model: The model.
-        changes: The new module of each path.
-    """
-    done: list[tuple[nn.Module, str, object]] = []
-    try:
-        for path, module in changes.items():
-            parent_path, _, name = path.rpartition(".")
-            parent = model.get_submodule(parent_path)
-            done.append((parent, name, getattr(parent, name)))
-            setattr(parent, name, module)
-        yield
-    except BaseException:
-        for parent, name, old in reversed(done):
-            if not isinstance(old, nn.Module):
-                delattr(parent, name)  # torch refuses anything but a module in place of a module
-            setattr(parent, name, old)
-        raise
-
-
-def freeze_base(model: nn.Module) -> None:
-    """Leave gradients to the layers of experts in a model's deltas alone."""
-    deltas = [module for module in model.modules() if isinstance(module, MuMoEDelta)]
-    trained = {id(parameter) for delta in deltas for parameter in delta.experts.parameters()}
-    for parameter in model.parameters():
-        if id(parameter) not in trained:
-            parameter.requires_grad_(False)
 
 
 def _linears_of(found: Sequence[Found]) -> list[Found]:
