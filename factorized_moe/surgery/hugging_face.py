@@ -29,9 +29,9 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from factorized_moe.storage import NetworkTensor
-from factorized_moe.surgery.replacing.delta import MuMoEDelta
-from factorized_moe.surgery.replacing.installing import freeze_base, installed
+from factorized_moe.surgery.replacing.delta import MuMoEDelta, freeze_base
 from factorized_moe.surgery.replacing.layouts import child
+from factorized_moe.surgery.replacing.swapping import installed
 from factorized_moe.surgery.saving.describing import describe, described_modules, rebuild
 
 __all__ = ["METHOD", "ExpertsConfig", "ExpertsQuantizer", "attach"]

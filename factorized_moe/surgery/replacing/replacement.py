@@ -13,13 +13,14 @@ from factorized_moe._validation import check_flag
 from factorized_moe.layers import ExpertLayer
 from factorized_moe.spread import is_spread
 from factorized_moe.surgery.config import MuMoEConfig
-from factorized_moe.surgery.replacing.delta import MuMoEDelta, set_to_zero
-from factorized_moe.surgery.replacing.installing import freeze_base, installed
+from factorized_moe.surgery.replacing.delta import MuMoEDelta, freeze_base, set_to_zero
 from factorized_moe.surgery.replacing.layouts import Merged
 from factorized_moe.surgery.replacing.linears import read_linears
+from factorized_moe.surgery.replacing.swapping import installed
 from factorized_moe.surgery.replacing.targets import Found, Target, find_targets
 from factorized_moe.surgery.replacing.upcycling import build_layer, fill_layer, merged_activation
 from factorized_moe.surgery.saving.announcing import announce
+from factorized_moe.surgery.saving.describing import describe
 
 __all__ = ["Replacement", "ReplacementReport", "replace"]
 
@@ -150,10 +151,13 @@ def _make(
     found: Found, config: MuMoEConfig, generator: torch.Generator, delta: bool
 ) -> tuple[ExpertLayer, tuple[float, ...]]:
     """The layer of experts for one module, and its errors."""
-    linears = [linear for _, linear in found.linears]
-    weights = read_linears(linears)
-    activation = None if found.layout is None else merged_activation(found.module, found.layout)
-    replaced = _count(p for linear in linears for p in linear.parameters())
+    if found.layout is None:
+        linears, activation = [found.module], None
+        weights = read_linears(linears)
+    else:
+        activation = merged_activation(found.module, found.layout)
+        linears, weights = found.layout.read(found.module)
+    replaced = _count(p for _, linear in found.linears for p in linear.parameters())
     options = {
         "rank": config.size_for(replaced),
         "gate": config.gate,
@@ -164,6 +168,7 @@ def _make(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
         layer = build_layer(weights, activation, config.expert_dims, config.decomposition, **options)
+    describe(layer)  # what cannot be saved is refused before anything is changed
     errors: tuple[float, ...] = ()
     if delta:
         for experts in layer.expert_tensors.values():

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from factorized_moe._validation import check_flag, check_path
 from factorized_moe.layers import ExpertLayer
 from factorized_moe.spread import gathered_state, is_first
-from factorized_moe.surgery.replacing.delta import MuMoEDelta
-from factorized_moe.surgery.replacing.installing import freeze_base, installed
+from factorized_moe.surgery.replacing.delta import MuMoEDelta, freeze_base
 from factorized_moe.surgery.replacing.layouts import child
+from factorized_moe.surgery.replacing.swapping import installed
 from factorized_moe.surgery.saving.announcing import announce
 from factorized_moe.surgery.saving.describing import (
     build_layer_from,

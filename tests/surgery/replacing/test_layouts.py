@@ -54,15 +54,20 @@ def test_family_of_ones_own() -> None:
 
 def test_merged_function_is_put_back_after_an_error() -> None:
     class Split(nn.Module):
+        refusing: nn.Module | None = None  # the one in the model, not the copy on which the layout is tried
+
         def __init__(self) -> None:
             super().__init__()
             self.first_part, self.bent, self.second_part = nn.Linear(6, 9), nn.functional.relu, nn.Linear(9, 6)
             self.left_alone = nn.Dropout(0.1)
 
         def __setattr__(self, name: str, value: object) -> None:
-            if name == "second_part" and not isinstance(value, nn.Linear):
+            if name == "second_part" and not isinstance(value, nn.Linear) and self is Split.refusing:
                 raise RuntimeError("refused")
             super().__setattr__(name, value)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.left_alone(self.second_part(self.bent(self.first_part(x))))
 
     register_layout(
         MLPLayout(
@@ -75,6 +80,7 @@ def test_merged_function_is_put_back_after_an_error() -> None:
         )
     )
     model = nn.Sequential(Split())
+    Split.refusing = model[0]
     with pytest.raises(RuntimeError, match="refused"):
         replace(model, is_mlp, CONFIG)
     assert model[0].bent is nn.functional.relu
