@@ -159,10 +159,12 @@ EXPERTS = (
         scale="alpha",
         shift=1.0,
     ),
+    ExpertsLayout("minimax_m3", activation=None, limit="swiglu_limit", scale="swiglu_alpha", shift=1.0),
     ExpertsLayout("llama4", transposed=True, sorted_tokens=True),
+    ExpertsLayout("aria", transposed=True),
     ExpertsLayout("mixtral"),
 )
-"""The layouts that are known: those of DeepSeek V4, HY V4, gpt-oss, Llama 4, and that of most other models."""
+"""The layouts that are known: those of DeepSeek V4, HY V4, gpt-oss, MiniMax M3, Llama 4, Aria; Mixtral's for the rest."""
 
 
 def gated(gate_up: Tensor, activation: Callable[[Tensor], Tensor], limit: float | None, shift: float) -> Tensor:
@@ -223,9 +225,14 @@ def read_experts(experts: nn.Module) -> ReadExperts:
 def stacks_of(model: nn.Module) -> str:
     """What a model has in the way of stacked matrices that no layout describes, as half a sentence; empty for none."""
     for path, module in model.named_modules():
-        own = {
-            name: one for name, one in module.named_parameters(recurse=False) if one.ndim == 3 and min(one.shape) > 1
-        }
+        kinds = {type(part).__name__ for part in module.children() if any(True for _ in part.parameters())}
+        if isinstance(module, nn.ModuleDict | nn.ModuleList) and path.endswith("experts") and len(kinds) == 1:
+            return (
+                f"its {path} ({type(module).__name__}) holds its experts as modules of their own ({kinds.pop()}), "
+                "which replace takes one by one"
+            )
+        parameters = module.named_parameters(recurse=False)
+        own = {name: one for name, one in parameters if one.ndim == 3 and min(one.shape) > 1}
         if len(own) >= 2 or (own and set(own) == {"weight"} and "expert" in type(module).__name__.lower()):
             listed = ", ".join(f"{name} {tuple(one.shape)}" for name, one in own.items())
             plain = "up_proj" in own and "gate_up_proj" not in own

@@ -20,7 +20,7 @@ from factorized_moe.surgery.distillation.capturing import in_evaluation_mode
 from factorized_moe.surgery.replacing.linears import LinearWeights, is_linear, read_linears
 from factorized_moe.surgery.replacing.swapping import replaced
 
-__all__ = ["LAYOUTS", "MLPLayout", "Merged", "child", "find_layout", "register_layout"]
+__all__ = ["LAYOUTS", "MLPLayout", "Merged", "child", "find_layout", "near_layout", "register_layout"]
 
 ROUNDING = 0.02
 """How far an MLP may be from its layout's formula, relatively: half precision rounds to 1/128."""
@@ -28,7 +28,7 @@ ROUNDING = 0.02
 TINY = 1e-12
 """What rounding in float64 may make of a part that adds nothing."""
 
-FAILURES = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
+FAILURES = (AssertionError, AttributeError, LookupError, NameError, RuntimeError, TypeError, ValueError)
 """What a module's own code raises where it is called in another way than it wants."""
 
 
@@ -84,15 +84,19 @@ class MLPLayout:
         needed = callable if len(activation) == 1 else lambda part: isinstance(part, nn.Module)
         if not all(needed(part) and not _mixes_features(part) for part in activation):
             return False
+        return self.unknown(module) == []
+
+    def unknown(self, module: nn.Module) -> list[str] | None:
+        """The children beside the named parts that this layout does not know; `None` if a part has none to look at."""
         named = {*self.linears, *self.activation, *self.kept}
-        for holder in {path.rpartition(".")[0] for path in named}:
+        found = []
+        for holder in sorted({path.rpartition(".")[0] for path in named}):
             held = child(module, holder) if holder else module
             if not isinstance(held, nn.Module):
-                return False
+                return None
             prefix = f"{holder}." if holder else ""
-            if any(prefix + name not in named for name, _ in held.named_children()):
-                return False
-        return True
+            found += [prefix + name for name, _ in held.named_children() if prefix + name not in named]
+        return found
 
     def read(self, module: nn.Module) -> tuple[list[nn.Module], list[LinearWeights]]:
         """The linear layers of a module that fits, and their weights; one that makes gate and up is there twice."""
@@ -200,16 +204,16 @@ class StandIn(nn.Module):
 def _call_of(module: nn.Module, weight: Tensor) -> Callable[[], Tensor] | str:
     """A way to call a module with random tokens that works, or why none does.
 
-    Required arguments beside the first are `None`, or the tokens too (a residual); tokens are tried in the shapes that
-    layers take.
+    Required arguments beside the first are `None`, the tokens too (a residual), or a mask. Tokens are tried in the
+    shapes that layers take, at last as many as a window of local attention may ask for.
     """
     taken = list(inspect.signature(module.forward).parameters.values())
     needed = sum(one.default is one.empty and one.kind is one.POSITIONAL_OR_KEYWORD for one in taken)
     features = weight.shape[0]
     reasons: list[str] = []
-    for shape in ((1, 4, features), (4, features), (1, features, 8, 8)):
+    for shape in ((1, 4, features), (4, features), (1, features, 8, 8), (1, 512, features)):
         x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(weight.device, torch.float64)
-        for other in (None, x):
+        for other in (None, x, torch.ones(1, 1, shape[1], shape[1])) if needed > 1 else (None,):
 
             def call(first: Tensor = x, rest: tuple[Tensor | None, ...] = (other,) * (needed - 1)) -> Tensor:
                 result = module.forward(first, *rest)
@@ -251,6 +255,21 @@ def _mixes_features(part: Any) -> bool:
 def find_layout(module: nn.Module) -> MLPLayout | None:
     """The layout of a module's MLP, the one registered last if several fit, or `None`."""
     return next((layout for layout in reversed(_LAYOUTS.values()) if layout.fits(module)), None)
+
+
+def near_layout(module: nn.Module) -> str | None:
+    """Why a module that has the linear layers of a layout is none of its MLPs, if it has a part too much or too few."""
+    misses: list[tuple[int, str]] = []
+    for layout in _LAYOUTS.values():
+        if not all(is_linear(child(module, path)) for path in layout.linears):
+            continue
+        more = layout.unknown(module) or []
+        lacking = [path for path in layout.activation if not callable(child(module, path))]
+        parts = [f"no {path}" for path in lacking] + [f"{part}, which the layout does not know" for part in more]
+        name = f"{type(module).__name__} has the linear layers of the layout {layout.name!r}"
+        if parts:
+            misses.append((len(parts), f"{name}, but {' and '.join(parts)}"))
+    return min(misses)[1] if misses else None
 
 
 def child(module: nn.Module, path: str) -> Any:
@@ -309,6 +328,16 @@ LAYOUTS = (
         block="pwconv1",
         kept=("dwconv", "layernorm", "drop_path"),
     ),
+    MLPLayout("mpt", up="up_proj", activation=("act",), down="down_proj", block="up_proj"),  # it adds the residual
+    MLPLayout("xlm", up="lin1", activation=("act",), down="lin2"),
+    MLPLayout(
+        "dinov3_convnext",
+        up="pointwise_conv1",
+        activation=("activation_fn",),
+        down="pointwise_conv2",
+        block="pointwise_conv1",
+        kept=("depthwise_conv", "layer_norm", "drop_path"),
+    ),
     MLPLayout("dinov3", up="up_proj", activation=("act_fn",), down="down_proj"),
     MLPLayout("t5_gated", up="wi_1", gate="wi_0", activation=("act", "dropout"), down="wo"),
     MLPLayout("phi3", up="gate_up_proj", gate="gate_up_proj", activation=("activation_fn",), down="down_proj"),
@@ -316,7 +345,7 @@ LAYOUTS = (
 )
 """The layouts that come with the package: GPT-2, Llama (SmolLM2, Mistral), BERT, ViT (DINOv2, CLIP), timm, T5,
 DistilBERT, three layers in an `nn.Sequential`, GPT-NeoX (Pythia) and Falcon, GPT-J, Bloom, BART (OPT, Whisper), ALBERT,
-Wav2Vec2, ConvNeXt, DINOv3, T5 1.1, Phi-3 and ModernBERT. [Model families](../model-families.md) lists what works."""
+Wav2Vec2, ConvNeXt, MPT, XLM, DINOv3, T5 1.1, Phi-3 and ModernBERT. The page *Model families* lists what works."""
 
 for _layout in LAYOUTS:
     register_layout(_layout)
