@@ -15,8 +15,8 @@ Which classes of transformers can be changed, saved, loaded and run. Each was tr
 code.
 
 - **{dense_works} of {dense} dense families** have MLPs that [`replace`](../how-to/pretrained-models.md) takes.
-- **{sparse_works} of {sparse} sparse mixtures** have experts that [`factorize_experts`](../how-to/from-a-trained-moe.md)
-  takes.
+- **{sparse_works} of {sparse} sparse mixtures** have experts that
+  [`factorize_experts`](../how-to/from-a-trained-moe.md) takes.
 - The others are refused with the reason below, and are left as they were.
 
 A family that works does all of this:

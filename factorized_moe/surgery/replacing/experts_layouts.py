@@ -164,7 +164,7 @@ EXPERTS = (
     ExpertsLayout("aria", transposed=True),
     ExpertsLayout("mixtral"),
 )
-"""The layouts that are known: those of DeepSeek V4, HY V4, gpt-oss, MiniMax M3, Llama 4, Aria; Mixtral's for the rest."""
+"""Known layouts: those of DeepSeek V4, HY V4, gpt-oss, MiniMax M3, Llama 4, Aria, Mixtral."""
 
 
 def gated(gate_up: Tensor, activation: Callable[[Tensor], Tensor], limit: float | None, shift: float) -> Tensor:

@@ -148,7 +148,10 @@ class MLPLayout:
     def _refusal_of_part(self, module: nn.Module, weight: Tensor) -> str | None:
         """Run a copy of the module with its own parts, with the formula in place of ``block``, and with zeros there."""
         otherwise = f"has the parts of the layout {self.name!r} but computes something else"
-        copied = copy.deepcopy(module).double().eval()
+        try:
+            copied = copy.deepcopy(module).to(_widest(weight)).eval()
+        except FAILURES as error:
+            return f"cannot be copied to try the layout {self.name!r} on it: {error}"
         formula = self._formula(copied)
         parts = {path: Merged() for path in self.passed}
         call = _call_of(copied, weight)
@@ -201,6 +204,10 @@ class StandIn(nn.Module):
         return self.function(x)
 
 
+def _widest(weight: Tensor) -> torch.dtype:
+    return torch.float32 if weight.device.type == "mps" else torch.float64  # Apple's GPUs know no float64
+
+
 def _call_of(module: nn.Module, weight: Tensor) -> Callable[[], Tensor] | str:
     """A way to call a module with random tokens that works, or why none does.
 
@@ -212,7 +219,7 @@ def _call_of(module: nn.Module, weight: Tensor) -> Callable[[], Tensor] | str:
     features = weight.shape[0]
     reasons: list[str] = []
     for shape in ((1, 4, features), (4, features), (1, features, 8, 8), (1, 512, features)):
-        x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(weight.device, torch.float64)
+        x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(weight.device, _widest(weight))
         for other in (None, x, torch.ones(1, 1, shape[1], shape[1])) if needed > 1 else (None,):
 
             def call(first: Tensor = x, rest: tuple[Tensor | None, ...] = (other,) * (needed - 1)) -> Tensor:
@@ -293,6 +300,7 @@ LAYOUTS = (
         block="intermediate",
         kept=("output.LayerNorm", "output.dropout"),
     ),
+    MLPLayout("bart", up="fc1", activation=("activation_fn",), down="fc2", block="fc1", kept=_LAYER),
     MLPLayout("vit", up="fc1", activation=("activation_fn",), down="fc2"),
     MLPLayout("timm", up="fc1", activation=("act", "drop1", "norm"), down="fc2", block="fc1", kept=("drop2",)),
     MLPLayout("t5", up="wi", activation=("act", "dropout"), down="wo"),
@@ -303,7 +311,6 @@ LAYOUTS = (
     MLPLayout(
         "bloom", up="dense_h_to_4h", activation=("gelu_impl",), down="dense_4h_to_h", block="dense_h_to_4h"
     ),  # its forward adds the residual
-    MLPLayout("bart", up="fc1", activation=("activation_fn",), down="fc2", block="fc1", kept=_LAYER),
     MLPLayout(
         "albert",
         up="ffn",

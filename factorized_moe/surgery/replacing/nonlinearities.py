@@ -154,9 +154,11 @@ def build_nonlinearity(description: Any) -> Callable[[Tensor], Tensor]:
         GELU(approximate='tanh')
     """
     match description:
-        case {"dtype": str(dtype), **rest} if isinstance(getattr(torch, dtype, None), torch.dtype):
+        case {"dtype": dtype, **rest}:
+            if not isinstance(getattr(torch, str(dtype), None), torch.dtype):
+                raise ValueError(f"unknown activation {description!r}: torch has no type {dtype!r}")
             typed = build_nonlinearity(rest)
-            return typed.to(getattr(torch, dtype)) if isinstance(typed, nn.Module) else typed
+            return typed.to(getattr(torch, str(dtype))) if isinstance(typed, nn.Module) else typed
         case {"layer_norm": [*sizes], **settings}:
             return _tried_norm(sizes, {str(name): value for name, value in settings.items()})
         case {"sequence": [*parts]}:
