@@ -34,6 +34,7 @@ from factorized_moe.interpret.measures.labelling import (
 )
 from factorized_moe.interpret.measures.measurement import Measurement
 from factorized_moe.interpret.measures.ranking import TopExperts, TopSamples, find_top_experts, find_top_samples
+from factorized_moe.interpret.measures.sampling import ActiveSamples, sample_active, sample_quantiles
 from factorized_moe.interpret.measures.specialisation import (
     Polysemanticity,
     class_accuracy,
@@ -59,6 +60,7 @@ from factorized_moe.interpret.recording.recording import Recording, open_recordi
 
 __all__ = [
     "Ablate",
+    "ActiveSamples",
     "Add",
     "Annotations",
     "Bias",
@@ -113,5 +115,7 @@ __all__ = [
     "measure_usage",
     "open_recording",
     "record",
+    "sample_active",
+    "sample_quantiles",
     "watch_usage",
 ]
