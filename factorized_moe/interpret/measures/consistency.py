@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from factorized_moe._validation import check_kind
 from factorized_moe.interpret.measures.measurement import Measurement
-from factorized_moe.interpret.recording.recording import Mode, Recording
+from factorized_moe.interpret.recording.coefficients import Mode
+from factorized_moe.interpret.recording.recording import Recording
 from factorized_moe.interpret.recording.rows import Rows
-from factorized_moe.interpret.recording.streaming import Block, finite_blocks
+from factorized_moe.interpret.recording.streaming import Block, finite_blocks, in_step
 
 __all__ = ["Consistency", "compare_duplicates", "compare_recordings"]
 
@@ -94,6 +94,7 @@ def compare_recordings(first: Recording, second: Recording, *, layer: str | None
         >>> compare_recordings(*recordings).mean
         1.0
     """
+    first, second = in_step(first, layer), in_step(second, layer)
     grids = first.grid(layer, mode), second.grid(layer, mode)
     if first.num_samples != second.num_samples or grids[0] != grids[1]:
         raise ValueError(
@@ -144,7 +145,7 @@ def compare_duplicates(recording: Recording, *, layer: str | None = None, mode: 
         >>> found.ids.tolist(), found.occurrences.tolist(), found.mean
         ([7], [3], 1.0)
     """
-    check_kind("recording", recording, Recording)
+    recording = in_step(recording, layer)
     experts = math.prod(recording.grid(layer, mode))
     known, group, sizes = recording.ids.unique(return_inverse=True, return_counts=True)
     several = sizes > 1

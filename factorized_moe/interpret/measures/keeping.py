@@ -20,7 +20,7 @@ def draw_order(samples: int, seed: int) -> Tensor:
 
 
 class KeptSamples:
-    """For each expert the ``k`` samples with the largest coefficients, equal ones in a given order; or just in the order.
+    """For each expert the ``k`` samples with the largest coefficients, equal ones by an order; or by the order alone.
 
     Args:
         experts: ``N``.

@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from factorized_moe._validation import check_kind, check_seed, check_size
+from factorized_moe._validation import check_seed, check_size
 from factorized_moe.interpret.measures.keeping import KeptSamples, draw_order
 from factorized_moe.interpret.measures.measurement import Measurement, ranked_columns
-from factorized_moe.interpret.recording.recording import Mode, Recording
-from factorized_moe.interpret.recording.streaming import Block, collect, finite_blocks
+from factorized_moe.interpret.recording.coefficients import Mode
+from factorized_moe.interpret.recording.recording import Recording
+from factorized_moe.interpret.recording.streaming import Block, collect, finite_blocks, in_step
 
 __all__ = ["TopExperts", "TopSamples", "TopSamplesCollector", "find_top_experts", "find_top_samples", "ids_of"]
 
@@ -33,8 +34,8 @@ class TopSamples(Measurement):
         samples: The samples' numbers in the recording, ``(N, k)``, int64; -1 where fewer have a coefficient above 0.
         values: Their coefficients, ``(N, k)``; 0 where there is no sample.
         ids: Their ids, ``(N, k)``, int64; -1 where there is no sample.
-        equal: How many samples of the recording have the coefficient of the last sample shown, ``(N,)``, int64; 0 for an
-            expert without samples.
+        equal: How many samples of the recording have the coefficient of the last sample shown, ``(N,)``, int64; 0
+            for an expert without samples.
         grid: The sizes of the expert modes that the experts are counted over.
     """
 
@@ -86,7 +87,7 @@ def find_top_samples(
         (torch.Size([2, 3]), [3, 3], [6, 6])
     """
     k, seed = check_size("k", k), check_seed(seed)
-    check_kind("recording", recording, Recording)
+    recording = in_step(recording, layer)
     found = TopSamplesCollector(recording, k, seed, layer, mode)
     collect(recording, layer, mode, "top samples", found)
     return found.result()
@@ -200,7 +201,7 @@ def find_top_experts(recording: Recording, k: int = 5, *, layer: str | None = No
         [[0, 1], [0, 1]]
     """
     k = check_size("k", k)
-    check_kind("recording", recording, Recording)
+    recording = in_step(recording, layer)
     recording.grid(layer, mode)
     experts = torch.full((recording.num_samples, k), -1)
     values = torch.zeros(recording.num_samples, k, dtype=recording.dtype)

@@ -13,12 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from factorized_moe._validation import check_kind, check_seed, check_size
+from factorized_moe._validation import check_seed, check_size
 from factorized_moe.interpret.measures.keeping import KeptSamples, draw_order
 from factorized_moe.interpret.measures.measurement import Measurement, ranked_columns
 from factorized_moe.interpret.measures.ranking import ids_of
-from factorized_moe.interpret.recording.recording import Mode, Recording
-from factorized_moe.interpret.recording.streaming import Block, check_threshold, collect, reaches
+from factorized_moe.interpret.recording.coefficients import Mode
+from factorized_moe.interpret.recording.recording import Recording
+from factorized_moe.interpret.recording.streaming import Block, check_threshold, collect, in_step, reaches
 
 __all__ = ["ActiveSamples", "sample_active", "sample_quantiles"]
 
@@ -123,7 +124,7 @@ def sample_quantiles(
         [[7, 4, 1]]
     """
     k = check_size("k", k)
-    check_kind("recording", recording, Recording)
+    recording = in_step(recording, layer)
     experts = math.prod(recording.grid(layer, mode))
     pool = max(k, min(max(POOL, 4 * k), MOST_DRAWN // max(1, experts)))
     drawn = _drawn(recording, pool, threshold, check_seed(seed), layer, mode)
@@ -135,20 +136,16 @@ def sample_quantiles(
     return ActiveSamples(samples, values, ids, drawn.counts, drawn.threshold, drawn.grid)
 
 
-def _drawn(
-    recording: Recording, k: int, threshold: float, seed: int, layer: str | None, mode: Mode
-) -> ActiveSamples:
+def _drawn(recording: Recording, k: int, threshold: float, seed: int, layer: str | None, mode: Mode) -> ActiveSamples:
     check_threshold(threshold)
-    check_kind("recording", recording, Recording)
+    recording = in_step(recording, layer)
     grid = recording.grid(layer, mode)
     found = _DrawCollector(math.prod(grid), min(k, max(1, recording.num_samples)), threshold, recording, seed)
     collect(recording, layer, mode, "samples of active experts", found)
     samples, values = found.result()
     if samples.shape[1] < k:
         missing = (0, k - samples.shape[1])
-        samples, values = (
-            torch.nn.functional.pad(t, missing, value=fill) for t, fill in ((samples, -1), (values, 0))
-        )
+        samples, values = (torch.nn.functional.pad(t, missing, value=fill) for t, fill in ((samples, -1), (values, 0)))
     return ActiveSamples(samples, values, ids_of(recording, samples), found.counts, threshold, grid)
 
 

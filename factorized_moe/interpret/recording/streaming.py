@@ -19,10 +19,22 @@ from torch import Tensor
 
 from factorized_moe._bars import if_slow
 from factorized_moe._scalars import is_number
-from factorized_moe.interpret.recording.recording import Mode, Recording
+from factorized_moe._validation import check_kind
+from factorized_moe.interpret.recording.coefficients import Mode
+from factorized_moe.interpret.recording.recording import Recording
 from factorized_moe.interpret.recording.rows import Rows
 
-__all__ = ["Block", "Collector", "active_entries", "check_threshold", "collect", "finite_blocks", "finite_rows", "reaches"]
+__all__ = [
+    "Block",
+    "Collector",
+    "active_entries",
+    "check_threshold",
+    "collect",
+    "finite_blocks",
+    "finite_rows",
+    "in_step",
+    "reaches",
+]
 
 PIECE_ELEMENTS = 2**17
 """Elements of the pieces of a dense block: half a MiB of float32, a MiB of what is made of them in float64."""
@@ -70,6 +82,17 @@ class Block:
         for first in range(0, len(values), step):
             some = slice(first, min(first + step, len(values)))
             yield some, values[some]
+
+
+def in_step(recording: Recording, layer: str | None) -> Recording:
+    """Of a recording whose layers have samples of their own, those of one layer.
+
+    Raises:
+        TypeError: If it is no recording.
+        ValueError: If there is no such layer.
+    """
+    check_kind("recording", recording, Recording)
+    return recording.in_step_with(layer)
 
 
 class Collector(Protocol):

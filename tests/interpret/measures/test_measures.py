@@ -28,9 +28,10 @@ from factorized_moe.interpret import (
     sample_active,
     sample_quantiles,
 )
-from factorized_moe.interpret.measures import activity, consistency
-from factorized_moe.interpret.recording import recorder, recording
-from factorized_moe.interpret.recording.recording import Mode
+from factorized_moe.interpret.measures import coactivation, consistency
+from factorized_moe.interpret.recording import coefficients as recorded_coefficients
+from factorized_moe.interpret.recording import given as limits
+from factorized_moe.interpret.recording.coefficients import Mode
 from factorized_moe.interpret.recording.rows import Rows
 
 SAMPLES, DIMS, CLASSES = 40, (5, 4), 3
@@ -69,8 +70,8 @@ def recorded(
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many chunks, and few products and groups at a time."""
-    monkeypatch.setattr(recorder, "CHUNK_ELEMENTS", 5 * 9)
-    monkeypatch.setattr(recording, "PRODUCTS", 50)
+    monkeypatch.setattr(limits, "CHUNK_ELEMENTS", 5 * 9)
+    monkeypatch.setattr(recorded_coefficients, "PRODUCTS", 50)
     monkeypatch.setattr(consistency, "GROUP_ELEMENTS", 33)
 
 
@@ -176,9 +177,10 @@ def test_the_draw_is_the_same_for_a_seed_whatever_the_chunks_and_their_form(monk
     torch.manual_seed(1)
     tied = torch.randint(1, 4, (60, 3)) / 4
     found = find_top_samples(recorded(tied), 4, seed=5).samples
-    monkeypatch.setattr(recorder, "CHUNK_ELEMENTS", 1000)
+    monkeypatch.setattr(limits, "CHUNK_ELEMENTS", 1000)
     assert torch.equal(find_top_samples(recorded(tied), 4, seed=5).samples, found)
-    assert torch.equal(find_top_samples(recorded(torch.cat([tied, torch.zeros(60, 9)], dim=1)), 4, seed=5).samples[:3], found)
+    sparse = recorded(torch.cat([tied, torch.zeros(60, 9)], dim=1))
+    assert torch.equal(find_top_samples(sparse, 4, seed=5).samples[:3], found)
     assert not torch.equal(find_top_samples(recorded(tied), 4, seed=6).samples, found)
 
 
@@ -416,7 +418,7 @@ def test_measurements_refuse(monkeypatch: pytest.MonkeyPatch) -> None:
     for measure in (measure_load, measure_histogram, measure_coactivation, find_top_samples, find_top_experts):
         with pytest.raises(ValueError, match=r"sample 17 of layer 'model' has the coefficient nan for expert 2"):
             measure(recorded(broken))
-    monkeypatch.setattr(activity, "MOST_COACTIVE", 3)
+    monkeypatch.setattr(coactivation, "MOST_COACTIVE", 3)
     with pytest.raises(ValueError, match="co-activation of 4 experts takes 4 x 4 counts, 3 experts are the most"):
         measure_coactivation(found)
 
