@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 __all__ = ["if_slow", "progress"]
@@ -58,10 +58,10 @@ def if_slow(title: str, total: int | None, unit: str) -> Iterator[Any]:
         ...     bar.update(2)
     """
     watched = sys.stderr is not None and (sys.stderr.isatty() or "ipykernel" in sys.modules)
-    try:
-        bar = progress(desc=title, total=total, unit=f" {unit}s", delay=SLOW) if title and watched else None
-    except ModuleNotFoundError:
-        bar = None
+    bar = None
+    if title and watched:
+        with suppress(ModuleNotFoundError):
+            bar = progress(desc=title, total=total, unit=f" {unit}s", delay=SLOW, leave=False)
     if bar is None:
         yield _NoBar()
         return
