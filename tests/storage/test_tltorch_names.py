@@ -12,7 +12,16 @@ from typing import Any
 
 import pytest
 import torch
-from tltorch import TRL, FactorizedConv, FactorizedLinear, FactorizedTensor, TensorizedTensor, tensor_init, tensor_lasso
+from tltorch import (
+    TRL,
+    FactorizedConv,
+    FactorizedEmbedding,
+    FactorizedLinear,
+    FactorizedTensor,
+    TensorizedTensor,
+    tensor_init,
+    tensor_lasso,
+)
 from tltorch.tensor_hooks import TensorLasso, remove_tensor_dropout, remove_tensor_lasso, tensor_dropout
 from torch import Tensor
 
@@ -266,6 +275,16 @@ def test_lasso_and_dropout_together() -> None:
     assert tensor() is tensor
 
 
+@pytest.mark.parametrize("name", OURS)
+def test_dropout_changes_calls_in_training_alone(name: str) -> None:
+    tensor = made(name, (6, 5, 6), 5)
+    tensor_dropout(tensor, p=0.5, min_dim=1)
+    torch.manual_seed(0)
+    one, two = tensor().operands, tensor().operands
+    assert not all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+    assert tensor.eval()() is tensor
+
+
 def test_their_own_lasso_is_for_their_own_three() -> None:
     with pytest.raises(KeyError, match="tr"):
         tensor_lasso("tr")
@@ -308,8 +327,13 @@ def test_a_convolution_takes_every_name_reconstructed(name: str) -> None:
 @pytest.mark.parametrize("name", sorted({*OURS, "tt", "network"} - set(TensorizedTensor._factorizations)))
 def test_a_linear_layer_of_theirs_refuses_names_it_has_not(name: str) -> None:
     """Their layers of matrices have a registry of their own."""
-    with pytest.raises(ValueError, match=f"Got factorization={name} but expected"):
-        FactorizedLinear((2, 3), (2, 2), factorization=name, rank=2)
+    for make in (lambda: FactorizedLinear((2, 3), (2, 2), factorization=name, rank=2), lambda: embedding(name)):
+        with pytest.raises(ValueError, match=f"Got factorization={name} but expected"):
+            make()
+
+
+def embedding(name: str) -> FactorizedEmbedding:
+    return FactorizedEmbedding(8, 6, factorization=name, rank=2)
 
 
 @pytest.mark.parametrize("name", OURS)
