@@ -25,7 +25,7 @@ from tltorch import (
 from tltorch.tensor_hooks import TensorLasso, remove_tensor_dropout, remove_tensor_lasso, tensor_dropout
 from torch import Tensor
 
-from factorized_moe import TensorNetwork, available_decompositions, register
+from factorized_moe import FactorizedExpertTensor, TensorNetwork, available_decompositions, register
 from factorized_moe.contraction import dense_tensor
 from factorized_moe.decompositions import registry
 from factorized_moe.decompositions.base import GivenNetwork
@@ -283,6 +283,27 @@ def test_dropout_changes_calls_in_training_alone(name: str) -> None:
     one, two = tensor().operands, tensor().operands
     assert not all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
     assert tensor.eval()() is tensor
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "message"),
+    [
+        (
+            "tucker",
+            TypeError,
+            r"TuckerLasso is for .* own containers; .* take TensorLasso.from_factorization\(tensor\)",
+        ),
+        ("tt", TypeError, r"TTLasso is for .* own containers; .* take TensorLasso.from_factorization\(tensor\)"),
+        ("cp", AttributeError, "'NetworkTensor' object has no attribute 'factors'"),
+    ],
+)
+def test_their_own_lasso_is_refused_on_our_container(name: str, error: type[Exception], message: str) -> None:
+    weight = FactorizedExpertTensor((3,), 4, 5, name, 2).weight
+    state = list(weight.state_dict())
+    with pytest.raises(error, match=message):
+        tensor_lasso(name).apply(weight)
+    assert list(weight.state_dict()) == state
+    assert weight() is weight
 
 
 def test_their_own_lasso_is_for_their_own_three() -> None:
