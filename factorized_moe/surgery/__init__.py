@@ -7,6 +7,7 @@ from factorized_moe.surgery.distillation.distilling import DistillationSettings,
 from factorized_moe.surgery.factorizing import ExpertsReport, FactorizedExperts, factorize_experts
 from factorized_moe.surgery.replacing.delta import MuMoEDelta
 from factorized_moe.surgery.replacing.layouts import LAYOUTS, MLPLayout, register_layout
+from factorized_moe.surgery.replacing.nonlinearities import register_nonlinearity
 from factorized_moe.surgery.replacing.replacement import Replacement, ReplacementReport, replace
 from factorized_moe.surgery.replacing.targets import is_mlp
 from factorized_moe.surgery.replacing.timm_layer import timm_mlp_layer
@@ -36,6 +37,7 @@ __all__ = [
     "load",
     "output_error",
     "register_layout",
+    "register_nonlinearity",
     "replace",
     "save",
     "save_pretrained",

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from factorized_moe.surgery.distillation.capturing import call_model, in_evaluation_mode
-from factorized_moe.surgery.factorizing import find_experts, gated, read_experts
+from factorized_moe.surgery.factorizing import find_experts
+from factorized_moe.surgery.replacing.experts_layouts import ReadExperts, gated, read_experts
 
 __all__ = ["ExpertCovariances", "collect_covariances"]
 
@@ -76,11 +77,16 @@ def collect_covariances(
         >>> reports = factorize_experts(model, rank=0.5, input_covariance=found.inputs, output_covariance=found.outputs)
     """
     chosen = find_experts(model, names)
-    moments = {experts: _Moments(experts) for experts in dict.fromkeys(chosen.values())}
+    moments = {experts: _Moments(read_experts(experts)) for experts in dict.fromkeys(chosen.values())}
     calls: list[_Call] = []
 
     def hook(experts: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Tensor) -> None:
         given = dict(zip(_ARGUMENTS, arguments, strict=False)) | keywords
+        if not given.keys() >= set(_ARGUMENTS):
+            raise ValueError(
+                f"{type(experts).__name__} is called with {sorted(given)}, not with the experts of each token; "
+                "its covariances cannot be collected"
+            )
         call = _Call(experts, *(given[name].detach() for name in _ARGUMENTS))
         moments[experts].add_inputs(call)
         if loss is not None:
@@ -126,37 +132,43 @@ class _Call:
 class _Moments:
     """Sums of products over the pairs of a token and one of its experts."""
 
-    experts: nn.Module
+    experts: ReadExperts
     samples: int = 0
     sums: dict[str, Tensor] = field(default_factory=dict)
 
     @torch.no_grad()
     def add_inputs(self, call: _Call) -> None:
-        gate_up, _, activation = read_experts(self.experts)
         for expert, rows, weights in self._pairs(call):
             scaled = weights.unsqueeze(-1)
             self.samples += len(rows)
             self._add("input gate_up", scaled * rows)
-            self._add("input down", scaled * gated(rows @ gate_up[expert], activation))
+            self._add("input down", scaled * self._between(self._first(rows, expert)))
 
     def add_outputs(self, call: _Call, gradient: Tensor) -> None:
         """The gradient is that of the block's output, ``(T, H)``."""
-        gate_up, down, activation = read_experts(self.experts)
         gradients = self._pairs(_Call(call.experts, gradient, call.index, call.weights))
         for (expert, rows, _), (_, errors, _) in zip(self._pairs(call), gradients, strict=True):
-            first = (rows @ gate_up[expert]).requires_grad_()
+            first = self._first(rows, expert).requires_grad_()
             with torch.enable_grad():
-                hidden = gated(first, activation)
-            (inner,) = torch.autograd.grad(hidden, first, errors @ down[expert].mT)
+                hidden = self._between(first)
+            (inner,) = torch.autograd.grad(hidden, first, errors @ self.experts.down[expert, : hidden.shape[1]].mT)
             self._add("output gate_up", inner)
             self._add("output down", errors)
+
+    def _first(self, rows: Tensor, expert: int) -> Tensor:
+        """The first projection of an expert, ``(T, H)`` to ``(T, 2F)``."""
+        weight = self.experts.gate_up[expert]
+        return torch.addmm(weight[-1], rows, weight[:-1]) if self.experts.bias else rows @ weight
+
+    def _between(self, first: Tensor) -> Tensor:
+        return gated(first, self.experts.activation, self.experts.limit, self.experts.shift)
 
     def means(self, side: str) -> dict[str, Tensor]:
         return {name: self.sums[f"{side} {name}"] / self.samples for name in ("gate_up", "down")}
 
     def _pairs(self, call: _Call) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Each expert's tokens, and the router's weights of it."""
-        for expert in range(len(read_experts(self.experts)[0])):
+        for expert in range(len(self.experts.down)):
             token, place = (call.index == expert).nonzero(as_tuple=True)
             if len(token):
                 yield expert, call.tokens[token], call.weights[token, place].to(call.tokens.dtype)

@@ -116,6 +116,7 @@ def test_no_batch_is_kept() -> None:
     alive: list[int] = []
 
     def stream() -> Iterator[dict[str, Tensor]]:
+        seen.clear()  # the experts are called beforehand, to see what they compute
         for batch in batches(4):
             alive.append(sum(reference() is not None for reference in seen))
             yield batch
@@ -124,6 +125,36 @@ def test_no_batch_is_kept() -> None:
     assert len(seen) == 16
     assert max(alive) <= 4  # the last batch's
     assert alive[-1] <= 4
+
+
+def test_experts_with_biases_and_limits_have_moments() -> None:
+    """gpt-oss: the moments of what stands between the projections, beside a loop over tokens."""
+    from transformers import GptOssConfig, GptOssForCausalLM
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 12, "num_hidden_layers": 1, "vocab_size": 50, "head_dim": 8}
+    model = GptOssForCausalLM(GptOssConfig(**sizes, num_attention_heads=2, num_key_value_heads=1, num_local_experts=4))
+    name = "model.layers.0.mlp.experts"
+    experts = model.get_submodule(name)
+    calls: list[tuple[Tensor, Tensor, Tensor]] = []
+    ids = torch.randint(50, (2, 8))
+    handle = experts.register_forward_hook(
+        lambda module, given, keywords, output: calls.append((*given, *keywords.values())), with_kwargs=True
+    )
+    model(ids)
+    handle.remove()
+    ((tokens, index, weights),) = calls
+    expected = torch.zeros(12, 12, dtype=torch.float64)
+    for token, chosen, shares in zip(tokens.flatten(0, -2), index, weights, strict=True):
+        for expert, share in zip(chosen, shares, strict=True):
+            first = token @ experts.gate_up_proj[expert] + experts.gate_up_proj_bias[expert]
+            gate, up = first[::2].clamp(max=experts.limit), first[1::2].clamp(-experts.limit, experts.limit)
+            hidden = share * (up + 1) * gate * torch.sigmoid(gate * experts.alpha)
+            expected += torch.outer(hidden, hidden).detach().double() / index.numel()
+    found = collect_covariances(model, [ids], lambda output: output.logits.sum())
+    torch.testing.assert_close(found.inputs[name]["down"], expected, rtol=1e-4, atol=1e-8)
+    assert found.outputs[name]["gate_up"].shape == (24, 24)
+    factorize_experts(model, rank=0.5, input_covariance=found.inputs, output_covariance=found.outputs)
 
 
 def test_the_error_of_outputs_falls() -> None:
