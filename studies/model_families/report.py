@@ -39,7 +39,7 @@ A family that works does all of this:
 
 {refused}
 
-Their linear layers can still be replaced one by one, by their paths. A layout of your own is
+Linear layers are replaced by their paths, and a layout of your own is
 [one line](../how-to/pretrained-models.md#other-families-of-mlps).
 
 ## How it was made
