@@ -137,3 +137,11 @@ def test_true_reasons() -> None:
     apart = nn.ModuleDict({"experts": nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])})
     with pytest.raises(ValueError, match=r"its experts \(ModuleList\) holds its experts as modules of their own \(Lin"):
         factorize_experts(apart, "dense", 1)
+
+
+def test_what_cannot_be_saved_is_refused_before_experts_are_changed() -> None:
+    model = nn.ModuleDict({"experts": made("aria")})
+    model["experts"].act_fn = lambda x: x.relu()
+    with pytest.raises(ValueError, match=r"activation <function .* give yours a name with register_nonlinearity"):
+        factorize_experts(model, "dense", 1)
+    assert isinstance(model["experts"], AriaExperts)
