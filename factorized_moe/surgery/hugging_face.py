@@ -142,8 +142,10 @@ class ExpertsQuantizer(HfQuantizer):
             for place, module in changes.items():
                 _mark_initialised(model.get_submodule(place.rpartition(".")[0]), module)
         prefix = f"{model.base_model_prefix}."
-        ignored = {rf"(^|\.){re.escape(name.removeprefix(prefix))}$" for name in config.replaced or ()}
-        model._keys_to_ignore_on_load_unexpected = {*(model._keys_to_ignore_on_load_unexpected or ()), *ignored}
+        ignored = [rf"(^|\.){re.escape(name.removeprefix(prefix))}$" for name in config.replaced or ()]
+        present = model._keys_to_ignore_on_load_unexpected
+        kind = list if present is None else type(present)  # a set in later releases of transformers
+        model._keys_to_ignore_on_load_unexpected = kind([*(present or ()), *ignored])
         return model
 
     def _make(self, path: str, description: Mapping[str, Any] | None, old: Any, dtype: torch.dtype) -> nn.Module:

@@ -223,7 +223,6 @@ def trainer_of(model: nn.Module, folder: Path, steps: int) -> Trainer:
 
 
 @pytest.mark.thorough
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 @pytest.mark.parametrize("name", ["gpt2", "mixtral"])
 def test_trainer_s_checkpoints(name: str, tmp_path: Path) -> None:
     whole = trainer_of(changed(name), tmp_path / "whole", 4)
