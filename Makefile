@@ -22,7 +22,7 @@ define install
 @touch $@
 endef
 
-.PHONY: help demo bench models fairness test test-fast versions lint format types docs build clean
+.PHONY: help demo bench models fairness neighbours test test-fast versions lint format types docs build clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ models: $(STAMPS)/models ## upcycle and distil an MLP of real models, write docs
 
 fairness: $(STAMPS)/fairness ## correct a classifier of people for the group it wrongs, write docs/studies/bias-correction.md
 	@$(BIN)/python -m studies bias_correction
+
+neighbours: $(STAMPS)/neighbours ## run the tests with PEFT, TransformerLens, nnsight, captum and torchao (VENV=.venv-neighbours keeps them apart)
+	@$(BIN)/python -m pytest -q -p no:cacheprovider tests/neighbours
 
 test-fast: $(STAMPS)/dev ## run the tests that take less than a second each, under a minute in all
 	@$(BIN)/python -m pytest -q -n 2 -m "not models and not slow and not thorough" tests
@@ -91,6 +94,9 @@ $(STAMPS)/models: $(STAMPS)/venv pyproject.toml constraints.txt
 
 $(STAMPS)/fairness: $(STAMPS)/venv pyproject.toml constraints.txt
 	$(call install,fairness)
+
+$(STAMPS)/neighbours: $(STAMPS)/venv pyproject.toml constraints.txt
+	$(call install,neighbours)
 
 $(STAMPS)/dev: $(STAMPS)/venv pyproject.toml constraints.txt
 	$(call install,dev)

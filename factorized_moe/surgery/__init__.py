@@ -2,6 +2,7 @@
 
 from factorized_moe.surgery.config import MuMoEConfig
 from factorized_moe.surgery.distillation.capturing import Call, capture, output_error
+from factorized_moe.surgery.distillation.covariances import ExpertCovariances, collect_covariances
 from factorized_moe.surgery.distillation.distilling import DistillationSettings, DistillationStep, distill
 from factorized_moe.surgery.factorizing import ExpertsReport, FactorizedExperts, factorize_experts
 from factorized_moe.surgery.replacing.delta import MuMoEDelta
@@ -18,6 +19,7 @@ __all__ = [
     "Call",
     "DistillationSettings",
     "DistillationStep",
+    "ExpertCovariances",
     "ExpertsReport",
     "FactorizedExperts",
     "MLPLayout",
@@ -27,6 +29,7 @@ __all__ = [
     "ReplacementReport",
     "Upcycled",
     "capture",
+    "collect_covariances",
     "distill",
     "factorize_experts",
     "from_pretrained",

@@ -32,7 +32,7 @@ from factorized_moe.surgery.saving.announcing import announce
 from factorized_moe.surgery.saving.describing import Kind, build_tensor, describe, describe_tensor, register_kind
 from factorized_moe.tensor import FactorizedExpertTensor
 
-__all__ = ["ExpertsReport", "FactorizedExperts", "factorize_experts"]
+__all__ = ["ExpertsReport", "FactorizedExperts", "factorize_experts", "find_experts"]
 
 
 @dataclass(frozen=True)
@@ -144,6 +144,8 @@ class FactorizedExperts(nn.Module):
         rank: RankLike | None = None,
         *,
         down_rank: RankLike | None = None,
+        input_covariance: Tensor | Mapping[str, Tensor] | None = None,
+        output_covariance: Tensor | Mapping[str, Tensor] | None = None,
     ) -> FactorizedExperts:
         """Fit both tensors to the experts of a trained block, which stay as they are.
 
@@ -156,15 +158,31 @@ class FactorizedExperts(nn.Module):
             decomposition: A registered name or an instance.
             rank: As for `FactorizedExpertTensor`, of the first projections, ``(N, H, 2F)``.
             down_rank: Of the second projections, ``(N, F, H)``, where it differs.
+            input_covariance: Second moments of inputs, as for `factorized_moe.fitting.fit`, so that errors of outputs
+                are minimised and not of weights: ``{"gate_up": (H, H), "down": (F, F)}`` or one of them; a tensor is
+                that of the block's input, of ``"gate_up"``. `collect_covariances` gives both.
+            output_covariance: The same of gradients at outputs, ``{"gate_up": (2F, 2F), "down": (H, H)}``; a tensor is
+                that of the block's output, of ``"down"``.
 
         Raises:
-            TypeError: If the module has no such parameters.
-            ValueError: If it computes something else from them, or a rank is out of range.
+            TypeError: If the module has no such parameters, or a covariance is neither a tensor nor a mapping.
+            ValueError: If it computes something else from them, a rank is out of range, or a covariance does not fit.
         """
         read = read_experts(experts)
-        fit = FactorizedExpertTensor.from_dense
-        first = fit(read.gate_up, decomposition, rank, bias=read.bias)
-        second = fit(read.down, decomposition, rank if down_rank is None else down_rank, bias=read.bias)
+        inputs = _by_projection("input_covariance", input_covariance, "gate_up")
+        outputs = _by_projection("output_covariance", output_covariance, "down")
+        ranks = {"gate_up": rank, "down": rank if down_rank is None else down_rank}
+        first, second = (
+            FactorizedExpertTensor.from_dense(
+                dense,
+                decomposition,
+                ranks[name],
+                bias=read.bias,
+                input_covariance=inputs.get(name),
+                output_covariance=outputs.get(name),
+            )
+            for name, dense in (("gate_up", read.gate_up), ("down", read.down))
+        )
         return cls(first, second, read.activation, limit=read.limit, shift=read.shift).train(experts.training)
 
     def forward(
@@ -243,6 +261,8 @@ def factorize_experts(
     *,
     down_rank: RankLike | None = None,
     names: Sequence[str] | None = None,
+    input_covariance: Mapping[str, Any] | None = None,
+    output_covariance: Mapping[str, Any] | None = None,
 ) -> dict[str, ExpertsReport]:
     """Replace the experts of a model's sparse blocks by factorised ones, in place. Routers stay as they are.
 
@@ -254,13 +274,16 @@ def factorize_experts(
         rank: As for `FactorizedExperts.from_experts`.
         down_rank: As for `FactorizedExperts.from_experts`.
         names: The modules to replace; all experts by default.
+        input_covariance: For each module, by name, as for `FactorizedExperts.from_experts`: what
+            `collect_covariances` gives as ``inputs``.
+        output_covariance: The same of the outputs.
 
     Returns:
         For each module replaced, by name, what its experts cost and how far they are from the original's.
 
     Raises:
         ValueError: If the model has no such experts, none of a name that is given, or ones that compute something
-            else.
+            else; or if covariances are given for none of some experts, or for modules that are not replaced.
 
     Examples:
         >>> from transformers import MixtralConfig, MixtralModel
@@ -271,6 +294,27 @@ def factorize_experts(
         >>> [(name, report.share <= 0.5) for name, report in reports.items()]
         [('layers.0.mlp.experts', True)]
     """
+    chosen = find_experts(model, names)
+    moments = {"input_covariance": input_covariance, "output_covariance": output_covariance}
+    for what, given in moments.items():
+        if given is not None and given.keys() != chosen.keys():
+            raise ValueError(f"{what} is for the modules {sorted(given)}, replaced are {sorted(chosen)}; give the same")
+    fitted: dict[nn.Module, FactorizedExperts] = {}
+    for name, experts in chosen.items():
+        if experts not in fitted:
+            own = {what: given[name] for what, given in moments.items() if given is not None}
+            made = FactorizedExperts.from_experts(experts, decomposition, rank, down_rank=down_rank, **own)
+            fitted[experts] = made
+    reports = {name: fitted[experts].compare(experts) for name, experts in chosen.items()}
+    for new in fitted.values():
+        describe(new)  # what cannot be saved is refused before anything is changed
+    with installed(model, {name: fitted[experts] for name, experts in chosen.items()}):
+        announce(model)
+    return reports
+
+
+def find_experts(model: nn.Module, names: Sequence[str] | None) -> dict[str, nn.Module]:
+    """The modules of fused experts in a model, all or those of some names; a ValueError if there are none."""
     modules = model.named_modules(remove_duplicate=False)  # a block may be in the model more than once
     found = {name: module for name, module in modules if any(layout.fits(module) for layout in EXPERTS)}
     if not found:
@@ -281,17 +325,17 @@ def factorize_experts(
     for name in names or ():
         if name not in found:
             raise ValueError(f"{name!r} is not the name of experts in the model; it has {list(found)}")
-    chosen = {name: found[name] for name in (found if names is None else names)}
-    fitted = {
-        experts: FactorizedExperts.from_experts(experts, decomposition, rank, down_rank=down_rank)
-        for experts in dict.fromkeys(chosen.values())
-    }
-    reports = {name: fitted[experts].compare(experts) for name, experts in chosen.items()}
-    for new in fitted.values():
-        describe(new)  # what cannot be saved is refused before anything is changed
-    with installed(model, {name: fitted[experts] for name, experts in chosen.items()}):
-        announce(model)
-    return reports
+    return {name: found[name] for name in (found if names is None else names)}
+
+
+def _by_projection(what: str, given: Tensor | Mapping[str, Tensor] | None, alone: str) -> Mapping[str, Tensor]:
+    if given is None or isinstance(given, Tensor):
+        return {} if given is None else {alone: given}
+    if not isinstance(given, Mapping):
+        raise TypeError(f"{what} is a tensor or a mapping of 'gate_up' and 'down' to tensors, got {given!r}")
+    if not given.keys() <= {"gate_up", "down"}:
+        raise ValueError(f"{what} is of 'gate_up' and 'down', got {sorted(given)}")
+    return given
 
 
 def _describe(experts: FactorizedExperts) -> dict[str, Any]:

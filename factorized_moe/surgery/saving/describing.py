@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from factorized_moe._reading import MOST_NODES, check_modes
-from factorized_moe.activations import ACTIVATIONS, Entmax, TopKSoftmax
+from factorized_moe.activations import ACTIVATIONS, Entmax, TopKReLU, TopKSoftmax
 from factorized_moe.decompositions import GivenNetwork, get_decomposition, name_of
 from factorized_moe.gating import ExpertGate
 from factorized_moe.layers import ExpertLayer, MuMoE
@@ -163,6 +163,10 @@ def describe(module: nn.Module) -> dict[str, Any]:
         rebuilt = [part.network for part in again.expert_tensors.values()]
     except ValueError:  # the network as text fits one of several tensors only
         rebuilt = []
+    if rebuilt and again.gate.state_dict().keys() != module.gate.state_dict().keys():
+        raise ValueError(
+            f"the gate of a {name} has other parameters than it gives its gates, such as a bias of its logits"
+        )
     if rebuilt != [part.network for part in tensors]:
         raise ValueError(
             f"a {name} of decomposition {name_of(first.decomposition)!r} cannot be written to a file; register the "
@@ -326,6 +330,8 @@ def _describe_gate(gate: Any) -> dict[str, Any]:
         described = {"entmax": activation.alpha}
     elif isinstance(activation, TopKSoftmax):
         described = {"topk_softmax": activation.k}
+    elif isinstance(activation, TopKReLU):
+        described = {"topk_relu": activation.k}
     if described is None:
         raise ValueError(
             f"a gate's activation {activation!r} cannot be written to a file; use one of {', '.join(ACTIVATIONS)}"
@@ -340,6 +346,8 @@ def _build_gate(description: Any) -> Any:
             return Entmax(alpha)
         case {"topk_softmax": k}:
             return TopKSoftmax(k)
+        case {"topk_relu": k}:
+            return TopKReLU(k)
         case str():
             return description
     raise ValueError(f"unknown gate {description!r}")
