@@ -126,7 +126,7 @@ class MuMoEBlock(ExpertLayer):
 
         Raises:
             TypeError: If dtypes or devices differ.
-            ValueError: If a shape does not fit.
+            ValueError: If a shape does not fit, or a gate with a batch norm gets one position alone in training mode.
         """
         coefficients = self.gate(x)
         x = x if self.input_norm is None else self.input_norm(x)
@@ -241,7 +241,7 @@ class GatedMuMoEBlock(ExpertLayer):
 
         Raises:
             TypeError: If dtypes or devices differ.
-            ValueError: If a shape does not fit.
+            ValueError: If a shape does not fit, or a gate with a batch norm gets one position alone in training mode.
         """
         coefficients = self.gate(x)
         x = x if self.input_norm is None else self.input_norm(x)

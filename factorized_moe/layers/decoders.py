@@ -191,7 +191,7 @@ class MixtureOfDecodersBlock(ExpertLayer):
 
         Raises:
             TypeError: If dtypes or devices differ.
-            ValueError: If a shape does not fit.
+            ValueError: If a shape does not fit, or a gate with a batch norm gets one position alone in training mode.
         """
         coefficients = self.gate(x)
         read = x if self.input_norm is None else self.input_norm(x)

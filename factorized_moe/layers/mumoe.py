@@ -48,11 +48,11 @@ class MuMoE(ExpertLayer):
 
     Attributes:
         gate: The gate; its output is the tuple of coefficients, for hooks to read or change.
-        experts: The `FactorizedExpertTensor`.
+        experts: The weight, a `FactorizedExpertTensor`, which gives single experts' matrices, costs and plans.
 
     Raises:
         TypeError: If an argument is of the wrong type.
-        ValueError: If one is out of range.
+        ValueError: If one is out of range, or a name of a decomposition, an activation or a norm is unknown.
 
     Examples:
         >>> layer = MuMoE(16, 10, expert_dims=[8, 4], decomposition="tr", rank=4)
@@ -119,7 +119,7 @@ class MuMoE(ExpertLayer):
 
         Raises:
             TypeError: If dtypes or devices differ.
-            ValueError: If a shape does not fit.
+            ValueError: If a shape does not fit, or a gate with a batch norm gets one position alone in training mode.
         """
         coefficients = self.gate(x)
         y: Tensor = self.experts(x if self.input_norm is None else self.input_norm(x), coefficients)

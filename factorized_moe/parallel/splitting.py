@@ -182,6 +182,9 @@ def split_plan(
     Returns:
         The plan, or ``None`` where the input or the output cannot be split.
 
+    Raises:
+        ValueError: If the network has fixed nodes, which cannot be cut.
+
     Examples:
         >>> from factorized_moe import FactorizedExpertTensor
         >>> w = FactorizedExpertTensor((8,), 16, 32, "cp", rank=4)
@@ -190,6 +193,8 @@ def split_plan(
         ([('all_reduce', 2048)], 112)
     """
     network = plan.network
+    if fixed := [node.name for node in network.nodes if node.fixed is not None]:
+        raise ValueError(f"nodes {fixed} are fixed, and a tensor with fixed nodes cannot be sharded")
     if input_split and (len(network.in_labels) > 1 or network.in_padding):
         return None
     if output_split and len(network.out_labels) > 1:
