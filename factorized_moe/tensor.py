@@ -61,8 +61,8 @@ class FactorizedExpertTensor(nn.Module):
         out_features: ``O``.
         decomposition: A registered name, such as ``"cp"`` (the default), ``"tucker"``, ``"tt"`` or ``"tr"``, or an
             instance.
-        rank: An int, a tuple of ints in TensorLy's convention, in the order of the weight's modes (Tucker: one a mode; TT
-            and TR: one a bond, first and last included), ``"same"``, a fraction of the dense size, or a `Budget`.
+        rank: An int, a tuple of ints in TensorLy's convention, in the weight's order (Tucker: one for each mode; TT and
+            TR: one for each bond, first and last included), ``"same"``, a fraction of the dense size, or a `Budget`.
         network: Any network, in place of the arguments above, which it says. Its input mode counts the bias row.
         bias: Whether each expert has a bias: one more row of its matrix, the last.
         init: The name of one of the decomposition's initialisations, or a function that fills the parameters in

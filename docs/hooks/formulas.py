@@ -23,7 +23,8 @@ DISPLAYED = re.compile(r"^\$\$\n(.*?)\n\$\$$", re.DOTALL | re.MULTILINE)
 MARKED = re.compile(
     r'<(?P<tag>span|div) class="arithmatex">(?P<open>\\[(\[])(?P<formula>.*?)\\[)\]]</(?P=tag)>', re.DOTALL
 )
-COMMAND = re.compile(r"<mi>\\")
+COMMAND = re.compile(r"<mi>(\\|&<)")
+"""What is left of a command or an environment that latex2mathml does not know: its name, or its alignment marks."""
 
 
 def with_page_formulas(reference: str) -> str:
@@ -54,7 +55,7 @@ def on_page_content(page_html: str, page: Any = None, **_: Any) -> str:
         display = "block" if found["open"] == r"\[" else "inline"
         translated = convert(formula, display=display)
         if COMMAND.search(translated):
-            raise ValueError(f"a formula has a command that is not known to latex2mathml: {formula}")
+            raise ValueError(f"a formula has a command or an environment that latex2mathml does not know: {formula}")
         return f'<div class="formula">{translated}</div>' if display == "block" else translated
 
     return MARKED.sub(mathml, page_html)

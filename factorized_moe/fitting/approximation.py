@@ -69,10 +69,11 @@ def fit(
         bias: Whether the last row of each expert's matrix is its bias, which meets an input of 1.
         activations: Inputs of the layer, ``(*samples, I)`` without the bias's 1: the error of the outputs on them is
             minimised and reported, in place of the weights' own.
-        input_covariance: The same from the inputs' second moment ``E[x x^T]``, ``(I, I)``, symmetric; with a bias it may
-            be ``(I + 1, I + 1)``, the constant 1 as the last input, and inputs of mean zero are assumed if it is not.
-        output_covariance: How much errors of the outputs count, ``(O, O)``, symmetric: an error ``e`` as ``e^T D e``. Given the
-            second moment ``E[g g^T]`` of a loss's gradients at the outputs, what the loss hardly feels may be lost.
+        input_covariance: The same from the inputs' second moment ``E[x x^T]``, symmetric, ``(I, I)``; with a bias it
+            may be ``(I + 1, I + 1)``, the constant 1 as the last input; inputs of mean zero are assumed if it is not.
+        output_covariance: How much errors of the outputs count, symmetric, ``(O, O)``: an error ``e`` as ``e^T D e``.
+            Given the second moment ``E[g g^T]`` of a loss's gradients at the outputs, what the loss hardly feels may be
+            lost.
         dtype: The parameters' type; the dense tensor's by default.
         seed: Where random starts come from.
         starts: The most random starts, beside TensorLy's algorithm; chosen by the tensor's size by default.
