@@ -1,5 +1,6 @@
 """What is done to the documentation's pages when the site is built: formulas, the diagram, no other servers."""
 
+import html
 import importlib.util
 import re
 import xml.etree.ElementTree as ET
@@ -45,6 +46,16 @@ def test_marked_formulas_become_mathml(page: str, display: str) -> None:
 def test_text_in_code_is_left_alone() -> None:
     page = r"<code>\(a\)</code> and $5"
     assert FORMULAS.on_page_content(page) == page
+
+
+def test_formulas_of_docstrings_are_drawn_in_the_reference() -> None:
+    sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "factorized_moe").rglob("*.py"))
+    assert [plain for plain in FORMULAS.SHOWN if f"``{plain}``" not in sources] == []
+    page = "".join(f"<p><code>{html.escape(plain)}</code></p>" for plain in FORMULAS.SHOWN) + "<code>x @ y</code>"
+    built = FORMULAS.on_page_content(page, SimpleNamespace(file=SimpleNamespace(src_uri="api/tensor.md")))
+    assert built.count("<math") == len(FORMULAS.SHOWN)
+    assert re.findall("<code>.*?</code>", built) == ["<code>x @ y</code>"]
+    assert FORMULAS.on_page_content(page, SimpleNamespace(file=SimpleNamespace(src_uri="defaults.md"))) == page
 
 
 def test_an_unknown_environment_fails_the_build() -> None:

@@ -18,7 +18,7 @@ __all__ = ["BudgetRow", "BudgetTable", "compare_at_budget"]
 
 @dataclass(frozen=True)
 class BudgetRow:
-    """One decomposition at a budget.
+    """The rank and the costs of one decomposition at a budget.
 
     Attributes:
         decomposition: Its name.

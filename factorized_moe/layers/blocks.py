@@ -24,7 +24,7 @@ __all__ = ["GatedMuMoEBlock", "MuMoEBlock", "check_activation"]
 
 
 class MuMoEBlock(ExpertLayer):
-    """Two layers with an activation between them and one gate for both: a replacement for a transformer's MLP.
+    """An MLP of experts, in place of a transformer's: two layers with an activation between them and one gate for both.
 
     The gate's coefficients are computed once, from the block's input.
 
@@ -112,7 +112,7 @@ class MuMoEBlock(ExpertLayer):
         self.activation = nn.GELU() if activation is None else check_activation(activation)
 
     def own_arguments(self) -> dict[str, Any]:
-        """The three sizes, the last tensor's rank, and the activation."""
+        """The arguments of this constructor alone, for saving: three sizes, the last tensor's rank, the activation."""
         return _block_arguments(self, self.activation)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -137,9 +137,9 @@ class MuMoEBlock(ExpertLayer):
 
 
 class GatedMuMoEBlock(ExpertLayer):
-    """``second(activation(first(x)) * multiplier(x))``, each a factorised expert tensor with the same coefficients.
+    """A gated MLP of experts behind one gate, such as SwiGLU: ``second(activation(first(x)) * multiplier(x))``.
 
-    It stands for a gated MLP such as SwiGLU or GEGLU.
+    Each of the three is a factorised expert tensor, and all have the same coefficients. With GELU it stands for GEGLU.
 
     Args:
         in_features: ``I``.
@@ -227,7 +227,7 @@ class GatedMuMoEBlock(ExpertLayer):
         self.activation = nn.SiLU() if activation is None else check_activation(activation)
 
     def own_arguments(self) -> dict[str, Any]:
-        """The three sizes, the last tensor's rank, and the activation."""
+        """The arguments of this constructor alone, for saving: three sizes, the last tensor's rank, the activation."""
         return _block_arguments(self, self.activation)
 
     def forward(self, x: Tensor) -> Tensor:

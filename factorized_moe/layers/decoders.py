@@ -33,7 +33,7 @@ LARGEST = TopKReLU(32)
 
 
 def zero_decoder(network: TensorNetwork, tensors: Mapping[str, Tensor]) -> None:
-    """An initialisation with which every expert starts as zero, and each in a direction of its own to grow in.
+    """Initialise all experts to zero, each with a direction of its own to grow in: the start of a Mixture of Decoders.
 
     In each term the first node of the input is zero. Nodes of experts and output are uniform, of norm 1 along the
     output; all others as in ``"balanced"``.
@@ -56,7 +56,7 @@ def zero_decoder(network: TensorNetwork, tensors: Mapping[str, Tensor]) -> None:
 
 
 class MixtureOfDecodersBlock(ExpertLayer):
-    """``experts(activation(encoder(x)), gate(x)) + output_bias``: a Mixture of Decoders in place of an MLP.
+    """A Mixture of Decoders in place of an MLP: ``experts(activation(encoder(x)), gate(x)) + output_bias``.
 
     The encoder is dense, as the MLP's first layer is, and every expert is a decoder of its hidden units. The gate reads
     the block's input: logits with a bias, ReLU, and the largest of them. The decoders start at zero.

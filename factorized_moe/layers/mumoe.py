@@ -105,7 +105,7 @@ class MuMoE(ExpertLayer):
         )
 
     def own_arguments(self) -> dict[str, Any]:
-        """``in_features`` and ``out_features``."""
+        """The arguments of this constructor alone, for saving: ``in_features`` and ``out_features``."""
         return {"in_features": self.in_features, "out_features": self.out_features}
 
     def forward(self, x: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ __all__ = ["Machine", "SplitPlan", "Use", "single_label", "split_plan"]
 
 @dataclass(frozen=True)
 class Machine:
-    """What one rank computes and sends, to weigh one against the other; by default roughly a CPU's core and gloo.
+    """How fast a rank computes and sends, to estimate times; by default roughly a CPU's core and gloo.
 
     Args:
         flops_per_second: Multiplications and additions of a matrix product.
@@ -53,7 +53,7 @@ class Use:
 
 @dataclass(frozen=True)
 class SplitPlan:
-    """A plan with a layout for every value. It holds no tensors, and its costs follow from the description.
+    """A contraction plan over several ranks: where each value lies and what is sent. It holds no tensors.
 
     Attributes:
         plan: The plan; its batch size is the one that costs are reported for.
@@ -169,7 +169,7 @@ def split_plan(
     output_split: bool = False,
     machine: Machine | None = None,
 ) -> SplitPlan | None:
-    """The cheapest layouts for a plan's values.
+    """Find the cheapest way to run a plan over several ranks: the layout of every value.
 
     Args:
         plan: The plan of a forward pass, at the batch size to weigh costs for.
