@@ -29,9 +29,9 @@ class MuMoEBlock(ExpertLayer):
     The gate's coefficients are computed once, from the block's input.
 
     Args:
-        in_features: ``I``.
-        hidden_features: ``H``.
-        out_features: ``O``.
+        in_features: The number of input features, ``I``.
+        hidden_features: The number of hidden features, ``H``.
+        out_features: The number of output features, ``O``.
         expert_dims: The number of experts of each expert mode.
         decomposition: A registered name or an instance; ``"cp"`` by default.
         rank: The rank of every expert tensor, as for `FactorizedExpertTensor`; a `Budget` is that of the whole block.
@@ -47,7 +47,7 @@ class MuMoEBlock(ExpertLayer):
         checkpoint: As for `FactorizedExpertTensor`.
         sparse_coefficients: As for `FactorizedExpertTensor`.
         device: Where the parameters are.
-        dtype: Their type.
+        dtype: The parameters' type.
 
     Attributes:
         gate: The gate.
@@ -142,9 +142,9 @@ class GatedMuMoEBlock(ExpertLayer):
     Each of the three is a factorised expert tensor, and all have the same coefficients. With GELU it stands for GEGLU.
 
     Args:
-        in_features: ``I``.
-        hidden_features: ``H``.
-        out_features: ``O``.
+        in_features: The number of input features, ``I``.
+        hidden_features: The number of hidden features, ``H``.
+        out_features: The number of output features, ``O``.
         expert_dims: The number of experts of each expert mode.
         decomposition: A registered name or an instance; ``"cp"`` by default.
         rank: The rank of every expert tensor, as for `FactorizedExpertTensor`; a `Budget` is that of the whole block.
@@ -160,7 +160,7 @@ class GatedMuMoEBlock(ExpertLayer):
         checkpoint: As for `FactorizedExpertTensor`.
         sparse_coefficients: As for `FactorizedExpertTensor`.
         device: Where the parameters are.
-        dtype: Their type.
+        dtype: The parameters' type.
 
     Attributes:
         gate: The gate.

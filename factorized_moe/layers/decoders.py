@@ -62,9 +62,9 @@ class MixtureOfDecodersBlock(ExpertLayer):
     the block's input: logits with a bias, ReLU, and the largest of them. The decoders start at zero.
 
     Args:
-        in_features: ``I``.
-        hidden_features: ``H``.
-        out_features: ``O``.
+        in_features: The number of input features, ``I``.
+        hidden_features: The number of hidden features, ``H``.
+        out_features: The number of output features, ``O``.
         expert_dims: The number of experts of each expert mode; in the source one, of ten thousands.
         decomposition: A registered name or an instance; ``"mixture_of_decoders"`` by default.
         rank: As for `FactorizedExpertTensor`; 1 in the source.
@@ -81,7 +81,7 @@ class MixtureOfDecodersBlock(ExpertLayer):
         checkpoint: As for `FactorizedExpertTensor`.
         sparse_coefficients: As for `FactorizedExpertTensor`.
         device: Where the parameters are.
-        dtype: Their type.
+        dtype: The parameters' type.
 
     Attributes:
         gate: The gate.

@@ -28,8 +28,8 @@ class MuMoE(ExpertLayer):
     """A linear layer with many experts: the gate mixes their matrices for every input, and no matrix is built.
 
     Args:
-        in_features: ``I``.
-        out_features: ``O``.
+        in_features: The number of input features, ``I``.
+        out_features: The number of output features, ``O``.
         expert_dims: The number of experts of each expert mode.
         decomposition: A registered name or an instance; ``"cp"`` by default.
         rank: As for `FactorizedExpertTensor`; a `Budget` is that of the whole layer, its gate included.
@@ -44,7 +44,7 @@ class MuMoE(ExpertLayer):
         checkpoint: As for `FactorizedExpertTensor`.
         sparse_coefficients: As for `FactorizedExpertTensor`.
         device: Where the parameters are.
-        dtype: Their type.
+        dtype: The parameters' type.
 
     Attributes:
         gate: The gate; its output is the tuple of coefficients, for hooks to read or change.
