@@ -34,6 +34,7 @@ from benchmarks import (
 from benchmarks.measuring import FULL, QUICK, Effort
 from benchmarks.report import FIGURE, Section
 from benchmarks.rows import Row
+from factorized_moe._writing import write_files
 
 ROOT = Path(__file__).parents[1]
 
@@ -103,8 +104,7 @@ def write(out: Path, name: str, section: Section) -> None:
     file = out / "benchmarks.json"
     stored = {**report.load(file), name: section}
     sections = {known: stored[known] for known in SECTIONS if known in stored}
-    report.save(file, sections)
-    (out / "benchmarks.md").write_text(report.markdown(sections), encoding="utf-8")
+    write_files(out, {file.name: report.text(sections).encode(), "benchmarks.md": report.markdown(sections).encode()})
     if name == "scaling":
         points = [scaling.Point(**point) for point in section.extra["points"]]
         if not figure.draw(points, out / FIGURE):

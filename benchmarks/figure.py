@@ -7,6 +7,7 @@ from pathlib import Path
 
 from benchmarks.machine import installed
 from benchmarks.scaling import SIZES, Point
+from factorized_moe._writing import write_files
 
 __all__ = ["draw"]
 
@@ -63,8 +64,7 @@ def draw(points: Sequence[Point], path: Path) -> bool:
         axes[0][0].set_ylabel("µs for one token, forward")
         axes[1][0].set_ylabel("MiB: parameters and tensors\nof one forward pass")
         axes[1][0].legend(*([part[-1]] for part in axes[1][0].get_legend_handles_labels()), fontsize=7, frameon=False)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, metadata={"Date": None})
+        write_files(path.parent, {path.name: lambda place: figure.savefig(place, metadata={"Date": None})})
         pyplot.close(figure)
     return True
 

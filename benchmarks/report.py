@@ -12,7 +12,7 @@ from benchmarks.headlines import headlines
 from benchmarks.measuring import Ratio
 from benchmarks.rows import Row
 
-__all__ = ["Section", "load", "markdown", "save"]
+__all__ = ["Section", "load", "markdown", "text"]
 
 FIGURE = "assets/scaling.svg"
 
@@ -111,11 +111,10 @@ def load(path: Path) -> dict[str, Section]:
     }
 
 
-def save(path: Path, sections: Mapping[str, Section]) -> None:
-    """Write all sections to a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def text(sections: Mapping[str, Section]) -> str:
+    """All sections as what `load` reads."""
     stored = {name: asdict(section) for name, section in sections.items()}
-    path.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
+    return json.dumps(stored, indent=1) + "\n"
 
 
 def markdown(sections: Mapping[str, Section]) -> str:

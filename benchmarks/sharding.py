@@ -25,6 +25,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from benchmarks import machine
 from factorized_moe import MuMoEBlock
+from factorized_moe._writing import write_files
 from factorized_moe.parallel import ShardReport, shard, shards_of
 from factorized_moe.parallel.moves import Group, Transfer, move
 
@@ -51,8 +52,8 @@ def main() -> None:
         arguments = (str(Path(folder) / "meeting"), str(answer), options.rounds, options.compiled)
         torch.multiprocessing.spawn(time_rank, arguments, nprocs=2)
         found = json.loads(answer.read_text(encoding="utf-8"))
-    (options.out / "sharding.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    (options.out / "sharding.md").write_text(page(found), encoding="utf-8")
+    figures = json.dumps(found, indent=1) + "\n"
+    write_files(options.out, {"sharding.json": figures.encode(), "sharding.md": page(found).encode()})
 
 
 def time_rank(rank: int, meeting: str, answer: str, rounds: int, compiled: bool) -> None:

@@ -228,6 +228,7 @@ def _add_draw_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _run_draw(options: argparse.Namespace) -> None:
+    from factorized_moe._writing import write_files
     from factorized_moe.drawing import draw
 
     out: Path = options.out
@@ -235,10 +236,12 @@ def _run_draw(options: argparse.Namespace) -> None:
         raise ValueError(f"--out {out}: the name of a picture ends in {', '.join(FORMATS)}")
     if out.exists() and "force" not in options:
         raise ValueError(f"--out {out}: there is such a file; give another name, or --force to replace it")
+    if not out.parent.is_dir():
+        raise ValueError(f"--out {out}: there is no folder {out.parent}")
     weight = _weight(options)
     figure = draw(weight.network).get_figure(root=True)
     assert figure is not None  # draw has made one
-    figure.savefig(out, dpi=DOTS_PER_INCH)
+    write_files(out.parent, {out.name: lambda place: figure.savefig(place, dpi=DOTS_PER_INCH)})
     if "json" in options:
         _print_json({**_described(weight), "file": str(out)})
     else:

@@ -66,7 +66,7 @@ class MixtureOfDecodersBlock(ExpertLayer):
         hidden_features: The number of hidden features, ``H``.
         out_features: The number of output features, ``O``.
         expert_dims: The number of experts of each expert mode; in the source one, of ten thousands.
-        decomposition: A registered name or an instance; ``"mixture_of_decoders"`` by default.
+        decomposition: A registered name or an instance.
         rank: As for `FactorizedExpertTensor`; 1 in the source.
         gated: Whether the hidden units are those of a gated MLP, ``activation(encoder(x)) * multiplier(x)``.
         skip: Whether ``x`` times a matrix is added, which starts at zero.
@@ -112,8 +112,8 @@ class MixtureOfDecodersBlock(ExpertLayer):
         hidden_features: int,
         out_features: int,
         expert_dims: Sequence[int],
-        decomposition: str | Decomposition | None = None,
-        rank: SizeLike | None = None,
+        decomposition: str | Decomposition = "mixture_of_decoders",
+        rank: SizeLike = 1,
         *,
         gated: bool = False,
         skip: bool = False,
@@ -145,8 +145,8 @@ class MixtureOfDecodersBlock(ExpertLayer):
         super().__init__(
             {"experts": (hidden_features, out_features)},
             expert_dims,
-            "mixture_of_decoders" if decomposition is None else decomposition,
-            1 if rank is None else rank,
+            decomposition,
+            rank,
             in_features=inputs,
             bias=bias,
             gate=gate,

@@ -9,7 +9,7 @@ import torch.distributed
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
-from factorized_moe._validation import check_size
+from factorized_moe._validation import check_kind, check_size
 from factorized_moe.batch_statistics import GateBatchNorm
 from factorized_moe.parallel.choosing import choose
 from factorized_moe.parallel.shard_report import ShardReport
@@ -65,7 +65,8 @@ def shard(
     for path, tensor in tensors.items():
         _check(path, tensor)
     default = Machine() if mesh.device_type == "cpu" else ACCELERATOR
-    report = _report(module, tensors, mesh.size(), label, tokens, machine or _of_type(default, tensors))
+    machine = _of_type(default, tensors) if machine is None else machine
+    report = _report(module, tensors, mesh.size(), label, tokens, machine)
     for choice in report.choices:
         spread(tensors[choice.path], choice.split, mesh)
     if mesh.size() == torch.distributed.get_world_size():  # else other ranks have other batches
@@ -93,7 +94,7 @@ def shards_of(
         machine: As for `shard`; a CPU's figures by default.
 
     Raises:
-        TypeError: If the module is no module.
+        TypeError: If the module is no module, or the machine no `Machine`.
         ValueError: As for `shard`.
 
     Examples:
@@ -107,7 +108,7 @@ def shards_of(
     tensors = _tensors(module)
     for path, tensor in tensors.items():
         _check_learned(path, tensor)
-    return _report(module, tensors, ranks, label, tokens, machine or _of_type(Machine(), tensors))
+    return _report(module, tensors, ranks, label, tokens, _of_type(Machine(), tensors) if machine is None else machine)
 
 
 def synchronise_gates(module: nn.Module, group: torch.distributed.ProcessGroup | None = None) -> int:
@@ -149,6 +150,8 @@ def _report(
     tokens: int,
     machine: Machine,
 ) -> ShardReport:
+    check_kind("machine", machine, Machine)
+    check_size("tokens", tokens)
     return ShardReport(tuple(choose(module, tensors, ranks, label, tokens, machine)), machine)
 
 

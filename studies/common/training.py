@@ -5,27 +5,17 @@ Legend: ``B`` samples of a batch.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["evaluate", "learning_rate_share", "train"]
+from factorized_moe.optimisation import warm_up_and_cosine
+
+__all__ = ["evaluate", "train"]
 
 WARM_UP = 0.05
 """The share of all steps in which the learning rate grows."""
-
-
-def learning_rate_share(step: int, steps: int) -> float:
-    """The share of the highest learning rate at a step from 0: a linear warm-up, then half a cosine.
-
-    Examples:
-        >>> [round(learning_rate_share(step, 100), 2) for step in (0, 4, 5, 50, 99)]
-        [0.2, 1.0, 0.99, 0.5, 0.0]
-    """
-    warm = WARM_UP * steps
-    return (step + 1) / warm if step < warm else 0.5 * (1.0 + math.cos(math.pi * step / steps))
 
 
 def train(
@@ -50,9 +40,10 @@ def train(
         after_step: Called with the number of steps done.
     """
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=weight_decay)
+    warm_up = max(1, round(WARM_UP * steps))
     for step in range(steps):
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate * learning_rate_share(step, steps)
+            group["lr"] = learning_rate * warm_up_and_cosine(step, steps, warm_up)
         x, labels = batch()
         loss = nn.functional.cross_entropy(model(x).flatten(0, -2), labels.flatten())
         if extra_loss is not None:

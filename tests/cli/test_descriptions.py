@@ -181,7 +181,7 @@ def keys_of(command: str) -> list[str]:
             ["draw", *LAYER, "--rank", "2", "--out", "a.gif"],
             "--out a.gif: the name of a picture ends in .svg, .png, .pd",
         ),
-        (["draw", *LAYER, "--rank", "2", "--out", "no/a.svg"], "No such file or directory: 'no/a.svg'"),
+        (["draw", *LAYER, "--rank", "2", "--out", "no/a.svg"], "--out no/a.svg: there is no folder no"),
         (["list", "--all"], "unrecognized arguments: --all"),
     ],
 )

@@ -137,3 +137,11 @@ def test_true_reasons() -> None:
     apart = nn.ModuleDict({"experts": nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])})
     with pytest.raises(ValueError, match=r"its experts \(ModuleList\) holds its experts as modules of their own \(Lin"):
         factorize_experts(apart, "dense", 1)
+
+
+def test_experts_of_zeros_are_what_they_are() -> None:
+    """Nothing is nothing: an error of zero where zero is allowed is no other formula."""
+    experts = made("aria")
+    for parameter in experts.parameters():
+        nn.init.zeros_(parameter)
+    assert not read_experts(experts).down.any()
