@@ -33,7 +33,7 @@ LARGEST = TopKReLU(32)
 
 
 def zero_decoder(network: TensorNetwork, tensors: Mapping[str, Tensor]) -> None:
-    """An initialisation with which every expert starts as zero, and each in a direction of its own to grow in.
+    """Initialise all experts to zero, each with a direction of its own to grow in: the start of a Mixture of Decoders.
 
     In each term the first node of the input is zero. Nodes of experts and output are uniform, of norm 1 along the
     output; all others as in ``"balanced"``.
@@ -56,15 +56,15 @@ def zero_decoder(network: TensorNetwork, tensors: Mapping[str, Tensor]) -> None:
 
 
 class MixtureOfDecodersBlock(ExpertLayer):
-    """``experts(activation(encoder(x)), gate(x)) + output_bias``: a Mixture of Decoders in place of an MLP.
+    """A Mixture of Decoders in place of an MLP: ``experts(activation(encoder(x)), gate(x)) + output_bias``.
 
     The encoder is dense, as the MLP's first layer is, and every expert is a decoder of its hidden units. The gate reads
     the block's input: logits with a bias, ReLU, and the largest of them. The decoders start at zero.
 
     Args:
-        in_features: ``I``.
-        hidden_features: ``H``.
-        out_features: ``O``.
+        in_features: The number of input features, ``I``.
+        hidden_features: The number of hidden features, ``H``.
+        out_features: The number of output features, ``O``.
         expert_dims: The number of experts of each expert mode; in the source one, of ten thousands.
         decomposition: A registered name or an instance.
         rank: As for `FactorizedExpertTensor`; 1 in the source.
@@ -81,7 +81,7 @@ class MixtureOfDecodersBlock(ExpertLayer):
         checkpoint: As for `FactorizedExpertTensor`.
         sparse_coefficients: As for `FactorizedExpertTensor`.
         device: Where the parameters are.
-        dtype: Their type.
+        dtype: The parameters' type.
 
     Attributes:
         gate: The gate.
@@ -191,7 +191,7 @@ class MixtureOfDecodersBlock(ExpertLayer):
 
         Raises:
             TypeError: If dtypes or devices differ.
-            ValueError: If a shape does not fit.
+            ValueError: If a shape does not fit, or a gate with a batch norm gets one position alone in training mode.
         """
         coefficients = self.gate(x)
         read = x if self.input_norm is None else self.input_norm(x)

@@ -52,8 +52,8 @@ def shard(
 
     Raises:
         TypeError: If the module is no module, or the mesh no ``DeviceMesh``.
-        ValueError: If the mesh has several dimensions, the module has no expert tensor that can be sharded, or a label
-            is unknown.
+        ValueError: If the mesh has several dimensions, the module has no expert tensor, or one that cannot be sharded,
+            such as one with fixed nodes, or a label is unknown.
     """
     if not isinstance(mesh, DeviceMesh):
         raise TypeError(f"shard: mesh is a torch.distributed.device_mesh.DeviceMesh, got {type(mesh).__name__}")
@@ -106,6 +106,8 @@ def shards_of(
     """
     ranks = check_size("ranks", ranks)
     tensors = _tensors(module)
+    for path, tensor in tensors.items():
+        _check_learned(path, tensor)
     return _report(module, tensors, ranks, label, tokens, _of_type(Machine(), tensors) if machine is None else machine)
 
 
@@ -169,6 +171,11 @@ def _tensors(module: nn.Module) -> dict[str, FactorizedExpertTensor]:
     return found
 
 
+def _check_learned(path: str, tensor: FactorizedExpertTensor) -> None:
+    if fixed := [node.name for node in tensor.network.nodes if node.fixed is not None]:
+        raise ValueError(f"shard: nodes {fixed} of expert tensor {path!r} are fixed, which cannot be sharded")
+
+
 def _check(path: str, tensor: FactorizedExpertTensor) -> None:
     if isinstance(tensor, ShardedExpertTensor):
         raise ValueError(f"shard: expert tensor {path!r} is sharded already")
@@ -177,8 +184,7 @@ def _check(path: str, tensor: FactorizedExpertTensor) -> None:
             f"shard: expert tensor {path!r} is a {type(tensor).__name__}; shard it before fully_shard, and only "
             "FactorizedExpertTensor itself"
         )
-    if fixed := [node.name for node in tensor.network.nodes if node.fixed is not None]:
-        raise ValueError(f"shard: nodes {fixed} of expert tensor {path!r} are fixed, which cannot be sharded")
+    _check_learned(path, tensor)
     computed = sorted(tensor.weight.tensors.keys() - tensor.weight._parameters.keys())
     if computed or tensor.weight._forward_hooks:
         given = f"computes {computed} from other parameters" if computed else "has a forward hook, such as dropout"

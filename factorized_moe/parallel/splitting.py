@@ -25,7 +25,7 @@ __all__ = ["Machine", "SplitPlan", "Use", "single_label", "split_plan"]
 
 @dataclass(frozen=True)
 class Machine:
-    """What one rank computes and sends, to weigh one against the other; by default roughly a CPU's core and gloo.
+    """How fast a rank computes and sends, to estimate times; by default roughly a CPU's core and gloo.
 
     Args:
         flops_per_second: Multiplications and additions of a matrix product.
@@ -69,7 +69,7 @@ class Use:
 
 @dataclass(frozen=True)
 class SplitPlan:
-    """A plan with a layout for every value. It holds no tensors, and its costs follow from the description.
+    """A contraction plan over several ranks: where each value lies and what is sent. It holds no tensors.
 
     Attributes:
         plan: The plan; its batch size is the one that costs are reported for.
@@ -185,7 +185,7 @@ def split_plan(
     output_split: bool = False,
     machine: Machine | None = None,
 ) -> SplitPlan | None:
-    """The cheapest layouts for a plan's values.
+    """Find the cheapest way to run a plan over several ranks: the layout of every value.
 
     Args:
         plan: The plan of a forward pass, at the batch size to weigh costs for.
@@ -198,6 +198,9 @@ def split_plan(
     Returns:
         The plan, or ``None`` where the input or the output cannot be split.
 
+    Raises:
+        ValueError: If the network has fixed nodes, which cannot be cut.
+
     Examples:
         >>> from factorized_moe import FactorizedExpertTensor
         >>> w = FactorizedExpertTensor((8,), 16, 32, "cp", rank=4)
@@ -206,6 +209,8 @@ def split_plan(
         ([('all_reduce', 2048)], 112)
     """
     network = plan.network
+    if fixed := [node.name for node in network.nodes if node.fixed is not None]:
+        raise ValueError(f"nodes {fixed} are fixed, and a tensor with fixed nodes cannot be sharded")
     if input_split and (len(network.in_labels) > 1 or network.in_padding):
         return None
     if output_split and len(network.out_labels) > 1:

@@ -46,7 +46,7 @@ class NetworkTensor(FactorizedTensor, name="network"):  # type: ignore[misc, cal
         decomposition: Where the description comes from; needed for TensorLy's formats only.
         rank: The canonical rank, for information.
         device: Where the parameters are.
-        dtype: Their type.
+        dtype: The parameters' type.
 
     Attributes:
         shape: The dense shape, ``(*expert_dims, I, O)``.

@@ -24,7 +24,7 @@ __all__ = ["ExpertCovariances", "collect_covariances"]
 
 @dataclass(frozen=True, eq=False)
 class ExpertCovariances:
-    """What `factorize_experts` takes as ``input_covariance`` and ``output_covariance``.
+    """Second moments of experts' inputs, and of a loss's gradients at their outputs, for `factorize_experts`.
 
     Attributes:
         inputs: For each module of experts, by name, ``{"gate_up": (H, H), "down": (F, F)}``, float64; of experts with
