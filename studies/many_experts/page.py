@@ -54,8 +54,8 @@ def page(runs: Sequence[Mapping[str, Any]]) -> str:
         "- AdamW, 5% warm-up, half a cosine; the best of three learning rates for each contender, chosen with seed",
         f"  {RATE_SEED} and the smaller number of experts, on the half of the held-out samples that is not reported.",
         *_edges(runs),
-        "- An expert is *in use* if the standard deviation of its coefficient over inputs is above 0.01, which is a large",
-        "  part of a uniform 1/64: a softmax that stays near uniform counts as unused.",
+        "- An expert is *in use* if the standard deviation of its coefficient over inputs is above 0.01, a large part",
+        "  of a uniform 1/64: a softmax that stays near uniform counts as unused.",
         "- What the gates cost in time is in the [benchmarks](../benchmarks.md).",
         "",
         "## What this cannot show",
@@ -83,10 +83,11 @@ def _edges(runs: Sequence[Mapping[str, Any]]) -> list[str]:
         ]
         at_edge = {name for name, rate in taken if len(tried) > 1 and rate in (min(tried), max(tried))}
         if at_edge:
-            lines += [
-                f"  Of the {TITLES[problem].split(',')[0]}, {len(at_edge)} of {len({name for name, _ in taken})} contenders "
-                "took a rate at an edge of those tried.",
-            ]
+            everyone = len({name for name, _ in taken})
+            model = TITLES[problem].split(",")[0]
+            lines.append(
+                f"  Of the {model}, {len(at_edge)} of {everyone} contenders took a rate at an edge of those tried."
+            )
     return lines
 
 
