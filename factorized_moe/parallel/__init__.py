@@ -1,4 +1,4 @@
-"""Expert tensors over several devices: any label of any described network, by `torch.distributed`.
+"""Sharding: expert tensors cut over several devices along any label of their network, by `torch.distributed`.
 
 `shard` cuts the parameters, `shards_of` says beforehand what that costs, `ShardExperts` is the same as a style of
 torch's plans. `synchronise_gates` lets gates with batch statistics see the batches of all ranks.

@@ -71,7 +71,7 @@ class ExpertsReport:
 
 
 class FactorizedExperts(nn.Module):
-    """The experts of a sparse mixture in two factorised tensors: a block's ``experts``, called as it is.
+    """The experts of a sparse MoE block as two factorised tensors, called as the block's own ``experts``.
 
     Args:
         gate_up: The first projections: one expert mode, ``H`` to ``2F``; the first half of the outputs is the gate.

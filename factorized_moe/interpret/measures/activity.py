@@ -144,7 +144,7 @@ def measure_load(recording: Recording, threshold: float = 0.5, *, layer: str | N
 
 @dataclass(frozen=True, eq=False)
 class Histogram(Measurement):
-    """How coefficients are distributed.
+    """Histograms of the coefficients of one expert mode, and of the largest one of each sample.
 
     Attributes:
         edges: The bins' edges, ``(B + 1,)``, float64; a bin holds its lower edge, the last one its upper too.

@@ -91,7 +91,7 @@ class DistillationSettings:
 
 @dataclass(frozen=True)
 class DistillationStep:
-    """What a step found.
+    """The losses and the learning rate of one step of a distillation.
 
     Attributes:
         step: Its number, counted from 1.
