@@ -39,14 +39,14 @@ A family that works does all of this:
 
 {refused}
 
-Their linear layers can still be replaced one by one, by their paths. A layout of your own is
+Linear layers are replaced by their paths, and a layout of your own is
 [one line](../how-to/pretrained-models.md#other-families-of-mlps).
 
 ## How it was made
 
 Written by `python -m studies model_families` from [model-families.json](model-families.json): do not edit. The code is
-in `studies/model_families`. MLPs were replaced by CP tensors of two experts at full rank, experts by the dense
-decomposition. With {versions}.
+in `studies/model_families`. MLPs were replaced by CP tensors of two experts, experts by tensor trains, both of full
+rank. With {versions}.
 
 What this does not show: that a large trained model keeps its quality at a smaller rank, or that other versions of
 transformers have the same code.
