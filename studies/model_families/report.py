@@ -24,7 +24,7 @@ A family that works does all of this:
 - changed at full rank, it computes what it did: the *difference* is that of all outputs, relative, in float32;
 - gradients reach what was put in;
 - after a change of all its parameters, `save` and `load` give a model of the same outputs, to the bit, and so do
-  `save_pretrained` and `from_pretrained`;
+  `model.save_pretrained` and `Class.from_pretrained` of transformers;
 - where the class generates text, all of these models generate the same.
 
 ## Dense models
