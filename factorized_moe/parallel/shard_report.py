@@ -13,7 +13,8 @@ from typing import Any
 from factorized_moe._text_tables import text_table
 from factorized_moe.contraction import ContractionPlan
 from factorized_moe.parallel.choosing import Choice, tensor_choices
-from factorized_moe.parallel.splitting import Machine, SplitPlan
+from factorized_moe.parallel.machine import Machine
+from factorized_moe.parallel.splitting import SplitPlan
 
 __all__ = ["ShardReport", "describe_shards", "shard_rows"]
 

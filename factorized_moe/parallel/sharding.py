@@ -12,9 +12,9 @@ from torch.distributed.device_mesh import DeviceMesh
 from factorized_moe._validation import check_kind, check_size
 from factorized_moe.batch_statistics import GateBatchNorm
 from factorized_moe.parallel.choosing import choose
+from factorized_moe.parallel.machine import Machine
 from factorized_moe.parallel.shard_report import ShardReport
 from factorized_moe.parallel.sharded_tensor import ShardedExpertTensor, spread
-from factorized_moe.parallel.splitting import Machine
 from factorized_moe.tensor import FactorizedExpertTensor
 
 __all__ = ["shard", "shards_of", "synchronise_gates"]
