@@ -106,9 +106,7 @@ LINES = (
         (
             Figure("full gate", _MANY, "CP, rank 256, 1,048,576 experts"),
             Figure("gate of rank 32", _MANY, "CP, rank 256, 1,048,576 experts, gate_rank=32"),
-            Figure(
-                "that in the sparse form", _MANY, "CP, rank 256, 1,048,576 experts, sparse_coefficients=True, gate_rank"
-            ),
+            Figure("that in the sparse form", _MANY, "CP, rank 256, 1,048,576 experts, sparse_coefficients=True, gate_rank"),
         ),
     ),
     Line(

@@ -1,4 +1,4 @@
-"""How fast a rank computes and sends: what computing is weighed against sending by."""
+"""What one rank of a machine computes and sends in a second: what choices of a label are weighed by."""
 
 from __future__ import annotations
 
