@@ -56,6 +56,7 @@ class Options:
     log_every: int = option(10, "steps between two lines of the log")
     fully_shard: bool = option(False, "spread parameters over processes by FSDP2", free=True)
     expert_ranks: int = option(1, "processes that share each expert tensor", free=True)
+    expert_label: str = option("auto", "what they cut: auto, each, pair, or a label such as rank", free=True)
     workers: int = option(0, "processes that read data, for each training process", free=True)
     tracker: str = option("", "one of Accelerate's trackers beside the log, such as tensorboard", free=True)
     cpu: bool = option(False, "train on the CPU where there is an accelerator", free=True)

@@ -58,7 +58,7 @@ def place(model: nn.Module, options: Options, accelerator: Any) -> Place:
     mesh = init_device_mesh(accelerator.device.type, (ranks // shared, shared), mesh_dim_names=("data", "experts"))
     data = mesh["data"]
     if shared > 1:
-        shard(model, mesh["experts"])
+        shard(model, mesh["experts"], options.expert_label)
     if data.size() > 1:
         if has_experts(model):
             synchronise_gates(model, data.get_group())

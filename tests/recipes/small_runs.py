@@ -4,10 +4,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState, PartialState
+from PIL import Image
 from torch import Tensor
 
 from factorized_moe.surgery.distillation.training_state import read_state
@@ -15,6 +18,9 @@ from recipes.checkpoints import LAST
 from recipes.gpt.language import GPTOptions, gpt
 from recipes.gpt.shards import write_shards
 from recipes.gpt.tokens import Bytes
+from recipes.head.backbones import HeadOptions
+from recipes.head.fine_tuning import head
+from recipes.mixer.mixing import MixerOptions, mixer
 from recipes.train import train
 
 WORDS = ("def", "return", "self", "(x)", "\n    ", "yield 12", "+", "class A:")
@@ -107,3 +113,70 @@ def killed_at(monkeypatch: pytest.MonkeyPatch, where: object, name: str, call: i
         with pytest.raises(Killed):
             yield
     assert calls >= call
+
+
+def write_images(folder: Path, number: int = 20, side: int = 14) -> Path:
+    """Bright images and dark ones, in a folder for each."""
+    generator = np.random.default_rng(0)
+    for name, low in (("bright", 120), ("dark", 0)):
+        (folder / name).mkdir(parents=True)
+        for k in range(number):
+            pixels = generator.integers(low, low + 130, (side, side, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{k:02}.png")
+    return folder
+
+
+def write_lines(file: Path, number: int = 30) -> Path:
+    """Lines of two classes that one word tells apart."""
+    lines = [
+        f"{'sum' if k % 2 else 'product'}\t{'add' if k % 2 else 'times'} {k} to {k * k % 7}" for k in range(number)
+    ]
+    file.write_text("\n".join(lines) + "\n")
+    return file
+
+
+SMALL: dict[str, Any] = {
+    "width": 16,
+    "experts": (2,),
+    "steps": 12,
+    "batch": 8,
+    "held_out": 10,
+    "evaluate_every": 6,
+    "checkpoint_every": 4,
+    "log_every": 3,
+    "cpu": True,
+    "quiet": True,
+    "learning_rate": 1e-2,
+}
+
+
+def mixer_options(folder: Path, out: Path, **others: Any) -> MixerOptions:
+    """A Mixer on `write_images`."""
+    given = {"data": folder, "side": 14, "patch": 7, "augment": True, "stochastic_depth": 0.2}
+    return MixerOptions(out=out, **{**SMALL, **given, **others})
+
+
+def head_options(data: Path, out: Path, **others: Any) -> HeadOptions:
+    """A classifier on `write_images` or `write_lines`."""
+    given = {
+        "data": data,
+        "depth": 2,
+        "width": 32,
+        "backbone_rate": 1e-3,
+        "head_size": 4.0,
+        "dropout": 0.1,
+        "tokens": 24,
+    }
+    return HeadOptions(out=out, **{**SMALL, **given, **others})
+
+
+def run_mixer(options: MixerOptions) -> float:
+    """Train in a process group of its own state."""
+    forget()
+    return train(mixer(options), options)
+
+
+def run_head(options: HeadOptions) -> float:
+    """Train in a process group of its own state."""
+    forget()
+    return train(head(options), options)

@@ -1,8 +1,10 @@
 """The same loop in two processes: DDP, FSDP2, shared experts, and both, against one process with the same batches."""
 
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from torch.distributed.tensor import DTensor
 import recipes.train
 from factorized_moe.testing.processes import on_ranks
 from recipes.checkpoints import BEST
-from recipes.gpt.language import GPTOptions
+from recipes.options import Options
 from tests.recipes.small_runs import assert_close, gpt_options, parameters, run_gpt, write_text
 
 pytestmark = pytest.mark.thorough
@@ -25,13 +27,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def run_on_ranks(options: GPTOptions, ranks: int = 2) -> list[dict[str, object]]:
+def run_on_ranks(options: Options, ranks: int = 2, run: Callable[[Any], float] = run_gpt) -> list[dict[str, Any]]:
     """Train on several ranks; of each, how its parameters lay when the first gradient was clipped, and the loss."""
 
-    def work(rank: int) -> dict[str, object]:
+    def work(rank: int) -> dict[str, Any]:
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
-        os.environ |= {"LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511"}
-        seen: dict[str, object] = {}
+        os.environ |= {
+            "LOCAL_WORLD_SIZE": str(ranks),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": "29511",
+            "OMP_NUM_THREADS": "1",
+        }
+        seen: dict[str, Any] = {}
         real = recipes.train.gradient_norms
 
         def looked(groups):
@@ -43,7 +50,7 @@ def run_on_ranks(options: GPTOptions, ranks: int = 2) -> list[dict[str, object]]
             return real(groups)
 
         recipes.train.gradient_norms = looked
-        seen["loss"] = run_gpt(options)
+        seen["loss"] = run(options)
         return seen
 
     return on_ranks(ranks, work)
@@ -73,7 +80,7 @@ def test_parameters_are_fully_sharded(folder: Path) -> None:
 
 
 def test_experts_are_shared(folder: Path) -> None:
-    options = gpt_options(folder, "experts", expert_ranks=2)
+    options = gpt_options(folder, "experts", expert_ranks=2, expert_label="rank")
     for rank in run_on_ranks(options):
         assert rank["sharded"]["factors"] > 0
         assert rank["sharded"]["gates"] == rank["sharded"]["matrices"] == rank["sharded"]["rest"] == 0
@@ -82,7 +89,7 @@ def test_experts_are_shared(folder: Path) -> None:
 
 
 def test_experts_are_shared_and_all_fully_sharded(folder: Path) -> None:
-    options = gpt_options(folder, "both", expert_ranks=2)
+    options = gpt_options(folder, "both", expert_ranks=2, expert_label="rank")
     for rank in run_on_ranks(options, 4):
         assert all(rank["sharded"][name] > 0 for name in ("factors", "gates", "matrices", "rest"))
     assert_close(parameters(options.out), parameters(folder / "one"))
