@@ -127,7 +127,8 @@ class Classifier(nn.Module):
 
 def freeze_unused(model: nn.Module, example: Any) -> None:
     """Stop the parameters that one input's output does not depend on, such as a masked token's: DDP waits for them."""
-    model(example).sum().backward()
+    model.eval()(example).sum().backward()  # in evaluation mode: a gate's averages stay
+    model.train()
     for parameter in model.parameters():
         if parameter.grad is None:
             parameter.requires_grad_(False)
