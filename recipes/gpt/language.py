@@ -38,6 +38,7 @@ class GPTOptions(Options):
     data: Path = option(
         Path("results/python-text"), "the folder of shards; made of Python's own text if missing", free=True
     )
+    steps: int = option(1200, "steps of the optimiser")
     tokens: int = option(128, "tokens of a sequence")
     dropout: float = option(0.0, "the share of values dropped")
 
