@@ -1,6 +1,6 @@
 """The study's command: ``python -m studies recipes [--quick] [--only gpt mixer head]``.
 
-Each of the three recipes trains in its dense form, with CP and with tensor rings, by the recipes' own loop; forms of one
+Each recipe trains in its dense form, with CP and with tensor rings, by its own loop; forms of one
 seed see the same batches. Every finished run is a line of a file, so a stopped command goes on where it was.
 """
 
