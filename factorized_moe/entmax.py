@@ -20,6 +20,12 @@ __all__ = ["entmax"]
 _SMALL = 1024
 """The most logits for which sorting is the faster: about 22 operations for a row of 256, Newton's method takes 63."""
 
+_WIDE = 512
+"""The narrowest rows whose search starts from some of their logits."""
+
+_EXACT = 256
+"""The widest rows whose norm torch finds with an error of a few roundings, whatever is in them."""
+
 
 def entmax(logits: Tensor, alpha: float) -> Tensor:
     """Alpha-entmax over the last dimension, of an input that is not checked; `Entmax` checks it first.
@@ -77,7 +83,8 @@ class _EntmaxFunction(torch.autograd.Function):
             weighted = curvature * of_slopes + (0 if weighted is None else weighted)
         if weighted is None:
             return None, None
-        return weighted - slopes * (weighted.sum(-1, keepdim=True) / slopes.sum(-1, keepdim=True)), None
+        mean = weighted.sum(-1, keepdim=True) / slopes.sum(-1, keepdim=True)
+        return (slopes * -mean).add_(weighted), None
 
 
 def _coefficients_and_slopes(distances: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
@@ -131,25 +138,20 @@ def _by_newton(logits: Tensor, alpha: float) -> Tensor:
     Each step is subtracted from ``s`` itself, which keeps rounding errors relative to ``s``: with thousands of experts
     just above ``tau``, subtracting a rounded ``tau`` from the logits leaves rows that miss 1 by 1e-5 in float32.
 
-    In place where it can be, because this is the gate's largest cost. Measured alternately in one process (torch 2.13,
-    one CPU thread, float32, best of 10 or more, other work on the machine): at 1024 x 256 entmax15 took 1.7 ms and the
-    entmax package, which sorts, 24 ms; sparsemax 3.9 ms and, by sorting, 7.9 ms.
+    In place where it can be, because this is the gate's largest cost (``python -m benchmarks --only entmax``).
     """
+    if alpha == 1.5 and logits.shape[-1] >= _WIDE:
+        return _newton_15(_from_few(logits))
     s = logits - logits.amax(-1, keepdim=True)  # (*batch, N), before the scaling: exactly 0 at the maximum
     s.mul_(alpha - 1).add_(1).relu_()
     if alpha > 2:
         return _bisect(s, 1 / (alpha - 1))
-    width, eps = s.shape[-1], torch.finfo(s.dtype).eps
-    for remaining in reversed(range(_newton_steps(width, alpha, s.dtype))):
+    if alpha == 1.5:
+        return _newton_15(s)
+    eps = torch.finfo(s.dtype).eps
+    for _ in range(_newton_steps(s.shape[-1], alpha, s.dtype)):
         # excess = h * sum(s ** q) ** (1 - 1 / q) and slope = sum(s ** (q - 1)), each (*batch, 1)
-        if alpha == 1.5:
-            # torch's norm is the faster, but its error grows with the width (6e-6 at 4096 in float32). So it aims
-            # short of the solution by more than that, and the last step takes the more exact sum.
-            short = remaining > 0 and width <= 4096
-            norm = torch.linalg.vector_norm(s, dim=-1, keepdim=True) if short else _norm(s)
-            excess = norm.square().sub_(norm, alpha=1 + 256 * eps if short else 1)
-            slope = s.sum(-1, keepdim=True)
-        elif alpha == 2:
+        if alpha == 2:
             excess = s.sum(-1, keepdim=True).sub_(1)
             slope = s.sign().sum(-1, keepdim=True)
         else:
@@ -157,14 +159,76 @@ def _by_newton(logits: Tensor, alpha: float) -> Tensor:
             total = (slopes * s).sum(-1, keepdim=True)
             excess = total - total.pow(2 - alpha)
             slope = slopes.sum(-1, keepdim=True)
-        # The step is shortened by more than the rounding error of the sums: one too long cannot be taken back, as a
-        # step to the left would lift experts from exactly zero.
         s.sub_(excess.relu_().div_(slope), alpha=1 - math.sqrt(eps) / 4).relu_()
     return s
 
 
+def _newton_15(s: Tensor) -> Tensor:
+    """Newton's method for ``alpha = 1.5``, in the place of an ``s`` whose ``tau`` is not beyond the solution.
+
+    After a step ``d`` what remains is at most ``N * d ** 2 / 2``, because ``h'' <= N / h`` and ``-h' >= 1``. So a step
+    that is small enough is the last one, and few inputs need all the steps to which they are bounded.
+    """
+    width, eps = s.shape[-1], torch.finfo(s.dtype).eps
+    most, enough = _newton_steps(width, 1.5, s.dtype), math.sqrt(eps / width)
+    for number in range(most):
+        norm = _norm(s)
+        step = norm.square().sub_(norm).relu_().div_(s.sum(-1, keepdim=True))  # (*batch, 1)
+        # The step is shortened by more than the rounding error of the sums: one too long cannot be taken back, as a
+        # step to the left would lift experts from exactly zero.
+        s.sub_(step, alpha=1 - math.sqrt(eps) / 4).relu_()
+        if 1 < number < most - 1 and _is_below(step, enough):
+            break
+    return s
+
+
+def _from_few(logits: Tensor) -> Tensor:
+    """The ``s`` of a ``tau`` that is not beyond the solution, but near it: about the solution for some of the logits.
+
+    Without some of the logits, ``sum(s ** 2)`` is smaller at the same ``tau``, so its solution lies to the left. The
+    logits are arranged in columns, as many as a column is long. The largest of each column are taken, and those that
+    are left over.
+    """
+    columns = 1 << (logits.shape[-1].bit_length() // 2)
+    whole = logits.shape[-1] // columns * columns
+    some = logits[..., :whole].unflatten(-1, (-1, columns)).amax(-2)
+    if whole < logits.shape[-1]:
+        some = torch.cat((some, logits[..., whole:]), -1)  # (*batch, some)
+    largest = some.amax(-1, keepdim=True)
+    some = (some - largest).mul_(0.5).add_(1).relu_()
+    tau = torch.full_like(largest, -1)
+    for _ in range(2):
+        norm = torch.linalg.vector_norm(some, dim=-1, keepdim=True)
+        step = norm.square().sub_(norm).relu_().div_(some.sum(-1, keepdim=True))
+        some.sub_(step).relu_()
+        tau.add_(step, alpha=0.999)  # by more than the rounding errors less than the solution
+    s: Tensor = (logits - largest).mul_(0.5).sub_(tau).relu_()
+    return s
+
+
+def _is_below(values: Tensor, bound: float) -> bool:
+    """Whether all of them are, where asking costs little; ``False`` elsewhere."""
+    if values.device.type != "cpu":  # one would wait for an accelerator
+        return False
+    if torch.compiler.is_compiling():  # a graph would keep the answer for other values
+        return False
+    try:
+        return bool(values.amax() < bound)
+    except RuntimeError:  # of torch.func.vmap
+        return False
+
+
 def _norm(s: Tensor) -> Tensor:
-    return s.square().sum(-1, keepdim=True).sqrt_()
+    """The norm of each row, ``(*batch, 1)``; torch's own adds up in few sums, so its error grows with the width."""
+    width = s.shape[-1]
+    if width <= _EXACT:
+        norm: Tensor = torch.linalg.vector_norm(s, dim=-1, keepdim=True)
+    elif width % _EXACT == 0 and not torch.compiler.is_compiling():
+        parts = torch.linalg.vector_norm(s.unflatten(-1, (-1, _EXACT)), dim=-1)
+        norm = torch.linalg.vector_norm(parts, dim=-1, keepdim=True)
+    else:
+        norm = s.square().sum(-1, keepdim=True).sqrt_()
+    return norm
 
 
 def _newton_steps(width: int, alpha: float, dtype: torch.dtype) -> int:

@@ -160,6 +160,23 @@ def test_a_row_wider_than_the_fast_norm_is_exact() -> None:
     assert (entmax15(x).double().sum(-1) - 1).abs().max() < 1e-6
 
 
+@pytest.mark.parametrize("width", [511, 512, 1000, 1024, 4096, 5000])
+@pytest.mark.parametrize("scale", [0.0, 0.02, 0.5, 3.0, 50.0])
+def test_wide_rows_stop_early_at_the_solution(width: int, scale: float) -> None:
+    torch.manual_seed(width)
+    x = scale * torch.randn(40, width) + 1e3 * torch.randn(40, 1)  # rows far from zero too
+    expected = entmax.entmax15(x.double(), dim=-1)
+    torch.testing.assert_close(entmax15(x), expected.float(), rtol=0, atol=1e-6)
+
+
+def test_one_hard_row_holds_back_the_others() -> None:
+    """All rows go on until the last one is at its solution."""
+    easy = torch.zeros(len(ladders(600)), 600)
+    hard = ladders(600).float()
+    expected = entmax15(hard.double()).float()
+    torch.testing.assert_close(entmax15(torch.cat((easy, hard)))[len(easy) :], expected, rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_general_entmax_agrees_with_the_special_ones(dtype: torch.dtype) -> None:
     x = draw((50, 40), 2.0, 0, dtype)

@@ -428,3 +428,53 @@ def test_sizes_take_any_integer_type() -> None:
 def test_refused_temperature(temperature: Any, error: type[Exception]) -> None:
     with pytest.raises(error, match="temperature is a"):
         ExpertGate(6, [8], temperature=temperature)
+
+
+@each_norm
+def test_a_gate_of_low_rank_is_one_whose_weight_is_a_product(norm: str | None) -> None:
+    torch.manual_seed(0)
+    low, full = (ExpertGate(6, [8, 3], norm=norm, rank=rank).train() for rank in (2, None))
+    nn.init.normal_(low.projection.weight)
+    with torch.no_grad():
+        full.projection.weight.copy_(low.projection.weight @ low.reduction.weight)
+    x = torch.randn(40, 6)
+    for one, other in zip(low(x), full(x), strict=True):
+        torch.testing.assert_close(one, other)
+    assert low.num_parameters == 2 * (6 + 11)
+    assert "rank=2" in repr(low)
+    assert "rank" not in repr(full)
+
+
+def test_a_gate_of_low_rank_starts_uniform_and_learns() -> None:
+    torch.manual_seed(0)
+    gate = ExpertGate(6, [8], rank=2)
+    x = torch.randn(64, 6)
+    torch.testing.assert_close(gate(x)[0], torch.full((64, 8), 1 / 8))
+    target = F.one_hot(x[:, :4].argmax(dim=-1), 8).float()
+    optimiser = torch.optim.Adam(gate.parameters(), lr=0.02)
+    before = gate.reduction.weight.detach().clone()
+    losses = []
+    for _ in range(60):
+        losses.append((gate(x)[0] - target).square().mean())
+        optimiser.zero_grad()
+        losses[-1].backward()
+        optimiser.step()
+    assert losses[-1] < 0.7 * losses[0]
+    assert (gate.reduction.weight - before).norm() > 0.1 * before.norm()
+    gate.reset_parameters()
+    torch.testing.assert_close(gate.eval()(x)[0], torch.full((64, 8), 1 / 8))
+
+
+def test_a_half_precision_gate_of_low_rank_has_finite_sums() -> None:
+    gate = ExpertGate(6, [8], norm="layer", rank=2, dtype=torch.float16)
+    nn.init.normal_(gate.projection.weight, std=200.0)
+    nn.init.normal_(gate.reduction.weight, std=200.0)
+    (coefficients,) = gate(torch.randn(5, 6).half() * 100)
+    assert coefficients.dtype == torch.float16
+    assert torch.isfinite(coefficients).all()
+
+
+@pytest.mark.parametrize("rank", [0, -1, 1.5, "2", True])
+def test_a_rank_of_a_gate_is_a_positive_int(rank: Any) -> None:
+    with pytest.raises((TypeError, ValueError), match="rank of the gate"):
+        ExpertGate(6, [8], rank=rank)

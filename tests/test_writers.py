@@ -1,142 +1,195 @@
 """Every writer, killed at random moments and at each of its renames: old or new, whole, readable, nothing left."""
 
+import errno
+import json
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
-from factorized_moe._writing import READY, STAGED, finish
+from factorized_moe._writing import READY, STAGED, finish, place_of
+from factorized_moe.demo import load_model
+from factorized_moe.interpret import open_recording
+from factorized_moe.interpret.report import load_run
+from factorized_moe.surgery import from_pretrained, load
+from factorized_moe.surgery.distillation.training_state import read_state
+from studies.common.runs import read
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="kills are POSIX signals")]
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the writing process forks")
 
-SCRIPT = """
-import os, signal, sys, torch
-from pathlib import Path
-from factorized_moe import CPMuMoE
-from factorized_moe.interpret import record
-from factorized_moe.interpret.report import ReportData, write_report
-from factorized_moe.interpret.report.run_files import save_run
-from factorized_moe.surgery import save, save_pretrained
-from factorized_moe.surgery.distillation.training_state import write_state
-from studies.common.runs import finish
-
-torch.set_num_threads(1)
-kind, folder, fatal, value = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
-layer = CPMuMoE(8, 3, [4], rank=2).eval()
+WRITERS = ("pretrained", "model", "state", "page", "run", "study", "demo")
+ANY, EACH = 25, 10
+"""Kills at random moments, and at each rename: of the full run, which is marked slow."""
 
 
-def write(value):
-    with torch.no_grad():
-        for parameter in layer.parameters():
-            parameter.fill_(value)
-    data = ReportData(title=f"run {value}", layers=[])
-    if kind == "pretrained":
-        save_pretrained(layer, folder)
-    elif kind == "model":
-        save(torch.nn.Sequential(layer), folder)
-    elif kind == "state":
-        write_state(folder / "state.safetensors", {"a": torch.full((999,), float(value))}, {"value": value})
-    elif kind == "page":
-        write_report(folder / "report.html", data)
-    elif kind == "run":
-        save_run(data, folder / "report.safetensors")
-    elif kind == "study":
-        finish(folder / "runs.jsonl", [{"k": k} for k in range(value)], lambda settings: settings)
+class Process:
+    """What `tests/writers_process.py` says it is: one at a time writes, and is waited for."""
+
+    def __init__(self) -> None:
+        command = [sys.executable, str(Path(__file__).with_name("writers_process.py"))]
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+        self.pipes = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, text=True
+        )
+
+    def write(self, writer: str, folder: Path, fatal: int, value: int, kill_after: float | None = None) -> int:
+        """How a run ended: 0, or less than 0, killed."""
+        asked, answers, errors = self.pipes.stdin, self.pipes.stdout, self.pipes.stderr
+        assert asked is not None
+        assert answers is not None
+        assert errors is not None
+        asked.write(f"{writer}\t{folder}\t{fatal}\t{value}\n")
+        asked.flush()
+        lines = {answers.readline() for _ in range(2)}  # the child's first and its number, in any order
+        assert "begun\n" in lines, errors.read()
+        (child,) = lines - {"begun\n"}
+        if kill_after is not None:
+            time.sleep(kill_after)
+            os.kill(int(child), signal.SIGKILL)
+        return int(answers.readline())
+
+    def end(self) -> None:
+        self.pipes.communicate()
 
 
-renames = [0]
-def counted(original):
-    def call(path, target):
-        if fatal >= 0 and (renames[0] == fatal):
-            os.kill(os.getpid(), signal.SIGKILL)
-        renames[0] += 1
-        return original(path, target)
-    return call
-
-Path.rename, Path.replace = counted(Path.rename), counted(Path.replace)
-print("ready", flush=True)
-if value >= 0:
-    write(value)
-else:
-    for number in range(1, 10**6):
-        write(number)
-"""
+@pytest.fixture(scope="module")
+def process() -> Iterator[Process]:
+    started = Process()
+    yield started
+    started.end()
 
 
-def value_of(kind: str, folder: Path) -> int:
+def value_of(writer: str, folder: Path) -> int:
     """The one number that everything in a folder was made from; an error if it is of two, or not whole."""
-    from torch import nn
+    if writer == "study":
+        runs = read(folder / "runs.jsonl")
+        assert [run["settings"]["k"] for run in runs] == list(range(len(runs)))
+        return len(runs)
+    (value,) = set(values_of(writer, folder))
+    return value
 
-    from factorized_moe._writing import place_of
-    from factorized_moe.interpret.report import load_run
-    from factorized_moe.surgery import from_pretrained, load
-    from factorized_moe.surgery.distillation.training_state import read_state
-    from studies.common.runs import read
 
-    if kind in ("pretrained", "model"):
-        if kind == "pretrained":
-            layer: nn.Module = from_pretrained(folder)
+def values_of(writer: str, folder: Path) -> Iterator[int]:
+    if writer in ("pretrained", "model", "demo"):
+        model: nn.Module
+        if writer == "pretrained":
+            model = from_pretrained(folder)
+        elif writer == "model":
+            model = load(nn.Sequential(nn.Linear(8, 3)), folder)
         else:
-            layer = load(nn.Sequential(nn.Linear(8, 3)), folder)
-        (value,) = {float(number) for parameter in layer.parameters() for number in parameter.detach().flatten()}
-        return int(value)
-    if kind == "state":
+            model = load_model(folder).model
+        for tensor in model.parameters():
+            yield from map(int, tensor.detach().unique().tolist())
+    if writer == "demo":
+        yield json.loads(place_of(folder, "metrics.json").read_text())["value"]
+        yield int(place_of(folder, "experts.png").read_bytes())
+    if writer == "state":
         tensors, values = read_state(folder / "state.safetensors")
-        assert (tensors["a"] == values["value"]).all()
-        return int(values["value"])
-    if kind == "page":
+        yield from map(int, tensors["a"].unique().tolist())
+        yield values["value"]
+    if writer in ("page", "demo"):
         page = place_of(folder, "report.html").read_text()
         assert page.rstrip().endswith("</html>")
-        return int(page.partition("<title>run ")[2].partition("<")[0])
-    if kind == "run":
-        return int(load_run(folder).title.removeprefix("run "))
-    runs = read(folder / "runs.jsonl")
-    assert [run["settings"]["k"] for run in runs] == list(range(len(runs)))
-    return len(runs)
+        yield int(page.partition("<title>run ")[2].partition("<")[0])
+    if writer in ("run", "demo"):
+        yield int(load_run(folder).title.removeprefix("run "))
 
 
-def start(kind: str, folder: Path, fatal: int, value: int) -> subprocess.Popen[bytes]:
-    arguments = [sys.executable, "-c", SCRIPT, kind, str(folder), str(fatal), str(value)]
-    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(Path.cwd())})
-    assert process.stdout is not None
-    process.stdout.readline()
-    return process
-
-
-def end(process: subprocess.Popen[bytes]) -> int:
-    process.communicate()
-    return process.returncode
-
-
-@pytest.mark.parametrize("kind", ["pretrained", "model", "state", "page", "run", "study"])
-def test_killed(kind: str, tmp_path: Path) -> None:
-    assert end(start(kind, tmp_path, -1, 1)) == 0
-    files = sorted(path.name for path in tmp_path.iterdir())
-    rng = random.Random(kind)
-    before = 1
-    for _ in range(KILLS):
-        process = start(kind, tmp_path, -1, -1)
-        time.sleep(rng.uniform(0.0, 0.3))
-        process.kill()
-        end(process)
-        assert value_of(kind, tmp_path) >= 1
+def check_kills(process: Process, writer: str, folder: Path, at_any: int, at_each: int) -> None:
+    assert process.write(writer, folder, -1, 1) == 0
+    files = sorted(path.name for path in folder.iterdir())
+    rng = random.Random(writer)
+    for _ in range(at_any):
+        assert process.write(writer, folder, -1, -1, kill_after=rng.uniform(0.0, 0.3)) == -signal.SIGKILL
+        assert value_of(writer, folder) >= 1
     for rename in range(1 + len(files)):
-        for _ in range(AT_EACH):
-            finish(tmp_path)  # else the first renames are those of what the last kill left
-            before = value_of(kind, tmp_path)
-            wanted = before + 1 if kind == "study" else 10**4 + before % 2
-            assert end(start(kind, tmp_path, rename, wanted)) == -signal.SIGKILL
-            assert value_of(kind, tmp_path) == (before if rename == 0 else wanted)
-    wanted = value_of(kind, tmp_path) + 1
-    assert end(start(kind, tmp_path, -1, wanted)) == 0
-    assert sorted(path.name for path in tmp_path.iterdir()) == files
+        for _ in range(at_each):
+            finish(folder)  # else the first renames are those of what the last kill left
+            before = value_of(writer, folder)
+            wanted = before + 1 if writer == "study" else 10**4 + before % 2
+            assert process.write(writer, folder, rename, wanted) == -signal.SIGKILL
+            assert value_of(writer, folder) == (before if rename == 0 else wanted)
+    wanted = value_of(writer, folder) + 1
+    assert process.write(writer, folder, -1, wanted) == 0
+    assert sorted(path.name for path in folder.iterdir()) == files
+    assert not any(path.name.startswith((READY, STAGED)) for path in folder.iterdir())
+    assert value_of(writer, folder) == wanted
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_killed(process: Process, writer: str, tmp_path: Path) -> None:
+    check_kills(process, writer, tmp_path, at_any=2, at_each=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("writer", WRITERS)
+def test_killed_often(process: Process, writer: str, tmp_path: Path) -> None:
+    check_kills(process, writer, tmp_path, ANY, EACH)
+
+
+def check_recording(process: Process, place: Path, at_any: int, at_each: int) -> None:
+    """A recording grows: up to its last whole chunk it is right, and one that is cut off is not called complete."""
+    rng = random.Random("recording")
+    sizes = []
+    for number in range(at_any):
+        folder = place / f"any {number}"
+        assert process.write("recording", folder, -1, -1, kill_after=rng.uniform(0.0, 0.3)) == -signal.SIGKILL
+        if not place_of(folder, "recording.json").exists():
+            with pytest.raises(ValueError, match="holds no recording"):
+                open_recording(folder)
+            continue
+        sizes.append(samples_of(folder, complete=False))
+    assert max(sizes) > 5
+    chunks = [0, 0, 0, 5, 5, 10, 10, 12, 12, 12]  # 12 samples; the header, three chunks, the header: two renames each
+    for rename, expected in enumerate(chunks):
+        for number in range(at_each):
+            folder = place / f"rename {rename} {number}"
+            assert process.write("recording", folder, rename, 4) == -signal.SIGKILL
+            if rename == 0:
+                assert process.write("recording", folder, -1, 4) == 0  # nothing was recorded: the folder is free
+                assert not any(path.name.startswith((READY, STAGED)) for path in folder.iterdir())
+            else:
+                assert samples_of(folder, complete=rename == 9) == expected
+
+
+def samples_of(folder: Path, complete: bool) -> int:
+    recording = open_recording(folder)
+    assert recording.complete is complete
+    samples = recording.num_samples
+    if samples:
+        assert torch.equal(recording.ids, torch.arange(samples))
+        assert torch.equal(recording.coefficients(), torch.arange(samples)[:, None].expand(samples, 4).float())
+    return samples
+
+
+def test_recording_killed(process: Process, tmp_path: Path) -> None:
+    check_recording(process, tmp_path, at_any=3, at_each=1)
+
+
+@pytest.mark.slow
+def test_recording_killed_often(process: Process, tmp_path: Path) -> None:
+    check_recording(process, tmp_path, ANY, EACH)
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_full_disk_loses_nothing(writer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tests.writers_process import write
+
+    write(writer, tmp_path, 1)
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "no space left on the disk")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="no space left"):
+        write(writer, tmp_path, 2)
+    assert value_of(writer, tmp_path) == 1
     assert not any(path.name.startswith((READY, STAGED)) for path in tmp_path.iterdir())
-    assert value_of(kind, tmp_path) == wanted
-
-
-KILLS, AT_EACH = 25, 10

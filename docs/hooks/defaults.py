@@ -20,7 +20,9 @@ CLASSES = {
     "ExpertGate": ExpertGate,
     "MuMoEConfig": MuMoEConfig,
 }
-SAME = {"ExpertGate": {"activation": "gate", "norm": "gate_norm", "temperature": "gate_temperature"}}
+SAME = {
+    "ExpertGate": {"activation": "gate", "norm": "gate_norm", "temperature": "gate_temperature", "rank": "gate_rank"}
+}
 """Arguments of a class that another name stands for in the other classes."""
 
 REASONS = {

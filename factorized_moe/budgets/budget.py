@@ -120,6 +120,7 @@ class Budget:
         bias: bool = True,
         input_norm: bool = False,
         gate_parameters: int | None = None,
+        gate_rank: int | None = None,
     ) -> Rank:
         """The rank of a layer, or of all layers of a block, which share one gate.
 
@@ -130,6 +131,7 @@ class Budget:
             bias: Whether every expert has a bias.
             input_norm: Whether there is a LayerNorm of the input, whose ``2 I`` parameters count.
             gate_parameters: The number of parameters of a gate of your own; ``I sum(N_k)`` by default.
+            gate_rank: The rank ``r`` of the gate's weight, which then has ``r (I + sum(N_k))`` parameters.
 
         Returns:
             The rank.
@@ -155,6 +157,7 @@ class Budget:
             self.count_bias,
             check_flag("input_norm", input_norm),
             gate_parameters,
+            None if gate_rank is None else check_size("gate_rank", gate_rank),
         )
         measure, limit = self._measure(costs)
         form = RankForm.of(costs, self.fixed)

@@ -32,6 +32,7 @@ class LayerCosts:
         count_bias: Whether the experts' biases count; without, costs are those of a layer that has none.
         count_input_norm: Whether a LayerNorm of the input counts, ``2 I`` parameters.
         gate_parameters: Those of a gate that is none of the library's, in place of the projection's.
+        gate_rank: The rank ``r`` of the gate's weight, where it is made of two: ``r (I + sum(N_k))`` parameters.
 
     Examples:
         >>> from factorized_moe.decompositions import get_decomposition
@@ -51,11 +52,11 @@ class LayerCosts:
     count_bias: bool = True
     count_input_norm: bool = False
     gate_parameters: int | None = None
+    gate_rank: int | None = None
 
     def parameters(self, rank: Rank) -> int:
         """The number of parameters that count."""
-        projection = self.linears[0][0] * sum(self.expert_dims)
-        gate = projection if self.gate_parameters is None else self.gate_parameters
+        gate = self._projection if self.gate_parameters is None else self.gate_parameters
         norm = 2 * self.linears[0][0] if self.count_input_norm else 0
         return gate * self.count_gate + norm + sum(num_parameters(n) for n in self._networks(rank, self._counted_bias))
 
@@ -64,7 +65,7 @@ class LayerCosts:
 
         Those of the contractions, and of the gate's projection if the gate counts.
         """
-        gate = 2 * self.linears[0][0] * sum(self.expert_dims) if self.count_gate else 0
+        gate = 2 * self._projection if self.count_gate else 0
         return gate + math.ceil(sum(plan.flops for plan in self._plans(rank)) / DEFAULT_BATCH_SIZE)
 
     def largest_intermediate(self, rank: Rank) -> int:
@@ -89,6 +90,12 @@ class LayerCosts:
     def shapes(self) -> tuple[tuple[int, ...], ...]:
         """The dense shape of each layer's weight, ``(*expert_dims, I (+1), O)``."""
         return tuple((*self.expert_dims, inputs + self.bias, outputs) for inputs, outputs in self.linears)
+
+    @property
+    def _projection(self) -> int:
+        """The parameters of the gate's weight, which each sample is multiplied by once."""
+        inputs, experts = self.linears[0][0], sum(self.expert_dims)
+        return inputs * experts if self.gate_rank is None else self.gate_rank * (inputs + experts)
 
     @property
     def _counted_bias(self) -> bool:

@@ -41,6 +41,7 @@ class MuMoEBlock(ExpertLayer):
         gate: As for `ExpertLayer`.
         gate_norm: As for `ExpertLayer`.
         gate_temperature: As for `ExpertLayer`.
+        gate_rank: As for `ExpertLayer`.
         input_norm: As for `ExpertLayer`.
         init: As for `FactorizedExpertTensor`.
         checkpoint: As for `FactorizedExpertTensor`.
@@ -81,6 +82,7 @@ class MuMoEBlock(ExpertLayer):
         gate: str | Callable[[Tensor], Tensor] | nn.Module = "entmax15",
         gate_norm: str | None = "batch",
         gate_temperature: float = 2.0,
+        gate_rank: int | None = None,
         input_norm: bool = False,
         init: str | Initialisation | None = None,
         checkpoint: bool = False,
@@ -99,6 +101,7 @@ class MuMoEBlock(ExpertLayer):
             gate=gate,
             gate_norm=gate_norm,
             gate_temperature=gate_temperature,
+            gate_rank=gate_rank,
             input_norm=input_norm,
             init=init,
             checkpoint=checkpoint,
@@ -151,6 +154,7 @@ class GatedMuMoEBlock(ExpertLayer):
         gate: As for `ExpertLayer`.
         gate_norm: As for `ExpertLayer`.
         gate_temperature: As for `ExpertLayer`.
+        gate_rank: As for `ExpertLayer`.
         input_norm: As for `ExpertLayer`.
         init: As for `FactorizedExpertTensor`.
         checkpoint: As for `FactorizedExpertTensor`.
@@ -193,6 +197,7 @@ class GatedMuMoEBlock(ExpertLayer):
         gate: str | Callable[[Tensor], Tensor] | nn.Module = "entmax15",
         gate_norm: str | None = "batch",
         gate_temperature: float = 2.0,
+        gate_rank: int | None = None,
         input_norm: bool = False,
         init: str | Initialisation | None = None,
         checkpoint: bool = False,
@@ -211,6 +216,7 @@ class GatedMuMoEBlock(ExpertLayer):
             gate=gate,
             gate_norm=gate_norm,
             gate_temperature=gate_temperature,
+            gate_rank=gate_rank,
             input_norm=input_norm,
             init=init,
             checkpoint=checkpoint,

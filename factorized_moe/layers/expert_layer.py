@@ -44,6 +44,8 @@ class ExpertLayer(nn.Module):
         gate_norm: ``"batch"``, ``"layer"`` or ``None``: how the logits are normalised before the activation, as for
             `ExpertGate`. Ignored where ``gate`` is a module.
         gate_temperature: What the logits are divided by, as for `ExpertGate`. Ignored where ``gate`` is a module.
+        gate_rank: The rank of the gate's weight, as for `ExpertGate`: worth trying with thousands of experts. It goes
+            with an activation, not with a module.
         input_norm: Whether a ``LayerNorm`` is applied to the experts' input; the gate sees the input as it is.
         init: As for `FactorizedExpertTensor`.
         checkpoint: As for `FactorizedExpertTensor`: less memory in training, more time.
@@ -90,6 +92,7 @@ class ExpertLayer(nn.Module):
         gate: str | Callable[[Tensor], Tensor] | nn.Module = "entmax15",
         gate_norm: str | None = "batch",
         gate_temperature: float = 2.0,
+        gate_rank: int | None = None,
         input_norm: bool = False,
         init: str | Initialisation | None = None,
         checkpoint: bool = False,
@@ -99,6 +102,10 @@ class ExpertLayer(nn.Module):
     ) -> None:
         super().__init__()
         check_flag("input_norm", input_norm)
+        if isinstance(gate, nn.Module) and gate_rank is not None:
+            raise ValueError(
+                f"gate_rank={gate_rank} is for a gate that is made here, but gate is a module; leave it out"
+            )
         if network is not None and len(shapes) != 1:
             raise ValueError(f"a network describes one expert tensor, but {type(self).__name__} has {list(shapes)}")
         if any(isinstance(own, Budget) for own in ranks.values()):
@@ -106,7 +113,7 @@ class ExpertLayer(nn.Module):
         if isinstance(rank, Budget) and network is None:
             if any(own is not None for own in ranks.values()):
                 raise ValueError("a budget gives all ranks of a layer; leave out the second rank, or give ranks alone")
-            rank = _rank_within(rank, shapes, expert_dims, decomposition, bias, gate, input_norm)
+            rank = _rank_within(rank, shapes, expert_dims, decomposition, bias, gate, gate_rank, input_norm)
         for name, (inputs, outputs) in shapes.items():
             own_rank = ranks.get(name)
             tensor = FactorizedExpertTensor(
@@ -134,6 +141,7 @@ class ExpertLayer(nn.Module):
                 gate,
                 gate_norm,
                 temperature=gate_temperature,
+                rank=gate_rank,
                 device=device,
                 dtype=dtype,
             )
@@ -184,6 +192,7 @@ def _rank_within(
     decomposition: str | Decomposition | None,
     bias: bool,
     gate: object,
+    gate_rank: int | None,
     input_norm: bool,
 ) -> SizeLike:
     """The rank that a budget gives all tensors of a layer."""
@@ -196,4 +205,5 @@ def _rank_within(
         bias=bias,
         input_norm=input_norm,
         gate_parameters=own_gate,
+        gate_rank=gate_rank,
     )

@@ -38,6 +38,7 @@ class MuMoE(ExpertLayer):
         gate: As for `ExpertLayer`.
         gate_norm: As for `ExpertLayer`.
         gate_temperature: As for `ExpertLayer`.
+        gate_rank: As for `ExpertLayer`.
         input_norm: As for `ExpertLayer`.
         init: As for `FactorizedExpertTensor`.
         checkpoint: As for `FactorizedExpertTensor`.
@@ -76,6 +77,7 @@ class MuMoE(ExpertLayer):
         gate: str | Callable[[Tensor], Tensor] | nn.Module = "entmax15",
         gate_norm: str | None = "batch",
         gate_temperature: float = 2.0,
+        gate_rank: int | None = None,
         input_norm: bool = False,
         init: str | Initialisation | None = None,
         checkpoint: bool = False,
@@ -93,6 +95,7 @@ class MuMoE(ExpertLayer):
             gate=gate,
             gate_norm=gate_norm,
             gate_temperature=gate_temperature,
+            gate_rank=gate_rank,
             input_norm=input_norm,
             init=init,
             checkpoint=checkpoint,

@@ -11,7 +11,7 @@ from typing import Any
 
 from factorized_moe._reading import check_modes, parse_json
 from factorized_moe._scalars import is_number, is_whole
-from factorized_moe._validation import check_expert_dims, check_flag, check_seed, check_temperature
+from factorized_moe._validation import check_expert_dims, check_flag, check_seed, check_size, check_temperature
 from factorized_moe.activations import ACTIVATIONS
 from factorized_moe.budgets import Budget, SizeLike
 from factorized_moe.decompositions import get_decomposition
@@ -19,7 +19,7 @@ from factorized_moe.decompositions.base import find_initialisation
 
 __all__ = ["MuMoEConfig"]
 
-VERSION = 3
+VERSION = 4
 """Of the config as JSON; see `_defaults_of` for what earlier ones left out."""
 
 
@@ -36,6 +36,7 @@ class MuMoEConfig:
         gate: The name of the gate's activation.
         gate_norm: ``"layer"``, ``"batch"`` or `None`, as for `MuMoE`.
         gate_temperature: As for `MuMoE`.
+        gate_rank: As for `MuMoE`.
         init: The name of the initialisation of layers that start from random weights, as for `MuMoE`.
         noise: How far experts start from the dense weight, as for `upcycle`.
         pretrained: Whether the layers start from the weights they replace, or from random ones.
@@ -59,6 +60,7 @@ class MuMoEConfig:
     gate: str = "entmax15"
     gate_norm: str | None = "batch"
     gate_temperature: float = 2.0
+    gate_rank: int | None = None
     init: str | None = None
     noise: float = 0.1
     pretrained: bool = True
@@ -88,6 +90,8 @@ class MuMoEConfig:
         if self.gate_norm is not None and self.gate_norm not in ("layer", "batch"):
             raise ValueError(f"gate_norm is 'layer', 'batch' or None, got {self.gate_norm!r}")
         check_temperature(self.gate_temperature)
+        if self.gate_rank is not None:
+            check_size("gate_rank", self.gate_rank)
         if not (is_number(self.noise) and 0.0 <= self.noise < math.inf):
             raise ValueError(f"noise is a finite number, 0 or more, got {self.noise!r}")
         check_flag("pretrained", self.pretrained)
@@ -97,6 +101,7 @@ class MuMoEConfig:
             "budget",
             "fraction",
             "gate_temperature",
+            "gate_rank",
             "noise",
             "seed",
         ):  # what JSON knows, in place of numpy's scalars

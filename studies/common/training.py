@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-__all__ = ["learning_rate_share", "train"]
+__all__ = ["evaluate", "learning_rate_share", "train"]
 
 WARM_UP = 0.05
 """The share of all steps in which the learning rate grows."""
@@ -62,3 +62,20 @@ def train(
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         after_step(step + 1)
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, x: Tensor, labels: Tensor) -> tuple[float, float]:
+    """The mean loss and the accuracy of a classifier of samples or tokens, 256 samples at a time.
+
+    Args:
+        model: From an input to logits ``(B, .., classes)``.
+        x: The inputs.
+        labels: Their labels ``(B, ..)``.
+    """
+    losses, correct = 0.0, 0
+    for part, wanted in zip(x.split(256), labels.split(256), strict=True):
+        logits = model(part).flatten(0, -2)
+        losses += float(nn.functional.cross_entropy(logits, wanted.flatten(), reduction="sum"))
+        correct += int((logits.argmax(dim=-1) == wanted.flatten()).sum())
+    return losses / labels.numel(), correct / labels.numel()

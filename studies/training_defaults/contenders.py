@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
+from studies.common.problems import PROBLEMS, Form, Size
 from studies.training_defaults.gates import CANDIDATES
-from studies.training_defaults.problems import PROBLEMS, Form, Size
 
 __all__ = ["CONFIRM", "DEFAULT", "DENSE", "FORMS", "QUICK", "SCREEN", "SIMPLEST", "Contender", "Stage", "form_of"]
 

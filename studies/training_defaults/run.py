@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from factorized_moe._writing import write_files
 from factorized_moe.gating import ExpertGate
 from factorized_moe.interpret import watch_usage
+from studies.common.problems import PROBLEMS
 from studies.common.runs import finish, read
-from studies.common.training import train
+from studies.common.training import evaluate, train
 from studies.training_defaults.contenders import (
     BALANCING,
     CONFIRM,
@@ -32,7 +33,6 @@ from studies.training_defaults.contenders import (
     form_of,
 )
 from studies.training_defaults.page import page
-from studies.training_defaults.problems import PROBLEMS
 
 __all__ = ["main", "run"]
 
@@ -69,7 +69,7 @@ def run(settings: Mapping[str, Any], stage: Stage) -> dict[str, Any]:
 
     with _balancing(model, contender.gate == BALANCING) as extra_loss:
         train(model, problem.batch, size.steps, settings["learning_rate"], extra_loss=extra_loss, after_step=watch)
-    loss, accuracy = _evaluate(model.eval(), x, labels)
+    loss, accuracy = evaluate(model.eval(), x, labels)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return {"loss": loss, "accuracy": accuracy, "parameters": parameters, "usage": usage}
 
@@ -85,16 +85,6 @@ def _usage(model: nn.Module, x: Tensor) -> list[dict[str, Any]]:
 
 def _rounded(value: Any) -> Any:
     return round(value, 3) if isinstance(value, float) else value
-
-
-@torch.no_grad()
-def _evaluate(model: nn.Module, x: Tensor, labels: Tensor) -> tuple[float, float]:
-    losses, correct = 0.0, 0
-    for part, wanted in zip(x.split(256), labels.split(256), strict=True):
-        logits = model(part).flatten(0, -2)
-        losses += float(nn.functional.cross_entropy(logits, wanted.flatten(), reduction="sum"))
-        correct += int((logits.argmax(dim=-1) == wanted.flatten()).sum())
-    return losses / labels.numel(), correct / labels.numel()
 
 
 @contextmanager

@@ -82,6 +82,15 @@ def test_a_gate_of_one_s_own_counts_as_it_is() -> None:
     assert count(layer) <= count(gate) + 500 < count(MuMoE(16, 12, [4], rank=layer.experts.rank + 1, gate=gate))
 
 
+@pytest.mark.parametrize("kind", [MuMoEBlock, GatedMuMoEBlock])
+def test_a_gate_of_low_rank_counts_as_it_is(kind: type[MuMoEBlock]) -> None:
+    made = [kind(64, 96, 32, [40], "cp", Budget(parameters=20_000), gate_rank=rank) for rank in (None, 4)]
+    full, low = (layer.first.rank for layer in made)
+    assert full < low
+    assert count(made[1]) <= 20_000
+    assert Budget(flops=30_000).rank((40,), [(64, 32)], gate_rank=4) > Budget(flops=30_000).rank((40,), [(64, 32)])
+
+
 def test_a_tensor_counts_itself_alone() -> None:
     budget = Budget(parameters=1000)
     rank = FactorizedExpertTensor((8,), 16, 32, "cp", budget).rank

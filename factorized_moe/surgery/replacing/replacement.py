@@ -190,6 +190,7 @@ def _make(
         "gate": config.gate,
         "gate_norm": config.gate_norm,
         "gate_temperature": config.gate_temperature,
+        "gate_rank": config.gate_rank,
         "init": config.init,
     }
     with torch.random.fork_rng(devices=[]):

@@ -67,6 +67,7 @@ def timm_mlp_layer(config: MuMoEConfig) -> Callable[..., nn.Module]:
             "gate": config.gate,
             "gate_norm": config.gate_norm,
             "gate_temperature": config.gate_temperature,
+            "gate_rank": config.gate_rank,
             "init": config.init,
         }
         block = MuMoEBlock(

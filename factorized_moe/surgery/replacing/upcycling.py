@@ -61,6 +61,7 @@ def upcycle(
     gate: str | Callable[[Tensor], Tensor] | nn.Module = "entmax15",
     gate_norm: str | None = "batch",
     gate_temperature: float = 2.0,
+    gate_rank: int | None = None,
     seed: int = 0,
 ) -> Upcycled:
     """A layer of experts that computes what a linear layer or an MLP computes, as nearly as its rank allows.
@@ -85,6 +86,7 @@ def upcycle(
         gate: As for `MuMoE`; it must start uniform.
         gate_norm: As for `MuMoE`; ``"layer"`` trains on a single position too.
         gate_temperature: As for `MuMoE`.
+        gate_rank: As for `MuMoE`.
         seed: Of the noise.
 
     Returns:
@@ -116,7 +118,7 @@ def upcycle(
         weights = read_linears(linears)
     activation = None if layout is None else merged_activation(module, layout)
     ranks = {"rank": rank} if layout is None else {"rank": rank, "second_rank": second_rank}
-    gate_options = {"gate": gate, "gate_norm": gate_norm, "gate_temperature": gate_temperature}
+    gate_options = {"gate": gate, "gate_norm": gate_norm, "gate_temperature": gate_temperature, "gate_rank": gate_rank}
     layer = build_layer(weights, activation, expert_dims, decomposition, **ranks, **gate_options)
     generator = torch.Generator().manual_seed(seed)
     errors = fill_layer(layer, linears, weights, noise, generator, input_covariance)

@@ -211,7 +211,8 @@ def _describe_gate(gate: Any) -> dict[str, Any]:
         raise ValueError(
             f"a gate's activation {activation!r} cannot be written to a file; use one of {', '.join(ACTIVATIONS)}"
         )
-    return {"gate": described, "gate_norm": gate.norm, "gate_temperature": gate.temperature}
+    found = {"gate": described, "gate_norm": gate.norm, "gate_temperature": gate.temperature}
+    return found if gate.rank is None else {**found, "gate_rank": gate.rank}
 
 
 def _build_gate(description: Any) -> Any:

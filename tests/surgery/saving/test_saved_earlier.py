@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from factorized_moe import MuMoE
-from factorized_moe.surgery import MuMoEConfig, from_pretrained, load, save_pretrained
+from factorized_moe.surgery import MuMoEConfig, from_pretrained, load, replace, save, save_pretrained
 
 SAVED = Path(__file__).parents[2] / "data" / "saved"
 OUTPUTS = load_file(SAVED / "outputs.safetensors")
@@ -65,3 +65,15 @@ def test_a_temperature_is_saved(tmp_path: Path, temperature: float) -> None:
     again = from_pretrained(tmp_path / "layer").eval()
     assert again.gate.temperature == temperature
     torch.testing.assert_close(again(OUTPUTS["x"]), layer(OUTPUTS["x"]))
+
+
+def test_a_gate_s_rank_is_saved(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(5, 4))
+    config = MuMoEConfig((3,), rank=2, gate_rank=2)
+    assert MuMoEConfig.from_json(config.to_json()) == config
+    replace(model, ["0"], config)
+    assert model[0].gate.rank == 2
+    nn.init.normal_(model[0].gate.projection.weight)
+    save(model.eval(), tmp_path)
+    again = load(nn.Sequential(nn.Linear(5, 4)), tmp_path).eval()
+    torch.testing.assert_close(again(OUTPUTS["x"]), model(OUTPUTS["x"]))

@@ -1,0 +1,129 @@
+"""The page of the study: every sentence of result is made from the runs."""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from math import prod
+from typing import Any
+
+from studies.common.paired import Difference, paired
+from studies.many_experts.contenders import CONTENDERS, DENSE, FULL, PROBLEM_SIZES, PRODUCT_KEYS, cells
+
+__all__ = ["page"]
+
+TITLES = {"gpt": "GPT, held-out loss", "mixer": "Mixer, test loss"}
+RATE_SEED = 100
+
+Cells = Mapping[tuple[str, tuple[int, ...], str], Mapping[int, Mapping[str, Any]]]
+"""By problem, expert modes and contender: what each seed gave."""
+
+
+def page(runs: Sequence[Mapping[str, Any]]) -> str:
+    """The page in Markdown.
+
+    Args:
+        runs: What `studies.common.runs.read` gives.
+    """
+    found: dict[tuple[str, tuple[int, ...], str], dict[int, Mapping[str, Any]]] = defaultdict(dict)
+    for entry in runs:
+        settings = entry["settings"]
+        if settings["seed"] != RATE_SEED:
+            key = settings["problem"], tuple(settings["expert_dims"]), settings["contender"]
+            found[key][settings["seed"]] = {**entry["result"], "learning_rate": settings["learning_rate"]}
+    seconds = sum(entry.get("seconds", 0.0) for entry in runs)
+    lines = [
+        "# A gate for many experts",
+        "",
+        "The gate of `N` experts multiplies each input by `N` rows. With a rank (`gate_rank=`) it is made of two maps,",
+        "and all experts look at the same few directions of the input. What that costs in accuracy was measured in",
+        "small models with experts in every MLP, each with as many parameters as the dense MLP, the gate counted: what",
+        "a cheaper gate saves goes into the rank of the experts. Lower loss is better; `±` is the standard error of",
+        "differences paired by seed, and within two of them is a tie.",
+        "",
+        *_results(found),
+        "",
+        *(line for problem in TITLES for line in _table(found, problem)),
+        "## Rules",
+        "",
+        "- CP, the default initialisation and batch norm; two expert modes. *Product keys* is PEER (He 2024): experts",
+        "  of one hidden unit, of which four heads choose eight each; as many experts as the parameters allow (196).",
+        *(_size_of(problem) for problem in TITLES),
+        "- The GPT reads the bytes of Python's standard library, the Mixer Fashion-MNIST.",
+        "- AdamW, 5% warm-up, half a cosine; the best of three learning rates for each contender, chosen with seed",
+        f"  {RATE_SEED} and the smaller number of experts, on the half of the held-out samples that is not reported.",
+        "- What the gates cost in time is in the [benchmarks](../benchmarks.md).",
+        "",
+        "## What this cannot show",
+        "",
+        "Larger models, longer training, three or more expert modes. A rank of 16 is a quarter of these models'",
+        "features; of 768 features it would be a much smaller share.",
+        "",
+        f"Command: `python -m studies many_experts`; the {len(runs)} runs of this page took {seconds / 60:.0f}",
+        "minutes, one thread each. A stopped command goes on where it was.",
+        "Runs: [many-experts.jsonl](many-experts.jsonl).",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _size_of(problem: str) -> str:
+    size, what = PROBLEM_SIZES[problem], {"gpt": "sequences of 64 bytes", "mixer": "images"}[problem]
+    return (
+        f"- {TITLES[problem].split(',')[0]}: {size.layers} blocks of {size.features} features, {size.steps} steps of "
+        f"{size.batch} {what}."
+    )
+
+
+def _difference(
+    found: Cells, problem: str, one: tuple[str, tuple[int, ...]], other: tuple[str, tuple[int, ...]]
+) -> Difference | None:
+    """The loss of one contender less that of another, over the seeds that both have."""
+    mine, theirs = (found.get((problem, dims, name), {}) for name, dims in (one, other))
+    seeds = sorted(mine.keys() & theirs.keys())
+    return paired([mine[s]["loss"] for s in seeds], [theirs[s]["loss"] for s in seeds]) if seeds else None
+
+
+def _results(found: Cells) -> list[str]:
+    """For each cheaper gate, its difference from the full one, and the full one's from the dense model and PEER."""
+    lines = []
+    for name in CONTENDERS:
+        others = [(DENSE, ()), (PRODUCT_KEYS, ())] if name == FULL else [(FULL, None)]
+        for other, dims_of_other in others:
+            parts = []
+            for problem, title in TITLES.items():
+                for dims in sorted({dims for _, dims in cells() if dims}):
+                    against = (other, dims if dims_of_other is None else dims_of_other)
+                    if (d := _difference(found, problem, (name, dims), against)) is not None:
+                        verdict = "a tie" if d.is_tie else "better" if d.mean < 0 else "worse"
+                        parts.append(f"{title.split(',')[0]} {prod(dims):,} experts {d} ({verdict})")
+            if parts:
+                lines.append(f"- **{name}**, loss less that of **{other}**: {'; '.join(parts)}.")
+    return lines
+
+
+def _table(found: Cells, problem: str) -> list[str]:
+    lines = [
+        f"## {TITLES[problem]}",
+        "",
+        "| contender | experts | loss | less dense | accuracy | in use | parameters of an MLP | learning rate |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, dims in cells():
+        by_seed = found.get((problem, dims, name))
+        if not by_seed:
+            continue
+        results = list(by_seed.values())
+        losses = [result["loss"] for result in results]
+        spread = statistics.stdev(losses) if len(losses) > 1 else float("nan")
+        used = [one for result in results for one in result["in_use"]]
+        share = f"{sum(u for u, _ in used) / sum(n for _, n in used):.0%}" if used else ""
+        less = _difference(found, problem, (name, dims), (DENSE, ()))
+        lines.append(
+            f"| {name} | {' x '.join(map(str, dims))}"
+            f" | {statistics.fmean(losses):.3f} (sd {spread:.3f}, n {len(losses)})"
+            f" | {'' if name == DENSE else less} | {statistics.fmean(r['accuracy'] for r in results):.3f} | {share}"
+            f" | {results[0]['mlp_parameters']:,} | {results[0]['learning_rate']:g} |"
+        )
+    return [*lines, ""]

@@ -1,0 +1,75 @@
+"""The study of gates for many experts in seconds; product keys held to a dense sum over all experts."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from studies.common.images import FASHION_MNIST
+from studies.many_experts.contenders import DENSE, PRODUCT_KEYS, GateForm, cells
+from studies.many_experts.page import page
+from studies.many_experts.product_keys import ProductKeys
+from studies.many_experts.run import main
+
+pytestmark = pytest.mark.thorough
+
+
+def test_quick_form_runs_and_resumes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    only = ["gpt", "mixer"] if FASHION_MNIST.exists() else ["gpt"]
+    main(["--quick", "--out", str(tmp_path), "--only", *only])
+    # Seven contenders choose a learning rate, and each cell has one seed.
+    assert capsys.readouterr().out.count(" s)") == (7 + len(cells())) * len(only)
+    main(["--quick", "--out", str(tmp_path), "--only", *only])
+    assert capsys.readouterr().out == ""
+    assert "# A gate for many experts" in (tmp_path / "many-experts.md").read_text()
+
+
+@pytest.mark.parametrize(("contender", "dims"), cells())
+def test_forms_have_as_many_parameters_as_the_dense_one(contender: str, dims: tuple[int, ...]) -> None:
+    dense, mine = (
+        sum(p.numel() for p in form.mlp(64, 256).parameters())
+        for form in (GateForm.of(DENSE, ()), GateForm.of(contender, dims))
+    )
+    assert (0.88 if contender == PRODUCT_KEYS else 0.97) * dense <= mine <= dense
+
+
+def test_product_keys_sum_over_the_chosen_experts() -> None:
+    torch.manual_seed(0)
+    layer = ProductKeys(6, 5, heads=2, query=4, chosen=3).double().eval()
+    x = torch.randn(7, 6, dtype=torch.float64)
+    query = layer.norm(layer.queries(x)).view(7, 2, 2, 2)
+    expected = torch.zeros(7, 6, dtype=torch.float64)
+    for sample in range(7):
+        for head in range(2):
+            halves = [query[sample, head, half] @ layer.keys[half].T for half in (0, 1)]
+            scores = (halves[0][:, None] + halves[1]).flatten()  # all 25 experts
+            best = scores.topk(3)
+            for weight, expert in zip(best.values.softmax(-1), best.indices, strict=True):
+                hidden = torch.nn.functional.gelu(layer.inward[expert] @ x[sample])
+                expected[sample] += weight * hidden * layer.outward[expert]
+    torch.testing.assert_close(layer(x), expected)
+
+
+def test_a_verdict_comes_from_the_runs() -> None:
+    def runs(full: float, low: float) -> list[dict[str, object]]:
+        return [
+            {
+                "settings": {
+                    "problem": "gpt",
+                    "contender": name,
+                    "expert_dims": [32, 32],
+                    "seed": seed,
+                    "learning_rate": 1e-3,
+                },
+                "result": {"loss": loss + 0.01 * seed, "accuracy": 0.5, "mlp_parameters": 9, "in_use": [[3, 4]]},
+            }
+            for name, loss in (("full gate, entmax", full), ("rank 16, entmax", low))
+            for seed in (0, 1)
+        ]
+
+    assert "**rank 16, entmax**, loss less that of **full gate, entmax**: GPT 1,024 experts -0.500" in page(
+        runs(2, 1.5)
+    )
+    assert "(better)" in page(runs(2, 1.5))
+    assert "(worse)" in page(runs(2, 2.5))
+    assert "75%" in page(runs(2, 2.5))
