@@ -79,9 +79,9 @@ class Checkpoints:
         self._restore_optimizer(tensors)
         ranks, rank = self.accelerator.num_processes, self.accelerator.process_index
         if values["ranks"] == ranks:  # with another number nothing says whose generator is whose
-            torch.set_rng_state(tensors["generators"][rank])
+            torch.set_rng_state(tensors["generators"][rank].clone())  # a row of a tensor is not taken
             if "generators.cuda" in tensors and torch.cuda.is_available():
-                torch.cuda.set_rng_state(tensors["generators.cuda"][rank])
+                torch.cuda.set_rng_state(tensors["generators.cuda"][rank].clone())
         return Progress(values["step"], values["best"] if values["best"] is not None else float("inf"))
 
     def save(self, progress: Progress) -> None:

@@ -86,7 +86,6 @@ def test_twenty_kills_leave_no_trace(make: Any, run: Any, tmp_path: Path) -> Non
     start(run, whole).join()
     training = kill_often(run, options, time.perf_counter() - begun)
     start(run, options).join()
-    print(f"{training} kills before the end")
     for file in (LAST, BEST):
         assert_equal(parameters(options.out, file), parameters(whole.out, file))
     kept = [

@@ -12,9 +12,9 @@ from torch.distributed.tensor import DTensor
 
 import recipes.train
 from factorized_moe.testing.processes import on_ranks
-from recipes.checkpoints import BEST
+from recipes.checkpoints import BEST, LAST
 from recipes.options import Options
-from tests.recipes.small_runs import assert_close, gpt_options, parameters, run_gpt, write_text
+from tests.recipes.small_runs import assert_close, assert_equal, gpt_options, parameters, run_gpt, write_text
 
 pytestmark = pytest.mark.thorough
 
@@ -115,6 +115,31 @@ def test_a_run_goes_on_with_another_number_of_processes(folder: Path) -> None:
         recipes.train.clip_gradients = whole
     run_on_ranks(replace(options, fully_shard=True))
     assert_close(parameters(options.out), parameters(folder / "one"))
+
+
+def test_two_processes_go_on_to_the_bit(folder: Path) -> None:
+    """Each with its own generator, which dropout reads."""
+    whole, options = (gpt_options(folder, name, dropout=0.2) for name in ("whole-two", "stopped-two"))
+    run_on_ranks(whole)
+    with pytest.raises(AssertionError, match="KeyboardInterrupt"):
+        run_on_ranks(options, run=stopped_early)
+    assert (options.out / LAST).exists()
+    assert not (options.out / "results.json").exists()
+    run_on_ranks(options)
+    assert_equal(parameters(options.out), parameters(whole.out))
+
+
+def stopped_early(options: Options) -> float:
+    real, calls = recipes.train.clip_gradients, []
+
+    def clip(*arguments: Any) -> None:
+        calls.append(1)
+        if len(calls) == 7:
+            raise KeyboardInterrupt
+        real(*arguments)
+
+    recipes.train.clip_gradients = clip
+    return run_gpt(options)
 
 
 def test_processes_that_cannot_be_divided_are_refused(folder: Path) -> None:
