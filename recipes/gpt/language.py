@@ -78,12 +78,13 @@ def gpt(options: GPTOptions) -> Recipe:
     )
 
 
-def build_gpt(options: GPTOptions, tokenizer: Tokenizer) -> nn.Module:
+def build_gpt(options: GPTOptions, tokenizer: Tokenizer, device: str = "cpu") -> nn.Module:
     """GPT-2, its MLPs replaced by blocks of experts with as many parameters.
 
     Args:
         options: Those of the run.
         tokenizer: For the vocabulary.
+        device: Where its parameters are.
     """
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -101,7 +102,8 @@ def build_gpt(options: GPTOptions, tokenizer: Tokenizer) -> nn.Module:
         eos_token_id=tokenizer.end,
         use_cache=False,
     )
-    model = GPT2LMHeadModel(config)
+    with torch.device(device):
+        model = GPT2LMHeadModel(config)
     if (experts := experts_of(options)) is not None:
         replace(model, is_mlp, experts)
     return model
