@@ -42,6 +42,7 @@ def train(recipe: Recipe, options: Options) -> float:
 
     Raises:
         FloatingPointError: If the gradient is not finite; the last checkpoint stays.
+        ModuleNotFoundError: If a tracker or progress bar is not installed.
         OSError: If something cannot be read or written.
         ValueError: If data are damaged, or the folder holds another run.
     """
@@ -51,6 +52,8 @@ def train(recipe: Recipe, options: Options) -> float:
         log_with=options.tracker or None,
         project_dir=options.out,
     )
+    if options.tracker and not accelerator.log_with:
+        raise ModuleNotFoundError(f"--tracker {options.tracker}: it is not installed; pip install {options.tracker}")
     model = recipe.build().to(accelerator.device)
     where = place(model, options, accelerator)
     optimizer: Any = torch.optim.AdamW(

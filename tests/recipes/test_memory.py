@@ -81,6 +81,13 @@ def test_a_forward_pass_keeps_what_was_said(folder: Path, form: str) -> None:
         assert said == memory.kept_for_backward(build_gpt(options, Bytes()), tokens)
 
 
+def test_the_guide_has_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+    assert memory.main([]) == 0
+    table = capsys.readouterr().out
+    assert len(table.splitlines()) == 7
+    assert table in (Path(memory.__file__).parents[1] / "docs" / "how-to" / "train-at-scale.md").read_text()
+
+
 def test_the_table_names_its_sizes(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "SIZES", {"small": (1, 64)})
     assert memory.main(["--ranks", "2", "--tokens", "16", "--experts", "4"]) == 0

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.tracking import GeneralTracker
 
 import recipes.checkpoints
 import recipes.command
@@ -211,6 +212,35 @@ def test_a_full_disk_is_said_and_the_checkpoint_kept(folder: Path, tmp_path: Pat
 def test_a_batch_that_cannot_be_divided_is_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="--batch 8 is to be divided among 1 processes and 3 parts of each"):
         run_gpt(gpt_options(folder, tmp_path / "run", accumulate=3))
+
+
+def test_a_tracker_gets_the_numbers(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    got: list[tuple[int, dict[str, float]]] = []
+
+    class Kept(GeneralTracker):
+        name, requires_logging_directory, tracker = "kept", False, None
+
+        def store_init_configuration(self, values: dict[str, object]) -> None:
+            got.append((-1, values))
+
+        def log(self, values: dict[str, float], step: int, **others: object) -> None:
+            got.append((step, values))
+
+    real = recipes.train.Accelerator
+    monkeypatch.setattr(recipes.train, "Accelerator", lambda **given: real(**{**given, "log_with": [Kept()]}))
+    run_gpt(gpt_options(folder, tmp_path / "run"))
+    assert got[0][1]["depth"] == 2
+    assert [step for step, _ in got[1:]] == [3, 5, 6, 9, 10, 12, 12]
+    assert {"loss", "gradient_norms/gates", "in_use/transformer.h.1.mlp.c_fc.1"} <= got[1][1].keys()
+    assert all(isinstance(value, float | int) for _, values in got[1:] for value in values.values())
+
+
+def test_a_tracker_that_is_not_installed_is_told(folder: Path, tmp_path: Path) -> None:
+    with (
+        pytest.warns(UserWarning, match="no supported trackers"),
+        pytest.raises(ModuleNotFoundError, match="--tracker wandb: it is not installed; pip install wandb"),
+    ):
+        run_gpt(gpt_options(folder, tmp_path / "run", tracker="wandb"))
 
 
 def test_options_come_from_flags(capsys: pytest.CaptureFixture[str]) -> None:
