@@ -20,6 +20,7 @@ from recipes.command import told
 from recipes.gpt.language import GPTOptions, build_gpt, gpt
 from recipes.gpt.tokens import Bytes
 from recipes.options import parse
+from recipes.placing import Place
 from tests.recipes.small_runs import (
     assert_close,
     assert_equal,
@@ -129,6 +130,21 @@ def test_the_model_that_is_left_is_the_one_that_was_trained(folder: Path) -> Non
     result = json.loads((options.out / "results.json").read_text())
     assert result["held_out"]["loss"] == pytest.approx(lines(options.out)[-1]["held_out_loss"])
     assert "new line" in (options.out / "report.html").read_text()
+
+
+def test_an_evaluation_counts_each_sample_once(folder: Path) -> None:
+    """Twenty samples in batches of eight: what fills the last one up does not count."""
+    forget()
+    options = gpt_options(folder, "whole", dropout=0.1)
+    recipe = gpt(options)
+    model = recipe.build().eval()
+    losses = [
+        recipes.train.cross_entropy(model(x.unsqueeze(0)), y.unsqueeze(0)) for x, y in map(recipe.held_out, range(20))
+    ]
+    assert recipe.num_held_out == 20
+    found = recipes.train.evaluate(model, recipe, options, Place(), recipes.train.Accelerator(cpu=True))
+    assert found["loss"] == pytest.approx(float(torch.stack(losses).mean()), rel=1e-5)
+    assert model.training
 
 
 def test_both_forms_have_as_many_parameters(folder: Path) -> None:

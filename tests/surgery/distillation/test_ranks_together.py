@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from factorized_moe import MuMoEBlock
 from factorized_moe.parallel import synchronise_gates
 from factorized_moe.surgery import DistillationSettings, distill
+from factorized_moe.surgery.distillation.joint_ranks import Ranks
 from factorized_moe.testing.processes import on_ranks
 
 pytestmark = pytest.mark.thorough
@@ -60,6 +61,18 @@ def test_two_ranks_are_one_that_accumulates() -> None:
         for name, value in alone.state_dict().items():
             torch.testing.assert_close(torch.tensor(state[name]), value, rtol=1e-4, atol=1e-6)
     assert losses[-1] < losses[0]
+
+
+def test_gradients_and_losses_become_means() -> None:
+    """AdamW hardly sees a factor on all gradients, so the mean itself is looked at."""
+
+    def work(rank: int) -> tuple[list[float], dict[str, float]]:
+        parameter = nn.Parameter(torch.zeros(2))
+        parameter.grad = torch.tensor([1.0, 2.0]) * (rank + 1)
+        found = Ranks(torch.distributed.group.WORLD).mean({"a": float(rank)}, [parameter])
+        return parameter.grad.tolist(), found
+
+    assert on_ranks(2, work) == [([1.5, 3.0], {"a": 0.5})] * 2
 
 
 def test_a_stopped_run_of_two_ranks_goes_on_to_the_bit(tmp_path: Path) -> None:
