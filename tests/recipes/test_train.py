@@ -143,7 +143,7 @@ def test_an_evaluation_counts_each_sample_once(folder: Path) -> None:
     ]
     assert recipe.num_held_out == 20
     found = recipes.train.evaluate(model, recipe, options, Place(), recipes.train.Accelerator(cpu=True))
-    assert found["loss"] == pytest.approx(float(torch.stack(losses).mean()), rel=1e-5)
+    assert found["loss"] == pytest.approx(torch.stack(losses).mean().item(), rel=1e-5)
     assert model.training
 
 
