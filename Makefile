@@ -22,7 +22,7 @@ define install
 @touch $@
 endef
 
-.PHONY: help demo bench models fairness test test-fast versions lint format types docs build clean recipes gpt
+.PHONY: help demo bench models fairness neighbours test test-fast versions lint format types docs build clean recipes gpt
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ recipes: $(STAMPS)/recipes ## train the three recipes at their smallest, in two 
 
 gpt: $(STAMPS)/recipes ## train a GPT of experts on Python's own text, sample from it, show its experts in results/gpt
 	@$(BIN)/python -m recipes.gpt $(OPTIONS)
+
+neighbours: $(STAMPS)/neighbours ## run the tests with PEFT, TransformerLens, nnsight, captum and torchao (VENV=.venv-neighbours keeps them apart)
+	@$(BIN)/python -m pytest -q -p no:cacheprovider tests/neighbours
 
 test-fast: $(STAMPS)/dev ## run the tests that take less than a second each, under a minute in all
 	@$(BIN)/python -m pytest -q -n 2 -m "not models and not slow and not thorough" tests
@@ -100,6 +103,9 @@ $(STAMPS)/fairness: $(STAMPS)/venv pyproject.toml constraints.txt
 
 $(STAMPS)/recipes: $(STAMPS)/venv pyproject.toml constraints.txt
 	$(call install,recipes)
+
+$(STAMPS)/neighbours: $(STAMPS)/venv pyproject.toml constraints.txt
+	$(call install,neighbours)
 
 $(STAMPS)/dev: $(STAMPS)/venv pyproject.toml constraints.txt
 	$(call install,dev)

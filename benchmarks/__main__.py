@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from benchmarks import (
+    activation,
     block,
     contraction,
     copies,
@@ -27,6 +28,7 @@ from benchmarks import (
     plans,
     report,
     scaling,
+    single_token,
     training_memory,
 )
 from benchmarks.measuring import FULL, QUICK, Effort
@@ -39,6 +41,8 @@ SECTIONS: dict[str, tuple[str, Callable[[Effort], Iterator[Row]]]] = {
     "block": (block.TITLE, block.rows),
     "parts": (parts.TITLE, parts.rows),
     "layer": (layer.TITLE, layer.rows),
+    "single_token": (single_token.TITLE, single_token.rows),
+    "activation": (activation.TITLE, activation.rows),
     "contraction": (contraction.TITLE, contraction.rows),
     "memory": (training_memory.TITLE, training_memory.rows),
     "scaling": (scaling.TITLE, scaling.rows),

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks.headlines import headlines
 from benchmarks.measuring import Ratio
 from benchmarks.rows import Row
 
@@ -120,7 +120,7 @@ def save(path: Path, sections: Mapping[str, Section]) -> None:
 
 def markdown(sections: Mapping[str, Section]) -> str:
     """The page: the results in short, the figure, the tables, and last the rules, machines and commands."""
-    parts = ["# Benchmarks\n", _in_short(sections.values())]
+    parts = ["# Benchmarks\n", _in_short(sections)]
     if "scaling" in sections and sections["scaling"].extra:
         parts.append(f"## How it grows\n\n![Time per token and memory against experts, rank and tokens]({FIGURE})\n")
     parts.append("## The table\n")
@@ -139,29 +139,13 @@ def markdown(sections: Mapping[str, Section]) -> str:
     return "\n".join(parts)
 
 
-def _in_short(sections: Iterable[Section]) -> str:
-    """One line for each section that compares times: the median of its ratios, and their range."""
-    lines = [
-        "Times are shares of what each row is set beside; below 1 is faster ([how to read them](#how-to-read-it)).\n"
-    ]
-    for section in sections:
-        rows = [row for row in section.rows if not row.baseline]
-        kinds = {
-            "forward": [row.forward.median for row in rows if row.forward is not None],
-            "training": [row.training.median for row in rows if row.training is not None],
-        }
-        told = [
-            f"{name} {statistics.median(found):.2f} ({min(found):.2f} to {max(found):.2f})"
-            for name, found in kinds.items()
-            if found
-        ]
-        if told:
-            lines.append(f"- {section.title}: {', '.join(told)}.")
-    closing = (
-        "The median over all rows of a section, also of other libraries and dense weights; in brackets the smallest "
-        "and the largest.\n"
+def _in_short(sections: Mapping[str, Section]) -> str:
+    """What it costs beside what one would use instead."""
+    opening = (
+        "What a layer costs beside what one would use in its place: times as shares of it, below 1 is faster ([how to "
+        "read them](#how-to-read-it)). CP where nothing else is said.\n"
     )
-    return "\n".join([*lines, "", closing])
+    return "\n".join([opening, *headlines({name: section.rows for name, section in sections.items()}), ""])
 
 
 def _circumstances(sections: Mapping[str, Section]) -> str:

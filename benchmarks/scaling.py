@@ -6,6 +6,7 @@ import math
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -39,6 +40,7 @@ class Sizes:
         ranks: The ranks.
         token_counts: The numbers of tokens.
         many: The expert modes that are compared with ``experts``.
+        gate_rank: The rank of the cheaper gates in that comparison.
         compared_tokens: The numbers of tokens of that comparison.
         block: The sizes of the block in that comparison.
     """
@@ -57,6 +59,7 @@ class Sizes:
     ranks: tuple[int, ...] = (16, 32, 64, 128, 256, 512, 1024)
     token_counts: tuple[int, ...] = (1, 4, 16, 64, 256, 1024, 4096)
     many: tuple[int, ...] = (1024, 1024)
+    gate_rank: int = 32
     compared_tokens: tuple[int, ...] = (1024, 1)
     block: BlockSizes = BLOCK_SIZES
 
@@ -85,9 +88,9 @@ class Point:
     forward_bytes: int
 
 
-def _layer(decomposition: str, expert_dims: tuple[int, ...], size: int, features: int, sparse: bool = False) -> MuMoE:
+def _layer(decomposition: str, expert_dims: tuple[int, ...], size: int, features: int, **options: Any) -> MuMoE:
     rank = rank_of(decomposition, size, len(expert_dims))
-    return MuMoE(features, features, expert_dims, decomposition, rank, gate_norm="layer", sparse_coefficients=sparse)
+    return MuMoE(features, features, expert_dims, decomposition, rank, gate_norm="layer", **options)
 
 
 def points(effort: Effort, sizes: Sizes = SIZES) -> Iterator[Point]:
@@ -159,21 +162,39 @@ def rows(effort: Effort, sizes: Sizes = SIZES) -> Iterator[Row]:
         for kind, make in (("contraction alone", _contraction), ("layer with gate", _gated), ("block", _block)):
             for name in ("cp", "tr"):
                 fewer, more = (make(name, dims, tokens, sizes, False) for dims in (few, sizes.many))
-                sparse = [make(name, sizes.many, tokens, sizes, True)] if name == "cp" else []
-                yield from compare(f"{kind}, {count(tokens, 'token')}", fewer, [more, *sparse], [x], effort)
+                others = [make(name, sizes.many, tokens, sizes, True)] if name == "cp" else []
+                if kind == "layer with gate":
+                    others += _cheaper_gates(name, sizes)
+                yield from compare(f"{kind}, {count(tokens, 'token')}", fewer, [more, *others], [x], effort)
 
 
 def _contraction(name: str, dims: tuple[int, ...], tokens: int, sizes: Sizes, sparse: bool) -> Contender:
     """The experts of a layer, with given coefficients, of which most are zero."""
     size = sizes.cp if name == "cp" else sizes.tr
-    experts = _layer(name, dims, size, sizes.features, sparse).experts
+    experts = _layer(name, dims, size, sizes.features, sparse_coefficients=sparse).experts
     coefficients = [entmax15(torch.randn(tokens, number)) for number in dims]
     return Contender(_title(name, size, dims, sparse), lambda x: experts(x, coefficients), tuple(experts.parameters()))
 
 
 def _gated(name: str, dims: tuple[int, ...], tokens: int, sizes: Sizes, sparse: bool) -> Contender:
     size = sizes.cp if name == "cp" else sizes.tr
-    return Contender.of(_title(name, size, dims, sparse), _layer(name, dims, size, sizes.features, sparse))
+    return Contender.of(
+        _title(name, size, dims, sparse), _layer(name, dims, size, sizes.features, sparse_coefficients=sparse)
+    )
+
+
+def _cheaper_gates(name: str, sizes: Sizes) -> list[Contender]:
+    """Gates of low rank, with entmax and with softmax; CP's also in the sparse form."""
+    size = sizes.cp if name == "cp" else sizes.tr
+    forms: list[dict[str, Any]] = [{}, {"gate": "softmax"}, *([{"sparse_coefficients": True}] if name == "cp" else [])]
+    return [
+        Contender.of(
+            f"{_title(name, size, sizes.many, 'sparse_coefficients' in form)}, gate_rank={sizes.gate_rank}"
+            f"{', softmax' if 'gate' in form else ''}",
+            _layer(name, sizes.many, size, sizes.features, gate_rank=sizes.gate_rank, **form),
+        )
+        for form in forms
+    ]
 
 
 def _block(name: str, dims: tuple[int, ...], tokens: int, sizes: Sizes, sparse: bool) -> Contender:

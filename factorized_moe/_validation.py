@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import os
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from factorized_moe._scalars import is_number, is_whole
 from factorized_moe.network import TensorNetwork
@@ -17,11 +18,13 @@ from factorized_moe.network import TensorNetwork
 __all__ = [
     "check_alone",
     "check_call",
+    "check_called_alone",
     "check_countable",
     "check_dense",
     "check_device",
     "check_dtype",
     "check_expert_dims",
+    "check_expert_indices",
     "check_flag",
     "check_kind",
     "check_network",
@@ -307,6 +310,38 @@ def _where_sizes_differ(network: TensorNetwork, shape: tuple[int, ...]) -> str:
     label = next(group[0] for group, mine, asked in zip(modes, network.shape, shape, strict=True) if mine != asked)
     node = next(node.name for node in network.nodes if label in node.labels)
     return f": label {label!r} of node {node!r} has another"
+
+
+def check_expert_indices(indices: Sequence[int | None], expert_dims: Sequence[int]) -> dict[int, int]:
+    """The expert that is chosen of each expert mode, from 0, by the mode; modes with ``None`` are left out."""
+    if len(indices) > len(expert_dims):
+        raise ValueError(f"{len(indices)} indices for {len(expert_dims)} expert modes {tuple(expert_dims)}")
+    chosen: dict[int, int] = {}
+    for mode, (index, size) in enumerate(zip(indices, expert_dims, strict=False)):
+        if index is None:
+            continue
+        if not is_whole(index):
+            raise TypeError(f"index of expert mode {mode} is an int or None, got {index!r}")
+        if not -size <= index < size:
+            raise ValueError(f"index {index} of expert mode {mode} is out of range for its {size} experts")
+        chosen[mode] = int(index) % size
+    return chosen
+
+
+def check_called_alone(what: str, module: object) -> None:
+    """Refuse a module whose call needs an argument, where it is called without any."""
+    if not isinstance(module, nn.Module):
+        return
+    parameters = inspect.signature(module.forward).parameters.values()
+    needed = [
+        p.name for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]
+    if needed:
+        raise TypeError(
+            f"{what} is called without arguments, but {type(module).__name__} needs {needed}: it cannot take its "
+            "place; of PEFT, target_parameters reaches no factors; name linear layers in target_modules, the gate's "
+            "'gate.projection' among them, and to train all experts the whole layer in modules_to_save"
+        )
 
 
 def check_dense(dense: Tensor, shape: tuple[int, ...] | None = None) -> None:

@@ -1,7 +1,8 @@
 """Coefficient activations: from the logits of a gate to the coefficients of one expert mode.
 
 An activation is any callable that takes logits of shape ``(*batch, N)`` and returns coefficients of the same
-shape, acting on the last dimension alone. Those here return non-negative coefficients that sum to one.
+shape, acting on the last dimension alone. Those here return non-negative coefficients that sum to one, except
+`TopKReLU`'s, which sum to anything.
 
 The sparse ones belong to one family, alpha-entmax, which `factorized_moe.entmax` solves. A logit of ``-inf`` (a masked
 expert) receives exactly zero. A row that holds ``nan`` is ``nan`` throughout, and so is a row without any finite logit.
@@ -27,6 +28,7 @@ __all__ = [
     "ACTIVATIONS",
     "Activation",
     "Entmax",
+    "TopKReLU",
     "TopKSoftmax",
     "entmax15",
     "resolve_activation",
@@ -174,24 +176,69 @@ class TopKSoftmax:
     k: int = 2
 
     def __post_init__(self) -> None:
-        if not is_whole(self.k):
-            raise TypeError(
-                f"TopKSoftmax: k must be a positive integer, but got {self.k!r} of type {type(self.k).__name__}; "
-                "pass an int such as 2"
-            )
-        if self.k < 1:
-            raise ValueError(f"TopKSoftmax: k must be a positive integer, but got {self.k}; pass 1 or more")
-        object.__setattr__(self, "k", int(self.k))
+        object.__setattr__(self, "k", _checked_k("TopKSoftmax", self.k))
 
     def __call__(self, logits: Tensor) -> Tensor:
         """Coefficients ``(*batch, N)`` of logits ``(*batch, N)``."""
         _check_logits(logits, "TopKSoftmax")
-        if self.k > logits.shape[-1]:
-            raise ValueError(
-                f"TopKSoftmax: k={self.k} is more than the {logits.shape[-1]} logits of the last dimension of an input "
-                f"of shape {tuple(logits.shape)}; choose k of at most {logits.shape[-1]}"
-            )
+        _check_enough("TopKSoftmax", self.k, logits)
         return _in_full_precision(_topk_softmax, logits, self.k)
+
+
+@dataclass(frozen=True)
+class TopKReLU:
+    """The k largest logits, where they are positive, and zero elsewhere: the gate of Mixture of Decoders.
+
+    Coefficients sum to anything. A logit as large as the k-th largest is kept, so ties may keep more than k. With all
+    logits at zero there is no gradient, so a gate with it must not start at zero.
+
+    Args:
+        k: How many experts to keep; None for all whose logit is positive.
+
+    Raises:
+        TypeError: ``k`` is not an integer.
+        ValueError: ``k`` is not positive, or (at the call) above N.
+
+    Source: Oldfield et al. (2025), "Towards interpretability without sacrifice", arXiv 2505.21364.
+
+    Examples:
+        >>> TopKReLU(k=2)(torch.tensor([1.0, 3.0, 2.0, -1.0]))
+        tensor([0., 3., 2., 0.])
+        >>> TopKReLU(k=3)(torch.tensor([1.0, -3.0, -2.0, -1.0]))
+        tensor([1., 0., 0., 0.])
+    """
+
+    k: int | None = 32
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "k", None if self.k is None else _checked_k("TopKReLU", self.k))
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """Coefficients ``(*batch, N)`` of logits ``(*batch, N)``."""
+        _check_logits(logits, "TopKReLU")
+        if self.k is None:
+            return torch.relu(logits)
+        _check_enough("TopKReLU", self.k, logits)
+        least = logits.detach().topk(self.k, dim=-1).values[..., -1:]  # (*batch, 1)
+        return torch.relu(logits.masked_fill(logits < least, 0.0))
+
+
+def _checked_k(where: str, k: int) -> int:
+    if not is_whole(k):
+        raise TypeError(
+            f"{where}: k must be a positive integer, but got {k!r} of type {type(k).__name__}; pass an int such as 2"
+        )
+    if k < 1:
+        raise ValueError(f"{where}: k must be a positive integer, but got {k}; pass 1 or more")
+    return int(k)
+
+
+def _check_enough(where: str, k: int, logits: Tensor) -> None:
+    if k > logits.shape[-1]:
+        raise ValueError(
+            f"{where}: k={k} is more than the {logits.shape[-1]} logits of the last dimension of an input of shape "
+            f"{tuple(logits.shape)}; choose k of at most {logits.shape[-1]}"
+        )
 
 
 def _topk_softmax(logits: Tensor, k: int) -> Tensor:

@@ -16,6 +16,7 @@ from factorized_moe._validation import (
     check_countable,
     check_dtype,
     check_expert_dims,
+    check_flag,
     check_place,
     check_size,
     check_temperature,
@@ -49,6 +50,9 @@ class ExpertGate(nn.Module):
         temperature: What the normalised logits are divided by: above 1, an input is shared by more experts. The source
             has none, which is 1. With the batch norm and entmax, 2 was as good in small models or better, by the same
             command; with ``norm=None`` and other activations it was not tried.
+        logit_bias: Whether each expert's logit has a bias, which starts at zero.
+        zero_start: Whether the weight starts at zero; if not, as ``nn.Linear``'s, for activations that have no gradient
+            at zero logits.
         rank: The rank ``r`` of the weight: two maps, from ``I`` to ``r`` and from there to all experts, in place of
             one. The gate then grows by ``r`` with each expert, not by ``I``, and all experts look at the same ``r``
             directions of the input. `None` for one map. What it does to accuracy: ``python -m studies many_experts``.
@@ -85,6 +89,8 @@ class ExpertGate(nn.Module):
         norm: str | None = "batch",
         *,
         temperature: float = 2.0,
+        logit_bias: bool = False,
+        zero_start: bool = True,
         rank: int | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -99,6 +105,8 @@ class ExpertGate(nn.Module):
             raise ValueError(
                 f"norm: expected 'batch', 'layer' or None, but got {norm!r}; pass None to leave the logits as they are"
             )
+        check_flag("logit_bias", logit_bias)
+        check_flag("zero_start", zero_start)
         self.norm = norm
         self.temperature = check_temperature(temperature)
         self.rank = None if rank is None else check_size("rank of the gate", rank)
@@ -109,7 +117,10 @@ class ExpertGate(nn.Module):
             total = sum(self.expert_dims)
             width = self.in_features if self.rank is None else self.rank
             check_countable("the gate's weight", (total, width))
-            self.projection = _Projection(width, total, bias=False, device=device, dtype=dtype)
+            self.projection = _Projection(width, total, bias=logit_bias, device=device, dtype=dtype)
+            if not zero_start:
+                self.projection.zero_start = False
+                self.projection.reset_parameters()
             if self.rank is not None:
                 self.reduction = _Linear(self.in_features, width, bias=False, device=device, dtype=dtype)
             if norm == "batch":
@@ -118,11 +129,11 @@ class ExpertGate(nn.Module):
 
     @property
     def num_parameters(self) -> int:
-        """The number of parameters, ``I * sum of N_k``, or ``r * (I + sum of N_k)``."""
+        """``I * sum of N_k``, or ``r * (I + sum of N_k)``, and one more for each expert whose logit has a bias."""
         return sum(parameter.numel() for parameter in self.parameters())
 
     def reset_parameters(self) -> None:
-        """Set the weight to zero and the running averages to their start, as after construction."""
+        """Set the weight to its start, zero by default, and the running averages to theirs, as after construction."""
         for map_ in (self.reduction, self.projection):
             if map_ is not None:
                 map_.reset_parameters()
@@ -180,9 +191,11 @@ class ExpertGate(nn.Module):
 
     def extra_repr(self) -> str:
         """The constructor's arguments, in the module's ``repr``."""
+        biased = self.projection is not None and self.projection.bias is not None
         return (
             f"in_features={self.in_features}, expert_dims={self.expert_dims}, activation={self._activation_name}, "
             f"norm={self.norm!r}, temperature={self.temperature:g}{'' if self.rank is None else f', rank={self.rank}'}"
+            f"{', logit_bias=True' if biased else ''}"
         )
 
     def _projected(self, x: Tensor) -> Tensor | None:
@@ -262,14 +275,18 @@ class _Linear(nn.Linear):
     """A linear map whose sums are not cut off at 65,504."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # torch's name
-        """``input @ weight.T``; of float16 in float32."""
+        """``input @ weight.T + bias``; of float16 in float32."""
         if self.weight.dtype == torch.float16 and not torch.is_autocast_enabled(input.device.type):
-            return F.linear(input.float(), self.weight.float())
+            return F.linear(input.float(), self.weight.float(), None if self.bias is None else self.bias.float())
         return super().forward(input)
 
 
 class _Projection(_Linear):
     """A linear map that starts at zero, also where a framework resets every module on its own (FSDP, meta device)."""
 
+    zero_start = True
+
     def reset_parameters(self) -> None:
-        nn.init.zeros_(self.weight)
+        super().reset_parameters() if not self.zero_start else nn.init.zeros_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)

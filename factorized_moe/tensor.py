@@ -11,14 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from factorized_moe._scalars import is_whole
 from factorized_moe._validation import (
     check_alone,
     check_call,
+    check_called_alone,
     check_dense,
     check_device,
     check_dtype,
     check_expert_dims,
+    check_expert_indices,
     check_flag,
     check_network,
     check_place,
@@ -66,8 +67,7 @@ class FactorizedExpertTensor(nn.Module):
         bias: Whether each expert has a bias: one more row of its matrix, the last.
         init: The name of one of the decomposition's initialisations, or a function that fills the parameters in
             place; its first one by default.
-        checkpoint: Whether training recomputes the contraction in the backward pass instead of keeping its
-            intermediate values.
+        checkpoint: Whether training recomputes intermediate values in the backward pass instead of keeping them.
         sparse_coefficients: Whether coefficients are mostly zeros, as entmax makes them with thousands of experts: only
             rows of non-zero ones are read, where rows are long. The value is exact; a zero may get no gradient, exact
             for entmax, sparsemax and top-k. Not for compilation, vmap, second derivatives and the meta device.
@@ -139,6 +139,11 @@ class FactorizedExpertTensor(nn.Module):
         self._plan, self._plans = plans.plans[0], plans if plans.starts else None
         self.reset_parameters()
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "weight":  # PEFT and others put wrappers in its place
+            check_called_alone("the weight", value)
+        super().__setattr__(name, value)
+
     def reset_parameters(self) -> None:
         """Fill the parameters anew. Call it after ``to_empty`` when the tensor was made on the meta device.
 
@@ -198,20 +203,10 @@ class FactorizedExpertTensor(nn.Module):
 
         Raises:
             TypeError: If an index is not an int or ``None``.
-            ValueError: If there are too many indices or one is out of range.
+            ValueError: If there are too many, or one is out of range.
         """
-        if len(indices) > len(self.expert_dims):
-            raise ValueError(f"{len(indices)} indices for {len(self.expert_dims)} expert modes {self.expert_dims}")
-        fixed: dict[str, int] = {}
-        for mode, index in enumerate(indices):
-            if index is None:
-                continue
-            if not is_whole(index):
-                raise TypeError(f"index of expert mode {mode} is an int or None, got {index!r}")
-            size = self.expert_dims[mode]
-            if not -size <= index < size:
-                raise ValueError(f"index {index} of expert mode {mode} is out of range for its {size} experts")
-            fixed[self.network.expert_labels[mode]] = int(index) % size
+        chosen = check_expert_indices(indices, self.expert_dims).items()
+        fixed = {self.network.expert_labels[mode]: index for mode, index in chosen}
         return dense_tensor(self.network, self.weight().operands, fixed)
 
     def plan(
@@ -277,6 +272,8 @@ class FactorizedExpertTensor(nn.Module):
         rank: SizeLike | None = None,
         *,
         bias: bool = False,
+        input_covariance: Tensor | None = None,
+        output_covariance: Tensor | None = None,
         seed: int = 0,
         starts: int | None = None,
         device: torch.device | str | None = None,
@@ -288,22 +285,26 @@ class FactorizedExpertTensor(nn.Module):
             dense: The tensor, ``(*expert_dims, I, O)``, or with one more row ``I + 1`` if ``bias``.
             decomposition: A registered name or an instance.
             rank: As in the constructor.
-            bias: Whether the last row of each expert's matrix is its bias.
+            bias: Whether the last row of each matrix is its bias.
+            input_covariance: As for `fit`: then errors of outputs are minimised, not of weights.
+            output_covariance: As for `fit`.
             seed: Where random starts come from.
-            starts: The most random starts, as for `factorized_moe.fitting.fit`.
+            starts: The most random starts, as for `fit`.
             device: Where the parameters go; the dense tensor's device by default.
             dtype: Their type; the dense tensor's by default.
 
         Raises:
-            TypeError: If the tensor is not of a real floating type.
-            ValueError: If it has fewer than two modes, or an entry that is not finite, or a device is ``"meta"``.
+            TypeError: As `fit`.
+            ValueError: As `fit`, or if a device is ``"meta"``.
 
         Examples:
             >>> w = FactorizedExpertTensor.from_dense(torch.ones(3, 4, 5), decomposition="cp", rank=1)
             >>> w.relative_error(torch.ones(3, 4, 5)) < 1e-6
             True
         """
-        return cls.from_fit(fit(dense, decomposition, rank, bias=bias, dtype=dtype, seed=seed, starts=starts), device)
+        moments: dict[str, Any] = {"input_covariance": input_covariance, "output_covariance": output_covariance}
+        found = fit(dense, decomposition, rank, bias=bias, dtype=dtype, seed=seed, starts=starts, **moments)
+        return cls.from_fit(found, device)
 
     @classmethod
     def from_fit(cls, fitted: Fit, device: torch.device | str | None = None) -> FactorizedExpertTensor:
@@ -386,9 +387,8 @@ class FactorizedExpertTensor(nn.Module):
         dtype: torch.dtype,
     ) -> FactorizedExpertTensor:
         """Of zeros, to be assigned; only a reset uses the decomposition's initialisation."""
-        *expert_dims, rows, out_features = shape
-        sizes = (expert_dims, rows - bias, out_features)
-        tensor = cls(*sizes, decomposition, rank, bias=bias, init=leave_empty, device=device, dtype=dtype)
+        place: dict[str, Any] = {"device": device, "dtype": dtype}
+        tensor = cls(shape[:-2], shape[-2] - bias, shape[-1], decomposition, rank, bias=bias, init=leave_empty, **place)
         tensor._init = find_initialisation(tensor.decomposition, None)
         return tensor
 

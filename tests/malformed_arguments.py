@@ -16,6 +16,7 @@ from factorized_moe import (
     ExpertGate,
     FactorizedExpertTensor,
     GatedMuMoEBlock,
+    MixtureOfDecodersBlock,
     MuMoE,
     MuMoEBlock,
     TensorNetwork,
@@ -23,7 +24,7 @@ from factorized_moe import (
     parameter_groups,
     register,
 )
-from factorized_moe.activations import Entmax, TopKSoftmax, entmax15, softmax, sparsemax
+from factorized_moe.activations import Entmax, TopKReLU, TopKSoftmax, entmax15, softmax, sparsemax
 from factorized_moe.decompositions import CP
 from factorized_moe.folding import fold
 from factorized_moe.interpret import (
@@ -129,6 +130,11 @@ def calls() -> dict[str, Call]:
             {**built, "hidden_features": "size", "activation": "function"},
         ),
         "GatedMuMoEBlock": (GatedMuMoEBlock, {**sized, "hidden_features": 5}, {**built, "hidden_features": "size"}),
+        "MixtureOfDecodersBlock": (
+            MixtureOfDecodersBlock,
+            {**sized, "hidden_features": 5},
+            {**built, "hidden_features": "size", "activation": "function", "gated": "flag", "skip": "flag"},
+        ),
         "FactorizedExpertTensor": (
             FactorizedExpertTensor,
             sized,
@@ -189,6 +195,7 @@ def calls() -> dict[str, Call]:
         ),
         "Entmax": (Entmax, {"alpha": 1.5}, {"alpha": "positive"}),
         "TopKSoftmax": (TopKSoftmax, {"k": 2}, {"k": "count"}),
+        "TopKReLU": (TopKReLU, {"k": 2}, {"k": "count or none"}),
         "softmax": (softmax, {"logits": torch.randn(2, 3)}, {"logits": "logits"}),
         "entmax15": (entmax15, {"logits": torch.randn(2, 3)}, {"logits": "logits"}),
         "sparsemax": (sparsemax, {"logits": torch.randn(2, 3)}, {"logits": "logits"}),

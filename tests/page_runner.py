@@ -23,6 +23,7 @@ def run(script: str, folder: str) -> int:
     warnings.resetwarnings()
     warnings.simplefilter("error")
     warnings.filterwarnings("ignore", category=DeprecationWarning, module="torch")
+    warnings.filterwarnings("ignore", "`isinstance.treespec, LeafSpec.` is deprecated", FutureWarning)
     code = 0
     try:
         runpy.run_path(script, run_name="__main__")

@@ -168,7 +168,7 @@ def quarantines_hold(modules: list[Module]) -> Iterator[str]:
     for module in modules:
         for used in [*module.imports, *tensorly_attributes(module)]:
             for library, home in QUARANTINE.items():
-                if is_within(used.target, library) and module.name != home:
+                if is_within(used.target, library) and not is_within(module.name, home):
                     yield f"{module.name}:{used.line}: {library} is for {home} alone"
 
 

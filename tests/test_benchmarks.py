@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from benchmarks import __main__ as command
 from benchmarks import (
+    activation,
     block,
     contraction,
     cost_model,
@@ -25,6 +26,7 @@ from benchmarks import (
     parts,
     report,
     scaling,
+    single_token,
     training_memory,
 )
 from benchmarks.contenders import (
@@ -39,6 +41,7 @@ from benchmarks.contenders import (
     tltorch_linear,
 )
 from benchmarks.hand_written import HAND_WRITTEN, experts_first
+from benchmarks.headlines import LINES, headlines
 from benchmarks.machine import describe
 from benchmarks.measuring import Effort, Ratio, measure_ratio
 from benchmarks.ranks import block_parameters, largest_rank, layer_parameters, rank_of, rank_step
@@ -310,12 +313,15 @@ def test_sections_give_rows_and_the_page_has_them(tmp_path: Path) -> None:
         "memory": list(training_memory.rows(ONCE, MEMORY)),
         "parts": list(parts.rows(ONCE, BLOCK, LAYER)),
         "scaling": list(scaling.rows(ONCE, SCALING)),
+        "single_token": list(single_token.rows(ONCE, LAYER)),
+        "activation": list(activation.rows(ONCE, ((2, 5),))),
     }
     points = {"points": [asdict(point) for point in scaling.points(ONCE, SCALING)]}
     for name, rows in measured.items():
         for row in rows:
             assert row.absent or (row.forward is not None and row.forward.rounds >= 2), (name, row)
-            assert row.absent or row.parameters or name == "parts", (name, row)  # an activation has none
+            has_none = name in ("parts", "activation")  # of an activation
+            assert row.absent or row.parameters or has_none, (name, row)
         section = Section(command.SECTIONS[name][0], "python -m benchmarks", describe(), rows)
         command.write(tmp_path, name, replace(section, extra=points if name == "scaling" else {}))
     assert (tmp_path / "assets" / "scaling.svg").exists()
@@ -372,6 +378,20 @@ def test_page_names_the_cases_that_are_slower() -> None:
     faster = replace(ROWS[1], forward=replace(RATIO, lower=0.99))
     page = report.markdown({"contraction": replace(section, rows=[ROWS[0], faster])})
     assert "Nowhere in the table" in page
+
+
+def test_the_first_lines_say_what_the_tables_say() -> None:
+    """Each figure of each line is there, of a row of that section's published table."""
+    rows = {name: section.rows for name, section in report.load(command.ROOT / "docs" / "benchmarks.json").items()}
+    told = headlines(rows)
+    assert len(told) == len(LINES) == 8
+    for line, text in zip(LINES, told, strict=True):
+        for named in line.figures:
+            assert f"{named.said} **" in text
+    ratio = replace(RATIO, median=9.87)
+    changed = [replace(r, forward=ratio) if r.contender == "entmax15" else r for r in rows["activation"]]
+    assert "ours **9.87**" in headlines({"activation": changed})[0]
+    assert headlines({}) == []
 
 
 def test_quick_run_leaves_the_published_page_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

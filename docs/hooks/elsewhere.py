@@ -68,7 +68,8 @@ def addresses() -> dict[str, str]:
     torch = {name: f"{TORCH}{page}#{name}" for name, page in _TORCH_PAGES.items()}
     tensorly = dict.fromkeys(("CPTensor", "TuckerTensor", "TTTensor", "TRTensor"), _TENSORLY)
     tensorly["tltorch.factorized_tensors.core.FactorizedTensor"] = _TENSORLY_TORCH
-    tensorly["tltorch.tensor_hooks._tensor_dropout.TensorDropout"] = _TENSORLY_TORCH
+    for hook in ("dropout.TensorDropout", "lasso.TensorLasso"):
+        tensorly[f"tltorch.tensor_hooks._tensor_{hook}"] = _TENSORLY_TORCH
     return python | torch | tensorly | _OTHERS
 
 

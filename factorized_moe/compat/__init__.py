@@ -3,8 +3,9 @@
 Only the import line changes: `from MMoE import CPMMoE, TuckerMMoE, TTMMoE` (the first release, v1) and `from MuMoE
 import MuMoE, CPMuMoE, TRMuMoE` (the NeurIPS version) become imports from `factorized_moe.compat`. Parameters have the
 released names and layouts (`factors.K`, `core`, `projs.K`, `bn.K.*`, `MuMoE.factors.K`, `input_ln.*`) in the released
-order, so released state dicts load as they are, and so do the states of their optimisers. Initial values are drawn as
-the released code draws them. `to_native()` copies a layer into a native one.
+order, so released state dicts load as they are, and so do the states of their optimisers. Initial values have the
+distributions of the released code's, by each release's own rules; the same seed gives other values, because random
+numbers are drawn in another order. `to_native()` copies a layer into a native one.
 
 What differs, each time where the released code fails or surprises:
 

@@ -120,9 +120,23 @@ def variance_preserving(network: TensorNetwork, tensors: Mapping[str, Tensor]) -
     Raises:
         ValueError: If there are fixed nodes, and what they hold makes a term zero or two nodes share a parameter.
     """
+    fill_gaussian(network, tensors, 1.0 / network.shape[-2])
+
+
+def fill_gaussian(network: TensorNetwork, tensors: Mapping[str, Tensor], variance: float) -> None:
+    """Gaussian parameters such that every entry of the dense tensor has mean 0 and a variance.
+
+    Args:
+        network: The network.
+        tensors: Its parameters by name, filled in place.
+        variance: That of the dense tensor's entries; their mean one where nodes are fixed or share a parameter.
+
+    Raises:
+        ValueError: As `variance_preserving`.
+    """
     if network.shares_parameters and len(network.learned_nodes) < len(network.nodes):
         raise ValueError("the variance of a network with both fixed nodes and shared parameters is not known; set init")
-    target = 1.0 / network.shape[-2]
+    target = variance
     deviations: dict[str, float] = {}
     for term in network.terms:
         paths, learned = paths_with_fixed(network, term), [node for node in term if node.fixed is None]

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import difflib
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 
@@ -26,6 +27,7 @@ __all__ = [
     "available_decompositions",
     "get_decomposition",
     "name_of",
+    "on_registration",
     "register",
     "registered_decompositions",
     "registration_of",
@@ -37,6 +39,7 @@ ENTRY_POINT_GROUP = "factorized_moe.decompositions"
 _REGISTRY: dict[str, Decomposition] = {}
 _ALIASES: dict[str, str] = {}
 _LOADED: set[EntryPoint] = set()
+_LISTENERS: list[Callable[[str], None]] = []
 
 
 def register(name: str, decomposition: Decomposition, *, aliases: tuple[str, ...] = ()) -> None:
@@ -69,6 +72,19 @@ def register(name: str, decomposition: Decomposition, *, aliases: tuple[str, ...
             raise ValueError(f"decomposition name {key!r} is taken; choose another")
     _REGISTRY[keys[0]] = decomposition
     _ALIASES.update(dict.fromkeys(keys[1:], keys[0]))
+    for listener in _LISTENERS:
+        listener(keys[0])
+
+
+def on_registration(listener: Callable[[str], None]) -> None:
+    """Call a function with every name: those registered so far now, and each further one when it is registered.
+
+    Args:
+        listener: Called with the name under which a decomposition is listed.
+    """
+    for name in registered_decompositions():
+        listener(name)
+    _LISTENERS.append(listener)
 
 
 def registered_decompositions() -> tuple[str, ...]:

@@ -31,7 +31,7 @@ from factorized_moe.fitting.progress import progress_bar
 from factorized_moe.fitting.result import Fit, measure_errors
 from factorized_moe.fitting.smallest_rank import smallest_rank_fit
 from factorized_moe.fitting.starts import Found, best_of_starts, improve_start
-from factorized_moe.fitting.whitening import InputRoot, absorbs_input, divide_input, input_moment, moment_roots
+from factorized_moe.fitting.whitening import Roots, absorbs, divide, input_moment, moment_roots, output_moment
 from factorized_moe.network import TensorNetwork
 
 __all__ = ["fit"]
@@ -50,6 +50,7 @@ def fit(
     bias: bool = False,
     activations: Tensor | None = None,
     input_covariance: Tensor | None = None,
+    output_covariance: Tensor | None = None,
     dtype: torch.dtype | None = None,
     seed: int = 0,
     starts: int | None = None,
@@ -70,6 +71,8 @@ def fit(
             minimised and reported, in place of the weights' own.
         input_covariance: The same from the inputs' second moment ``E[x x^T]``, ``(I, I)``; with a bias it may
             count the constant 1 as the last input, and inputs of mean zero are assumed if it does not.
+        output_covariance: How much errors of the outputs count, ``(O, O)``: an error ``e`` as ``e^T D e``. Given the
+            second moment ``E[g g^T]`` of a loss's gradients at the outputs, what the loss hardly feels may be lost.
         dtype: The parameters' type; the dense tensor's by default.
         seed: Where random starts come from.
         starts: The most random starts, beside TensorLy's algorithm; chosen by the tensor's size by default.
@@ -103,11 +106,12 @@ def fit(
     if (rank is None) == (error is None):
         raise TypeError("give a rank, or in its place the largest error; got " + ("none" if rank is None else "both"))
     moment = input_moment(dense.shape[-2], bias, activations, input_covariance, dense.device)
-    root = None if moment is None else moment_roots(moment)
-    if root is not None and target.any() and not (root.exact @ target).any():
+    weights = output_moment(dense.shape[-1], output_covariance, dense.device)
+    roots = Roots(*(None if given is None else moment_roots(given) for given in (moment, weights)))
+    if target.any() and not roots.weigh(target).any():
         raise ValueError("the dense tensor's outputs on these inputs are all zero: no error of the outputs to minimise")
     source = get_decomposition(decomposition)
-    job = _Job(source, target, root, bias, dtype or dense.dtype, seed, starts, begun)
+    job = _Job(source, target, roots, bias, dtype or dense.dtype, seed, starts, begun)
     with progress_bar(progress) as report:
         if rank is not None:
             return job.fit(rank_of_tensor(rank, tuple(dense.shape), source, bias=bias), report)
@@ -120,7 +124,7 @@ class _Job:
 
     source: Decomposition
     target: Tensor
-    root: InputRoot | None
+    roots: Roots
     bias: bool
     dtype: torch.dtype
     seed: int
@@ -136,7 +140,7 @@ class _Job:
         tensors = {name: tensor.to(self.dtype).contiguous() for name, tensor in tensors.items()}
         if not all(torch.isfinite(tensor.to(torch.float64)).all() for tensor in tensors.values()):
             raise ValueError(f"the fitted parameters overflow {self.dtype}; give a wider dtype")
-        total, experts = measure_errors(network, tensors, self.target, None if self.root is None else self.root.exact)
+        total, experts = measure_errors(network, tensors, self.target, self.roots)
         bound, seconds = self.bound(network), time.perf_counter() - self.begun
         return Fit(
             self.source,
@@ -174,9 +178,8 @@ class _Job:
         return network
 
     def bound(self, network: TensorNetwork) -> float:
-        if self.root is None:
-            return error_bound(self.target, network)
-        return error_bound(self.root.exact @ self.target, network, split_input=False)
+        whole = self.roots.input is None and self.roots.output is None
+        return error_bound(self.roots.weigh(self.target), network, split=whole)
 
     def parameters(self, network: TensorNetwork, rank: Rank, report: Report) -> Found:
         """The parameters that fit best, from a target of norm 1."""
@@ -184,17 +187,22 @@ class _Job:
             shapes = network.parameter_shapes.items()
             return Found({name: self.target.new_zeros(shape) for name, shape in shapes}, 0.0, 0, "zeros")
         scale = self.target.new_ones(()) if network.shares_parameters else self.target.norm()
-        problem, bound = Problem(network, self.target / scale), self.bound(network)
-        if self.root is None:
-            found = best_of_starts(problem, self.source, rank, self.seed, bound, report, self.starts)
-        elif absorbs_input(network):
-            whitened = Problem(network, self.root.regular @ problem.target)
-            found = best_of_starts(whitened, self.source, rank, self.seed, bound, report, self.starts)
-            found = replace(found, tensors=divide_input(network, found.tensors, self.root.inverse))
-        else:
-            weighted = replace(problem, root=self.root.regular)
-            plain = best_of_starts(problem, self.source, rank, self.seed, 0.0, report, self.starts)
-            found = improve_start(weighted, plain, report)
+        target, bound = self.target / scale, self.bound(network)
+        roots = {"root": self.roots.input, "output_root": self.roots.output}
+        sides = {"root": network.in_labels, "output_root": network.out_labels}
+        taken = {side: root for side, root in roots.items() if root is not None and absorbs(network, sides[side])}
+        if "root" in taken:
+            target = taken["root"].regular @ target
+        if "output_root" in taken:
+            target = target @ taken["output_root"].regular
+        left = {side: root.regular for side, root in roots.items() if root is not None and side not in taken}
+        problem = Problem(network, target)
+        found = best_of_starts(problem, self.source, rank, self.seed, 0.0 if left else bound, report, self.starts)
+        if left:
+            weighted = Problem(network, target, left.get("root"), left.get("output_root"))
+            found = improve_start(weighted, found, report)
+        for side, root in taken.items():
+            found = replace(found, tensors=divide(network, found.tensors, sides[side][0], root.inverse))
         firsts = {next(node.parameter for node in term if node.fixed is None) for term in network.terms}
         tensors = {name: tensor * scale if name in firsts else tensor for name, tensor in found.tensors.items()}
         return replace(found, tensors=tensors)

@@ -26,14 +26,14 @@ ROUNDING = 1e-13
 """Of the sum of squares: what the singular values' own errors may add up to."""
 
 
-def error_bound(target: Tensor, network: TensorNetwork, *, split_input: bool = True) -> float:
+def error_bound(target: Tensor, network: TensorNetwork, *, split: bool = True) -> float:
     """The least relative error, in the Frobenius norm, that any parameters of a network can have.
 
     Args:
         target: The dense tensor, ``(*expert_dims, I, O)``.
         network: A network of that shape.
-        split_input: Whether to cut through an input mode that is split into a group of labels, too. Not true of
-            a target whose input mode has been multiplied by a matrix.
+        split: Whether to cut through an input or output mode that is split into a group of labels, too. Not true of
+            a target whose input or output mode has been multiplied by a matrix.
 
     Returns:
         The bound, 0 where no cut is smaller than the matrix it leaves, and for a target of zeros.
@@ -57,7 +57,7 @@ def error_bound(target: Tensor, network: TensorNetwork, *, split_input: bool = T
         return 0.0
     arranged = arranged / arranged.norm()
     groups: list[tuple[str, ...]] = [(label,) for label in network.expert_labels]
-    if network.in_padding or not split_input:
+    if network.in_padding or not split:
         # Padding is no part of the target's input mode, so the mode is left whole.
         groups += [network.in_labels, network.out_labels]
     else:

@@ -40,11 +40,13 @@ class Problem:
         network: The network.
         target: The dense tensor, float64, ``(*expert_dims, I, O)``.
         root: A matrix ``(I, I)`` that every expert's error is multiplied with from the left, or ``None``.
+        output_root: A matrix ``(O, O)`` that it is multiplied with from the right, or ``None``.
     """
 
     network: TensorNetwork
     target: Tensor
     root: Tensor | None = None
+    output_root: Tensor | None = None
 
     @property
     def arranged(self) -> Tensor:
@@ -61,7 +63,7 @@ class Problem:
         }
 
     def residual(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        """``root (W - target)``, as ``target``."""
+        """``root (W - target) output_root``, as ``target``."""
         return self.weigh(self.dense(tensors) - self.target)
 
     def dense(self, tensors: Mapping[str, Tensor]) -> Tensor:
@@ -99,7 +101,8 @@ class Problem:
 
     def weigh(self, difference: Tensor) -> Tensor:
         """A difference of dense tensors in the norm that is minimised."""
-        return difference if self.root is None else self.root @ difference
+        difference = difference if self.root is None else self.root @ difference
+        return difference if self.output_root is None else difference @ self.output_root
 
     def error(self, tensors: Mapping[str, Tensor]) -> float:
         """The relative error of some parameters."""
@@ -113,7 +116,12 @@ class Problem:
     @property
     def is_linear(self) -> bool:
         """Whether the residual is linear in each parameter, in the Frobenius norm: what alternating steps need."""
-        return self.root is None and not self.network.shares_parameters
+        return not self.is_weighted and not self.network.shares_parameters
+
+    @property
+    def is_weighted(self) -> bool:
+        """Whether the error is measured in another norm than Frobenius'."""
+        return self.root is not None or self.output_root is not None
 
 
 def contract(operands: Sequence[tuple[Tensor, Sequence[str]]], output: Sequence[str]) -> Tensor:

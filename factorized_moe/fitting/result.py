@@ -15,6 +15,7 @@ from factorized_moe.contraction import dense_tensor, num_parameters
 from factorized_moe.contraction.fixed import with_fixed
 from factorized_moe.decompositions import Decomposition
 from factorized_moe.decompositions.base import Rank
+from factorized_moe.fitting.whitening import Roots
 from factorized_moe.network import TensorNetwork
 
 __all__ = ["Fit", "measure_errors"]
@@ -25,7 +26,8 @@ class Fit:
     """A decomposition's parameters that approximate a dense tensor, and how well they do.
 
     Errors are relative, in the Frobenius norm: ``||W - dense|| / ||dense||``; with an input covariance ``C`` those of
-    the outputs, in the norm ``sqrt(trace(W^T C W))``. They are computed from the parameters as returned, rounded to
+    the outputs, in the norm ``sqrt(trace(W^T C W))``, and with an output covariance ``D`` in that of
+    ``trace(W^T C W D)``. They are computed from the parameters as returned, rounded to
     their type.
 
     Attributes:
@@ -80,7 +82,7 @@ class Fit:
 
 
 def measure_errors(
-    network: TensorNetwork, tensors: Mapping[str, Tensor], target: Tensor, root: Tensor | None
+    network: TensorNetwork, tensors: Mapping[str, Tensor], target: Tensor, roots: Roots
 ) -> tuple[float, Tensor]:
     """The relative error of the whole tensor, and each expert's.
 
@@ -88,7 +90,7 @@ def measure_errors(
         network: The network.
         tensors: Its parameters, as they are returned.
         target: The dense tensor, float64, ``(*expert_dims, I, O)``.
-        root: A square root of the inputs' second moment, ``(I, I)``, or ``None``.
+        roots: Of the second moments that errors are weighted by.
 
     Returns:
         The error, and a tensor ``(*expert_dims)``.
@@ -96,8 +98,7 @@ def measure_errors(
     known = with_fixed(network, {name: tensor.to(torch.float64) for name, tensor in tensors.items()})
     wide = [known[node.parameter] for node in network.nodes]
     difference = dense_tensor(network, wide) - target
-    if root is not None:
-        difference, target = root @ difference, root @ target
+    difference, target = roots.weigh(difference), roots.weigh(target)
     errors, sizes = (torch.linalg.vector_norm(x, dim=(-2, -1)) for x in (difference, target))
     total = torch.linalg.vector_norm(errors) / torch.linalg.vector_norm(sizes)
     experts = torch.where(errors == 0, torch.zeros_like(errors), errors / sizes)

@@ -93,7 +93,7 @@ def best_of_starts(
 def _starts(
     problem: Problem, decomposition: Decomposition, rank: Rank, generator: torch.Generator, starts: int | None
 ) -> Iterator[tuple[Tensors, str, int]]:
-    known = decomposition.tensorly_algorithm is not None and problem.target.ndim > 2 and problem.root is None
+    known = decomposition.tensorly_algorithm is not None and problem.target.ndim > 2 and not problem.is_weighted
     if known:
         for start in range(len(decomposition.tensorly_starts)):
             try:

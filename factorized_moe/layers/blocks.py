@@ -20,7 +20,7 @@ from factorized_moe.decompositions.base import Initialisation
 from factorized_moe.layers.expert_layer import ExpertLayer
 from factorized_moe.tensor import FactorizedExpertTensor
 
-__all__ = ["GatedMuMoEBlock", "MuMoEBlock"]
+__all__ = ["GatedMuMoEBlock", "MuMoEBlock", "check_activation"]
 
 
 class MuMoEBlock(ExpertLayer):
@@ -109,7 +109,7 @@ class MuMoEBlock(ExpertLayer):
             device=device,
             dtype=dtype,
         )
-        self.activation = nn.GELU() if activation is None else _checked(activation)
+        self.activation = nn.GELU() if activation is None else check_activation(activation)
 
     def own_arguments(self) -> dict[str, Any]:
         """The three sizes, the last tensor's rank, and the activation."""
@@ -224,7 +224,7 @@ class GatedMuMoEBlock(ExpertLayer):
             device=device,
             dtype=dtype,
         )
-        self.activation = nn.SiLU() if activation is None else _checked(activation)
+        self.activation = nn.SiLU() if activation is None else check_activation(activation)
 
     def own_arguments(self) -> dict[str, Any]:
         """The three sizes, the last tensor's rank, and the activation."""
@@ -250,7 +250,8 @@ class GatedMuMoEBlock(ExpertLayer):
         return y
 
 
-def _checked(activation: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+def check_activation(activation: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """The activation between a block's layers, refused if it is none."""
     if isinstance(activation, type) or not callable(activation):
         raise TypeError(
             f"activation is a module or a function of a tensor, such as nn.GELU() or torch.relu, got {activation!r}"

@@ -38,6 +38,7 @@ class ExpertLayer(nn.Module):
         rank: The rank of every tensor, as for `FactorizedExpertTensor`; a `Budget` is that of the whole layer.
         ranks: Other ranks of some tensors, by name.
         network: Any network, in place of sizes, decomposition and rank, where there is one tensor.
+        in_features: ``I`` of the layer, which its gate and input norm read, where it is not the first tensor's.
         bias: Whether every expert has a bias.
         gate: The activation of the gate (a name such as ``"entmax15"``, or a function of logits), or a module that
             maps ``(*batch, I)`` to one coefficient tensor ``(*batch, N_k)`` for each expert mode.
@@ -78,6 +79,7 @@ class ExpertLayer(nn.Module):
 
     gate: nn.Module
     input_norm: nn.LayerNorm | None
+    _in_features: int | None = None  # of layers unpickled from before it was there, too
 
     def __init__(
         self,
@@ -88,6 +90,7 @@ class ExpertLayer(nn.Module):
         *,
         ranks: Mapping[str, SizeLike | None] = MappingProxyType({}),
         network: TensorNetwork | None = None,
+        in_features: int | None = None,
         bias: bool = True,
         gate: str | Callable[[Tensor], Tensor] | nn.Module = "entmax15",
         gate_norm: str | None = "batch",
@@ -131,6 +134,7 @@ class ExpertLayer(nn.Module):
                 dtype=dtype,
             )
             self.add_module(name, tensor)
+        self._in_features = None if in_features is None else check_size("in_features", in_features)
         features = self.in_features
         if isinstance(gate, nn.Module):
             self.gate = gate
@@ -159,8 +163,9 @@ class ExpertLayer(nn.Module):
 
     @property
     def in_features(self) -> int:
-        """``I``, of the first expert tensor and the gate."""
-        return next(iter(self.expert_tensors.values())).in_features
+        """``I``, of the gate, and of the first expert tensor unless the layer says another one."""
+        own: int | None = self._in_features
+        return next(iter(self.expert_tensors.values())).in_features if own is None else own
 
     @property
     def out_features(self) -> int:

@@ -2,11 +2,13 @@
 
 from factorized_moe.surgery.config import MuMoEConfig
 from factorized_moe.surgery.distillation.capturing import Call, capture, output_error
+from factorized_moe.surgery.distillation.covariances import ExpertCovariances, collect_covariances
 from factorized_moe.surgery.distillation.distillation_settings import DistillationSettings, DistillationStep
 from factorized_moe.surgery.distillation.distilling import distill
 from factorized_moe.surgery.factorizing import ExpertsReport, FactorizedExperts, factorize_experts
 from factorized_moe.surgery.replacing.delta import MuMoEDelta
 from factorized_moe.surgery.replacing.layouts import LAYOUTS, MLPLayout, register_layout
+from factorized_moe.surgery.replacing.nonlinearities import register_nonlinearity
 from factorized_moe.surgery.replacing.replacement import Replacement, ReplacementReport, replace
 from factorized_moe.surgery.replacing.targets import is_mlp
 from factorized_moe.surgery.replacing.timm_layer import timm_mlp_layer
@@ -18,6 +20,7 @@ __all__ = [
     "Call",
     "DistillationSettings",
     "DistillationStep",
+    "ExpertCovariances",
     "ExpertsReport",
     "FactorizedExperts",
     "MLPLayout",
@@ -27,6 +30,7 @@ __all__ = [
     "ReplacementReport",
     "Upcycled",
     "capture",
+    "collect_covariances",
     "distill",
     "factorize_experts",
     "from_pretrained",
@@ -34,6 +38,7 @@ __all__ = [
     "load",
     "output_error",
     "register_layout",
+    "register_nonlinearity",
     "replace",
     "save",
     "save_pretrained",

@@ -7,8 +7,9 @@ import torch
 from factorized_moe import Decomposition, FactorizedExpertTensor, Node, TensorNetwork
 from factorized_moe.decompositions import GivenNetwork
 from factorized_moe.fitting import fit
-from factorized_moe.fitting.least_squares import sweep
+from factorized_moe.fitting.least_squares import _conjugate_gradients, _twin, sweep
 from factorized_moe.fitting.problem import Problem
+from factorized_moe.fitting.starts import best_of_starts
 from factorized_moe.testing import Structure, dense_from_nodes
 
 BUILT_IN = ("cp", "tucker", "tt", "tr")
@@ -144,3 +145,28 @@ def test_a_sweep_keeps_an_exact_fit_of_a_padded_network() -> None:
     problem = Problem(network, w.to_dense().detach())
     sweep(problem, tensors)
     assert problem.error(tensors) < 1e-9
+
+
+def test_a_few_conjugate_gradients_come_nearer_to_the_least_squares() -> None:
+    """Of the normal equations ``a a^T x = a b``: each step nearer, and there after as many as there are unknowns."""
+    torch.manual_seed(0)
+    a, b = torch.randn(5, 9, dtype=torch.float64), torch.randn(9, dtype=torch.float64)
+    exact = torch.linalg.solve(a @ a.T, a @ b)
+    start = exact + torch.randn(5, dtype=torch.float64)
+    twice = [(a, ["r", "sample"]), (a, [_twin("r"), "sample"])]
+    found = _conjugate_gradients(twice, a @ b, start, ["r"], [])
+
+    def distance(x: torch.Tensor) -> float:
+        return float((a.T @ (x - exact)).norm())
+
+    assert distance(found) < 0.2 * distance(start)
+
+
+def test_iterations_are_those_that_were_reported() -> None:
+    target = dense(4, 5, 6)
+    for starts in (1, 3):
+        network = TensorNetwork.parse("a: expert_0 r, b: in r, c: out r; expert_0=4 in=5 out=6 r=2")
+        problem = Problem(network, target)
+        reported: list[float] = []
+        found = best_of_starts(problem, GivenNetwork(problem.network), (2,), 0, 0.0, reported.append, starts)
+        assert found.iterations == len(reported) > 0

@@ -97,6 +97,32 @@ def test_the_error_of_the_outputs(name: str, bias: bool) -> None:
     assert same.relative_error == pytest.approx(fitted.relative_error, rel=1e-3)
 
 
+@pytest.mark.parametrize("name", ["cp", "tt", "kronecker", "shared_private", "tt_matrix", "mixture_of_decoders"])
+@pytest.mark.parametrize("both", [False, True])
+def test_errors_of_outputs_weighed_by_their_gradients(name: str, both: bool) -> None:
+    """Better in that norm than a fit of the weights, whether or not a node can take the root; told truly."""
+    target = gaussian(3, 6, 4)
+    inputs = gaussian(40, 3, seed=1) @ gaussian(3, 6, seed=2)
+    gradients = gaussian(40, 2, seed=3) @ gaussian(2, 4, seed=4) + 0.1 * gaussian(40, 4, seed=5)
+    moments = {"input_covariance": inputs.mT @ inputs / 40} if both else {}
+    weights = gradients.mT @ gradients / 40
+    plain, fitted = fit(target, name, 1, **moments), fit(target, name, 1, **moments, output_covariance=weights)
+
+    def size(matrices: torch.Tensor) -> torch.Tensor:
+        """The root mean square of ``g^T M^T x``, over all pairs of an input and a gradient."""
+        return ((inputs if both else torch.eye(6).double()) @ matrices @ gradients.mT).norm(dim=(-2, -1))
+
+    def error(dense: torch.Tensor) -> float:
+        return float(size(dense - target).norm() / size(target).norm())
+
+    assert fitted.relative_error == pytest.approx(error(fitted.to_dense()), rel=1e-6)
+    torch.testing.assert_close(fitted.expert_errors, size(fitted.to_dense() - target) / size(target))
+    assert fitted.relative_error < 0.98 * error(plain.to_dense())
+    assert fitted.error_bound <= fitted.relative_error
+    layer = FactorizedExpertTensor.from_dense(target, name, 1, **moments, output_covariance=weights)
+    torch.testing.assert_close(layer.to_dense(), fitted.to_dense())
+
+
 @pytest.mark.thorough
 @pytest.mark.parametrize("name", ["cp", "tt", "dense"])
 def test_an_error_in_place_of_a_rank(name: str) -> None:
@@ -178,6 +204,18 @@ ERRORS = {
     "covariance": ({"input_covariance": torch.eye(4)}, ValueError, r"expected \(3, 3\)$"),
     "zero inputs": ({"activations": torch.zeros(5, 3)}, ValueError, "the inputs are all zero"),
     "asymmetric": ({"input_covariance": torch.ones(3, 3).tril()}, ValueError, "input_covariance is not symmetric"),
+    "output": ({"output_covariance": torch.eye(3)}, ValueError, r"has shape \(3, 3\), expected \(4, 4\)"),
+    "output ints": (
+        {"output_covariance": torch.eye(4).int()},
+        TypeError,
+        "output_covariance must be a tensor of a real",
+    ),
+    "output asymmetric": ({"output_covariance": torch.ones(4, 4).tril()}, ValueError, r"symmetric; give E\[g g\^T\]"),
+    "output zero": (
+        {"output_covariance": torch.zeros(4, 4)},
+        ValueError,
+        "all zero: no error of an output would count",
+    ),
     "negative": ({"input_covariance": -torch.eye(3)}, ValueError, "has a negative eigenvalue"),
     "no outputs": (
         {"activations": torch.tensor([[1.0, -1.0, 0.0]])},

@@ -79,3 +79,10 @@ def test_generation_runs_one_token_at_a_time() -> None:
     expected = model.generate(**ids, **settings)
     replace(model, small.target, FULL_RANK)
     assert torch.equal(model.generate(**ids, **settings), expected)
+
+
+def test_a_whole_mlp_is_replaced_as_a_whole() -> None:
+    """The layer of a BART has an MLP's parts among others; where there are no others, nothing of it stays."""
+    model = MODELS["vit"].make()
+    replace(model, MODELS["vit"].target, FULL_RANK)
+    assert all(isinstance(layer.mlp, MuMoEBlock) for layer in model.layers)

@@ -143,12 +143,7 @@ def calls_of(model: nn.Module, names: Sequence[str], batch: Any) -> dict[str, li
             module = model.get_submodule(name)
             handles.append(module.register_forward_hook(record(name), with_kwargs=True))
         with in_evaluation_mode(model):
-            if isinstance(batch, Mapping):
-                model(**batch)
-            elif isinstance(batch, tuple | list):
-                model(*batch)
-            else:
-                model(batch)
+            call_model(model, batch)
     finally:
         for handle in handles:
             handle.remove()
@@ -156,6 +151,13 @@ def calls_of(model: nn.Module, names: Sequence[str], batch: Any) -> dict[str, li
         if not calls[name]:
             raise ValueError(f"the model did not call its module {name!r} for a batch; there is nothing to learn from")
     return calls
+
+
+def call_model(model: nn.Module, batch: Any) -> Any:
+    """A model's answer to a batch: a mapping of keyword arguments, a sequence of positional ones, or one argument."""
+    if isinstance(batch, Mapping):
+        return model(**batch)
+    return model(*batch) if isinstance(batch, tuple | list) else model(batch)
 
 
 @contextmanager

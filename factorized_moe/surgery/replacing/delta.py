@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from factorized_moe.layers import MuMoE
 from factorized_moe.tensor import FactorizedExpertTensor
 
-__all__ = ["MuMoEDelta", "set_to_zero"]
+__all__ = ["MuMoEDelta", "freeze_base", "set_to_zero"]
 
 
 class MuMoEDelta(nn.Module):
@@ -74,3 +74,12 @@ def set_to_zero(experts: FactorizedExpertTensor) -> None:
         holds_output = [node for node in alone if set(network.out_labels) & set(node.labels)]
         node = (holds_output or alone)[-1]
         experts.weight.tensors[node.parameter].zero_()
+
+
+def freeze_base(model: nn.Module) -> None:
+    """Leave gradients to the layers of experts in a model's deltas alone."""
+    deltas = [module for module in model.modules() if isinstance(module, MuMoEDelta)]
+    trained = {id(parameter) for delta in deltas for parameter in delta.experts.parameters()}
+    for parameter in model.parameters():
+        if id(parameter) not in trained:
+            parameter.requires_grad_(False)

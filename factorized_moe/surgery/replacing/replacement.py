@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,13 +13,16 @@ from factorized_moe._validation import check_flag
 from factorized_moe.layers import ExpertLayer
 from factorized_moe.spread import is_spread
 from factorized_moe.surgery.config import MuMoEConfig
-from factorized_moe.surgery.replacing.delta import MuMoEDelta, set_to_zero
+from factorized_moe.surgery.replacing.delta import MuMoEDelta, freeze_base, set_to_zero
 from factorized_moe.surgery.replacing.layouts import Merged
 from factorized_moe.surgery.replacing.linears import read_linears
+from factorized_moe.surgery.replacing.swapping import installed
 from factorized_moe.surgery.replacing.targets import Found, Target, find_targets
 from factorized_moe.surgery.replacing.upcycling import build_layer, fill_layer, merged_activation
+from factorized_moe.surgery.saving.announcing import announce
+from factorized_moe.surgery.saving.describing import describe
 
-__all__ = ["Replacement", "ReplacementReport", "freeze_base", "installed", "replace"]
+__all__ = ["Replacement", "ReplacementReport", "replace"]
 
 
 @dataclass(frozen=True)
@@ -131,42 +133,10 @@ def replace(
         replacements.append(Replacement(one.path, type(layer).__name__, own, _count(layer.parameters()) + kept, errors))
         changes |= _changes(model, one, layer, delta)
     with installed(model, changes):
+        announce(model)
         if delta:
             freeze_base(model)
     return ReplacementReport(tuple(replacements), before, _count(model.parameters()))
-
-
-@contextmanager
-def installed(model: nn.Module, changes: Mapping[str, nn.Module]) -> Iterator[None]:
-    """Put modules in place, all or none; an error within the context takes them out again.
-
-    Args:
-        model: The model.
-        changes: The new module of each path.
-    """
-    done: list[tuple[nn.Module, str, object]] = []
-    try:
-        for path, module in changes.items():
-            parent_path, _, name = path.rpartition(".")
-            parent = model.get_submodule(parent_path)
-            done.append((parent, name, getattr(parent, name)))
-            setattr(parent, name, module)
-        yield
-    except BaseException:
-        for parent, name, old in reversed(done):
-            if not isinstance(old, nn.Module):
-                delattr(parent, name)  # torch refuses anything but a module in place of a module
-            setattr(parent, name, old)
-        raise
-
-
-def freeze_base(model: nn.Module) -> None:
-    """Leave gradients to the layers of experts in a model's deltas alone."""
-    deltas = [module for module in model.modules() if isinstance(module, MuMoEDelta)]
-    trained = {id(parameter) for delta in deltas for parameter in delta.experts.parameters()}
-    for parameter in model.parameters():
-        if id(parameter) not in trained:
-            parameter.requires_grad_(False)
 
 
 def _linears_of(found: Sequence[Found]) -> list[Found]:
@@ -181,10 +151,13 @@ def _make(
     found: Found, config: MuMoEConfig, generator: torch.Generator, delta: bool
 ) -> tuple[ExpertLayer, tuple[float, ...]]:
     """The layer of experts for one module, and its errors."""
-    linears = [linear for _, linear in found.linears]
-    weights = read_linears(linears)
-    activation = None if found.layout is None else merged_activation(found.module, found.layout)
-    replaced = _count(p for linear in linears for p in linear.parameters())
+    if found.layout is None:
+        linears, activation = [found.module], None
+        weights = read_linears(linears)
+    else:
+        activation = merged_activation(found.module, found.layout)
+        linears, weights = found.layout.read(found.module)
+    replaced = _count(p for _, linear in found.linears for p in linear.parameters())
     options = {
         "rank": config.size_for(replaced),
         "gate": config.gate,
@@ -196,6 +169,7 @@ def _make(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
         layer = build_layer(weights, activation, config.expert_dims, config.decomposition, **options)
+    describe(layer)  # what cannot be saved is refused before anything is changed
     errors: tuple[float, ...] = ()
     if delta:
         for experts in layer.expert_tensors.values():

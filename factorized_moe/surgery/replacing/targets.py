@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from factorized_moe._scalars import is_whole
 from factorized_moe.layers import ExpertLayer
 from factorized_moe.surgery.replacing.delta import MuMoEDelta
-from factorized_moe.surgery.replacing.layouts import MLPLayout, child, find_layout
+from factorized_moe.surgery.replacing.layouts import MLPLayout, child, find_layout, near_layout
 from factorized_moe.surgery.replacing.linears import is_linear
 
 __all__ = ["EXPERT_LAYERS", "Found", "Target", "find_targets", "is_mlp"]
@@ -183,6 +183,12 @@ def _diagnosis(matched: list[str], target: Any, candidates: dict[str, Found], pl
         reason = "means no module"
     if not candidates:
         return f"{reason}; this model has nothing that can be replaced"
+    if not isinstance(target, str | re.Pattern | type):
+        near_misses = (near_layout(module) for module in places.values())
+        if (why := next((found for found in near_misses if found is not None), None)) is not None:
+            return f"{reason}: {why}; change its linear layers by their paths, or describe it with register_layout"
+        if target is is_mlp:
+            reason += ": no part is an MLP of a known layout"
     if isinstance(target, type):
         kinds = sorted({type(found.module).__name__ for found in candidates.values()})
         return f"{reason}; what can be replaced is of class {', '.join(kinds)}"

@@ -24,7 +24,7 @@ from factorized_moe.fitting.closed_form.equal_experts import equal_experts
 from factorized_moe.fitting.whitening import input_moment
 from factorized_moe.layers import ExpertLayer, GatedMuMoEBlock, MuMoE, MuMoEBlock
 from factorized_moe.surgery.replacing.layouts import MLPLayout, child, find_layout
-from factorized_moe.surgery.replacing.linears import LinearWeights, computes_weights, read_linear, read_linears
+from factorized_moe.surgery.replacing.linears import LinearWeights, computes_weights, read_linear
 
 __all__ = ["Upcycled", "upcycle"]
 
@@ -106,7 +106,7 @@ def upcycle(
     check_seed(seed)
     read = read_linear(module)
     if read is not None:
-        linears, layout, weights = [module], None, [read]
+        linears, weights, layout = [module], [read], None
     else:
         layout = find_layout(module)
         if layout is None or layout.block:
@@ -114,9 +114,10 @@ def upcycle(
                 f"cannot upcycle {type(module).__name__}: it is neither a linear layer nor an MLP of a known layout "
                 "that is replaced as a whole; describe it with register_layout, or call replace on the model around it"
             )
-        linears = [child(module, path) for path in layout.linears]
-        weights = read_linears(linears)
-    activation = None if layout is None else merged_activation(module, layout)
+    activation = None
+    if layout is not None:
+        activation = merged_activation(module, layout)
+        linears, weights = layout.read(module)
     ranks = {"rank": rank} if layout is None else {"rank": rank, "second_rank": second_rank}
     gate_options = {"gate": gate, "gate_norm": gate_norm, "gate_temperature": gate_temperature, "gate_rank": gate_rank}
     layer = build_layer(weights, activation, expert_dims, decomposition, **ranks, **gate_options)
@@ -127,11 +128,9 @@ def upcycle(
 
 def merged_activation(module: nn.Module, layout: MLPLayout) -> Any:
     """What an MLP applies between its linear layers, as one callable."""
-    if not layout.explains(module):
-        raise ValueError(
-            f"{type(module).__name__} has the parts of the layout {layout.name!r} but computes something else; change "
-            "its linear layers one by one"
-        )
+    refusal = layout.refusal(module)
+    if refusal is not None:
+        raise ValueError(f"{type(module).__name__} {refusal}; change its linear layers one by one")
     parts = [child(module, path) for path in layout.activation]
     return parts[0] if len(parts) == 1 else nn.Sequential(*parts)
 

@@ -5,14 +5,15 @@ Every layer says what it is, so that a changed model needs no record beside it: 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
 from factorized_moe._reading import MOST_NODES, check_modes
-from factorized_moe.activations import ACTIVATIONS, Entmax, TopKSoftmax
+from factorized_moe.activations import ACTIVATIONS, Entmax, TopKReLU, TopKSoftmax
 from factorized_moe.decompositions import GivenNetwork, get_decomposition, name_of
 from factorized_moe.gating import ExpertGate
 from factorized_moe.layers import ExpertLayer, MuMoE
@@ -22,9 +23,52 @@ from factorized_moe.surgery.replacing.layouts import Merged
 from factorized_moe.surgery.replacing.nonlinearities import build_nonlinearity, describe_nonlinearity
 from factorized_moe.tensor import FactorizedExpertTensor
 
-__all__ = ["build_layer_from", "describe", "described_modules", "rebuild"]
+__all__ = [
+    "Kind",
+    "build_layer_from",
+    "build_tensor",
+    "describe",
+    "describe_tensor",
+    "described_modules",
+    "empty_module",
+    "rebuild",
+    "register_kind",
+]
 
 HERE = "factorized_moe."
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How modules of a class that is no `ExpertLayer` become JSON and come back.
+
+    Attributes:
+        module: The class.
+        describe: What its constructor is given, as JSON.
+        build: A module of that, its parameters not filled.
+    """
+
+    module: type[nn.Module]
+    describe: Callable[[Any], dict[str, Any]]
+    build: Callable[[Mapping[str, Any], torch.device | str], nn.Module]
+
+
+_OTHERS: dict[str, Kind] = {}
+
+
+def register_kind(name: str, kind: Kind) -> None:
+    """Let models that hold modules of a further class be written and read.
+
+    Args:
+        name: How files call it.
+        kind: The class, and the ways to JSON and back.
+
+    Raises:
+        ValueError: If the name is taken.
+    """
+    if name in _OTHERS or name in kinds():
+        raise ValueError(f"a kind of modules called {name!r} is known already")
+    _OTHERS[name] = kind
 
 
 def kinds() -> dict[str, type[ExpertLayer]]:
@@ -68,13 +112,14 @@ def described_modules(model: nn.Module) -> dict[str, nn.Module]:
     modules: Iterable[tuple[str, nn.Module]] = model.named_modules(remove_duplicate=False)
     for path, module in modules:
         inside = any(path.startswith(f"{outer}.") or not outer for outer in found)
-        if isinstance(module, ExpertLayer | MuMoEDelta | Merged) and not inside:
+        ours = isinstance(module, ExpertLayer | MuMoEDelta | Merged) or _other_kind(module) is not None
+        if ours and not inside:
             found[path] = module
     return found
 
 
 def describe(module: nn.Module) -> dict[str, Any]:
-    """A layer of experts, a delta or a merged part as JSON.
+    """A layer of experts, a delta, a merged part or another of the kinds that are known, as JSON.
 
     Raises:
         TypeError: If it is none of these.
@@ -89,6 +134,9 @@ def describe(module: nn.Module) -> dict[str, Any]:
         return {"kind": "Merged"}
     if isinstance(module, MuMoEDelta):
         return {"kind": "MuMoEDelta", "experts": describe(module.experts)}
+    other = _other_kind(module)
+    if other is not None:
+        return {"kind": other, **_OTHERS[other].describe(module)}
     if not isinstance(module, ExpertLayer):
         raise TypeError(f"expected a layer of experts, an ExpertLayer, got {type(module).__name__}")
     name, kind = _kind_of(module)
@@ -115,6 +163,10 @@ def describe(module: nn.Module) -> dict[str, Any]:
         rebuilt = [part.network for part in again.expert_tensors.values()]
     except ValueError:  # the network as text fits one of several tensors only
         rebuilt = []
+    if rebuilt and again.gate.state_dict().keys() != module.gate.state_dict().keys():
+        raise ValueError(
+            f"the gate of a {name} has other parameters than it gives its gates, such as a bias of its logits"
+        )
     if rebuilt != [part.network for part in tensors]:
         raise ValueError(
             f"a {name} of decomposition {name_of(first.decomposition)!r} cannot be written to a file; register the "
@@ -141,7 +193,81 @@ def rebuild(description: Mapping[str, Any], old: nn.Module, device: torch.device
         if not isinstance(experts, MuMoE):
             raise ValueError("a MuMoEDelta holds a MuMoE")
         return MuMoEDelta(old, experts.to_empty(device=device))
-    return build_layer_from(description, "meta").to_empty(device=device)
+    return empty_module(description).to_empty(device=device)
+
+
+def empty_module(description: Any) -> nn.Module:
+    """The layer of experts, or module of another kind, that `describe` described, on the meta device.
+
+    Raises:
+        ValueError: If it describes none.
+    """
+    kind = description.get("kind") if isinstance(description, Mapping) else None
+    if not isinstance(kind, str) or kind not in _OTHERS:
+        return build_layer_from(description, "meta")
+    try:
+        return _OTHERS[kind].build({key: value for key, value in description.items() if key != "kind"}, "meta")
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"cannot make a {kind} of its description: {error}") from error
+
+
+def _other_kind(module: nn.Module) -> str | None:
+    return next((name for name, kind in _OTHERS.items() if type(module) is kind.module), None)
+
+
+def describe_tensor(tensor: FactorizedExpertTensor) -> dict[str, Any]:
+    """A factorised tensor on its own as JSON.
+
+    Raises:
+        ValueError: If its decomposition has no name and its network cannot be written.
+    """
+    check_modes(list(tensor.expert_dims))
+    description = {
+        "expert_dims": list(tensor.expert_dims),
+        "in_features": tensor.in_features,
+        "out_features": tensor.out_features,
+        **_describe_network(tensor),
+        "bias": tensor.bias,
+        "dtype": str(tensor.weight.operands[0].dtype).removeprefix("torch."),
+        "checkpoint": tensor.checkpoint,
+        "sparse_coefficients": tensor.sparse_coefficients,
+    }
+    try:
+        again = build_tensor(description, "meta").network
+    except ValueError:
+        again = None
+    if again != tensor.network:
+        raise ValueError(
+            f"a tensor of decomposition {name_of(tensor.decomposition)!r} cannot be written to a file; register the "
+            "decomposition under a name"
+        )
+    return description
+
+
+def build_tensor(description: Any, device: torch.device | str) -> FactorizedExpertTensor:
+    """The factorised tensor that `describe_tensor` described, its parameters not filled.
+
+    Raises:
+        AttributeError: If its type is none of torch's.
+        KeyError: If a part of the description is missing.
+        TypeError: If a part is of the wrong type.
+        ValueError: If a part is out of range.
+    """
+    if not isinstance(description, Mapping):
+        raise ValueError(f"a tensor is described by {description!r}, expected an object")
+    given = dict(description)
+    dtype = getattr(torch, given.pop("dtype"))
+    check_modes(given["expert_dims"])
+    if "network" in given:
+        given["decomposition"] = GivenNetwork(_read_network(given.pop("network")))
+    return FactorizedExpertTensor(**given, device=device, dtype=dtype)
+
+
+def _read_network(text: str) -> TensorNetwork:
+    network = TensorNetwork.parse(text)
+    if len(network.nodes) > MOST_NODES:
+        raise ValueError(f"its network has {len(network.nodes)} nodes; at most {MOST_NODES} are read")
+    return network
 
 
 def build_layer_from(description: Any, device: torch.device | str) -> ExpertLayer:
@@ -163,10 +289,7 @@ def build_layer_from(description: Any, device: torch.device | str) -> ExpertLaye
         dtype = getattr(torch, given.pop("dtype"))
         check_modes(given["expert_dims"])
         if "network" in given:
-            network = TensorNetwork.parse(given.pop("network"))
-            if len(network.nodes) > MOST_NODES:
-                raise ValueError(f"its network has {len(network.nodes)} nodes; at most {MOST_NODES} are read")
-            given["decomposition"] = GivenNetwork(network)
+            given["decomposition"] = GivenNetwork(_read_network(given.pop("network")))
         if "activation" in given:
             given["activation"] = build_nonlinearity(given["activation"])
         given["gate"] = _build_gate(given["gate"])
@@ -207,6 +330,8 @@ def _describe_gate(gate: Any) -> dict[str, Any]:
         described = {"entmax": activation.alpha}
     elif isinstance(activation, TopKSoftmax):
         described = {"topk_softmax": activation.k}
+    elif isinstance(activation, TopKReLU):
+        described = {"topk_relu": activation.k}
     if described is None:
         raise ValueError(
             f"a gate's activation {activation!r} cannot be written to a file; use one of {', '.join(ACTIVATIONS)}"
@@ -221,6 +346,8 @@ def _build_gate(description: Any) -> Any:
             return Entmax(alpha)
         case {"topk_softmax": k}:
             return TopKSoftmax(k)
+        case {"topk_relu": k}:
+            return TopKReLU(k)
         case str():
             return description
     raise ValueError(f"unknown gate {description!r}")

@@ -36,8 +36,9 @@ def write_folder(folder: Path, config: Mapping[str, Any], state: Mapping[str, Te
 
     Raises:
         OSError: If the folder cannot be written.
-        ValueError: If a tensor is on the meta device.
+        ValueError: If a tensor is on the meta device, or the folder has a ``config.json`` of something else.
     """
+    _check_free(folder)
     kept, aliases = _without_aliases(state)
     try:
         library = version("factorized-moe")
@@ -67,6 +68,11 @@ def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         config = read_json(config_file)
     except ValueError as error:
         raise ValueError(f"{folder / CONFIG} is damaged: {error}") from error
+    if isinstance(config, dict) and "model_type" in config and "format" not in config:
+        raise ValueError(
+            f"{config_file} is not of the format {FORMAT!r} but the config of a Hugging Face model; import "
+            "factorized_moe.surgery.hugging_face and read it with the model's from_pretrained"
+        )
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise ValueError(f"{folder / CONFIG} is not of the format {FORMAT!r}")
     try:
@@ -81,6 +87,22 @@ def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not isinstance(aliases, dict) or not all(isinstance(name, str) and name in state for name in aliases.values()):
         raise ValueError(f"{folder / CONFIG} is damaged: its aliases name tensors that {WEIGHTS} lacks: {aliases!r}")
     return config, {**state, **{name: state[same] for name, same in aliases.items()}}
+
+
+def _check_free(folder: Path) -> None:
+    """Refuse a folder of a Hugging Face model: without its config AutoModel would no longer know it."""
+    file = place_of(folder, CONFIG)
+    if not file.is_file():
+        return
+    try:
+        present = read_json(file)
+    except ValueError:  # damaged: nothing is lost
+        return
+    if isinstance(present, dict) and "model_type" in present and present.get("format") != FORMAT:
+        raise ValueError(
+            f"{folder} holds the {CONFIG} of a Hugging Face model; give a folder of its own, or call the model's "
+            "save_pretrained, which keeps layers of experts"
+        )
 
 
 def digest(value: Any) -> str:

@@ -14,10 +14,17 @@ from torch import Tensor, nn
 from factorized_moe._validation import check_flag, check_path
 from factorized_moe.layers import ExpertLayer
 from factorized_moe.spread import gathered_state, is_first
-from factorized_moe.surgery.replacing.delta import MuMoEDelta
+from factorized_moe.surgery.replacing.delta import MuMoEDelta, freeze_base
 from factorized_moe.surgery.replacing.layouts import child
-from factorized_moe.surgery.replacing.replacement import freeze_base, installed
-from factorized_moe.surgery.saving.describing import build_layer_from, describe, described_modules, rebuild
+from factorized_moe.surgery.replacing.swapping import installed
+from factorized_moe.surgery.saving.announcing import announce
+from factorized_moe.surgery.saving.describing import (
+    build_layer_from,
+    describe,
+    described_modules,
+    empty_module,
+    rebuild,
+)
 from factorized_moe.surgery.saving.folder import CONFIG, WEIGHTS, digest, read_folder, write_folder
 
 __all__ = ["from_pretrained", "load", "save", "save_pretrained"]
@@ -57,7 +64,7 @@ def save(model: nn.Module, folder: str | Path, *, only_experts: bool = False) ->
     if "" in modules:
         raise ValueError(f"a {type(model).__name__} on its own is no model; write it with save_pretrained")
     if not modules:
-        raise ValueError("the model has no layer of experts; save it as any other model, or call replace first")
+        raise ValueError("the model has no layer of experts; call replace or factorize_experts first")
     state = _state(gathered_state(model))
     ours = _ours(modules, state)
     config = {
@@ -110,6 +117,7 @@ def load(model: nn.Module, folder: str | Path) -> nn.Module:
             state = ours
         _check_fits(saved, state)
         model.load_state_dict(saved, strict=config["content"] == "model")
+        announce(model)
     if any(isinstance(module, MuMoEDelta) for module in changes.values()):
         freeze_base(model)
     return model
@@ -189,7 +197,7 @@ def _make(path: str, description: Any, old: Any, model: nn.Module, saved: Mappin
             experts, prefix = description.get("experts", description), f"{path}." if path else ""
             prefix += "experts." if "experts" in description else ""
             mine = {name.removeprefix(prefix): each for name, each in saved.items() if name.startswith(prefix)}
-            _check_shapes(mine, build_layer_from(experts, "meta").state_dict())
+            _check_shapes(mine, empty_module(experts).state_dict())
         return rebuild(description, old, device).train(model.training)
     except (RuntimeError, TypeError, ValueError) as error:  # also sizes beyond memory
         raise ValueError(f"module {path!r}: {error}") from error

@@ -304,3 +304,13 @@ def test_contributions_refuse() -> None:
         next(expert_contributions(experts, torch.randn(7, 6), [torch.rand(7, 5)], 1))
     with pytest.raises(ValueError, match=r"x has shape \(2, 7, 6\), expected \(B, 6\): one row for each input"):
         next(expert_contributions(experts, torch.randn(2, 7, 6), [torch.rand(2, 7, 5)]))
+
+
+def test_one_prediction_is_its_own_mean() -> None:
+    model = make("softmax", torch.float64)[0].eval()
+    inputs = torch.randn(1, 4, dtype=torch.float64)
+    found = counterfactuals(model, [inputs])
+    assert found.num_predictions == 1
+    with intervene(model, Ablate(1)):
+        without = model(inputs)
+    torch.testing.assert_close(found.mean_effect[1], (model(inputs) - without)[0], rtol=0, atol=1e-9)

@@ -24,6 +24,8 @@ def check(experts: FactorizedExpertTensor) -> None:
     padded = torch.nn.functional.pad(found, (0, values.shape[1] - found.shape[1]))
     torch.testing.assert_close(padded, values, rtol=0, atol=2e-6 * float(values.max()))
     assert (found[:, :-1] >= found[:, 1:]).all()
+    largest = measure_spectra(experts).to_pandas()["largest_singular_value"]
+    torch.testing.assert_close(torch.tensor(largest), values[:, 0], rtol=0, atol=2e-6 * float(values.max()))
     flat = exact.flatten(1)
     norms = flat.norm(dim=1)
     similarity = measure_similarity(experts)

@@ -493,3 +493,14 @@ def test_compiled_model(model: Model) -> None:
         with record(compiled) as log:
             compiled(x)
         assert log.recording.num_samples == 4
+
+
+def test_a_chunk_takes_at_most_16_mebibytes_when_dense() -> None:
+    experts = 2**20
+    layer = CPMuMoE(1, 1, [experts], rank=1, gate="softmax", gate_norm=None)
+    with record(layer) as log:
+        for _ in range(3):
+            layer(torch.randn(3, 1))
+    sizes = [chunk.num_samples for chunk in log.recording.chunks()]
+    assert sizes == [4, 4, 1]
+    assert max(sizes) * experts * 4 <= 16 * 2**20

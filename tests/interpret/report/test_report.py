@@ -290,6 +290,7 @@ def test_large_images_are_reduced() -> None:
     assert small.shape == (100, 50, 3)
     assert small[0, 0].tolist() == [91, 0, 0]
     assert small[1:].max() == 0
+    assert _reduced(np.zeros((300, 4, 3), dtype=np.uint8)).shape == (100, 1, 3)
     for shape in ((128, 3), (5, 128), (1000, 1)):
         assert _reduced(np.zeros(shape, dtype=np.uint8)).shape == shape  # small already, or too thin
 

@@ -57,6 +57,13 @@ def test_targets(target: object, paths: list[str] | None) -> None:
         assert [one.path for one in replace(model, target, CONFIG).replacements] == paths
 
 
+def test_five_of_many_modules_are_listed() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), *(nn.LayerNorm(3) for _ in range(7)))
+    with pytest.raises(ValueError, match=r"also means 7 modules") as caught:
+        replace(model, "*", CONFIG)
+    assert str(caught.value).count("(LayerNorm)") == 5
+
+
 def test_only_the_last_layers() -> None:
     model = make_model()
     report = replace(model, is_mlp, CONFIG, last=2)

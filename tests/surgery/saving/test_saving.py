@@ -339,7 +339,7 @@ def test_sources_of_a_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"kind": "Linear"}, "no layer of experts is of kind 'Linear'; known are GatedMuMoEBlock, MuMoE, "),
+        ({"kind": "Linear"}, "no layer of experts is of kind 'Linear'; known are GatedMuMoEBlock, MixtureOfDecoders"),
         ({"rank": 0}, "cannot make a MuMoEBlock of its description: rank must be at least 1"),
         ({"dtype": "load"}, "cannot make a MuMoEBlock of its description"),
         ({"size": 3}, "cannot make a MuMoEBlock of its description: .* unexpected keyword argument 'size'"),

@@ -1,29 +1,28 @@
-"""The one parameter container, a TensorLy-Torch ``FactorizedTensor``, and the ways to TensorLy and back.
-
-This is the only module that imports ``tltorch``. Importing ``tltorch`` sets TensorLy's global backend to PyTorch;
-nothing here depends on that backend: every call into TensorLy names its own.
-"""
+"""The parameters of a network as a TensorLy-Torch ``FactorizedTensor``, and the ways to TensorLy and back."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import tensorly
 import torch
 from tltorch.factorized_tensors.core import FactorizedTensor
-from tltorch.tensor_hooks._tensor_dropout import TensorDropout
 from torch import Tensor, nn
 
+from factorized_moe._scalars import is_number
 from factorized_moe._validation import check_countable
 from factorized_moe.contraction import dense_tensor
 from factorized_moe.contraction.fixed import fixed_tensors
-from factorized_moe.decompositions import Decomposition, get_decomposition
-from factorized_moe.decompositions.base import Initialisation
+from factorized_moe.decompositions import Decomposition, get_decomposition, name_of
+from factorized_moe.decompositions.base import GivenNetwork, Initialisation
+from factorized_moe.decompositions.initialisation import fill_gaussian
 from factorized_moe.decompositions.registry import registered_decompositions
+from factorized_moe.fitting import fit
 from factorized_moe.network import TensorNetwork
 from factorized_moe.spread import agree_on_random_numbers, is_spread, like
+from factorized_moe.storage.indexing import Index, index_network
 
 __all__ = ["NetworkTensor", "Operands"]
 
@@ -50,6 +49,8 @@ class NetworkTensor(FactorizedTensor, name="network"):  # type: ignore[misc, cal
 
     Attributes:
         shape: The dense shape, ``(*expert_dims, I, O)``.
+        name: The decomposition's name, as TensorLy-Torch's containers have it, until another one is set: some tools
+            (TransformerLens) give every module of a model its name.
 
     Raises:
         ValueError: If a parameter's name is an attribute of every container, or it has more elements than torch counts.
@@ -75,6 +76,8 @@ class NetworkTensor(FactorizedTensor, name="network"):  # type: ignore[misc, cal
         self.shape = network.shape
         self.order = len(network.shape)
         self.rank = rank
+        self._name = "network" if decomposition is None else name_of(decomposition)
+        self._given_name: str | None = None
         self._operand_names = tuple(node.parameter for node in network.nodes)
         fixed = fixed_tensors(network)
         for name in (*network.parameter_shapes, *fixed):
@@ -100,16 +103,145 @@ class NetworkTensor(FactorizedTensor, name="network"):  # type: ignore[misc, cal
 
     @classmethod
     def new(
-        cls, shape: tuple[int, ...], rank: Any, decomposition: str | Decomposition = "", **kwargs: Any
+        cls, shape: Sequence[int], rank: Any = "same", decomposition: str | Decomposition = "", **place: Any
     ) -> NetworkTensor:
-        """A container for a dense shape of two or more modes, its parameters initialised: TensorLy-Torch's way."""
-        source = get_decomposition(decomposition)
-        resolved = source.resolve_rank(rank, tuple(shape))
-        network = source.network(tuple(shape[:-2]), shape[-2], shape[-1], resolved)
-        tensor = NetworkTensor(network, source, resolved, **kwargs)
+        """A container for a dense shape, its parameters initialised: TensorLy-Torch's way.
+
+        Args:
+            shape: The dense shape, of two or more modes.
+            rank: As for `FactorizedExpertTensor`.
+            decomposition: A registered name or an instance.
+            **place: ``device`` and ``dtype``.
+
+        Raises:
+            TypeError: If an argument is of the wrong type.
+            ValueError: If no decomposition is named, or the rank or the shape do not suit it.
+        """
+        source, shape = _chosen(decomposition), tuple(shape)
+        if len(shape) < 2:
+            raise ValueError(f"a network's tensor has two modes or more, got the shape {shape}")
+        if place.pop("fixed_rank_modes", None) is not None:  # TensorLy-Torch's convolutions always give it
+            raise ValueError(f"fixed_rank_modes is for TensorLy-Torch's Tucker alone; give {name_of(source)} a rank")
+        resolved = source.resolve_rank(rank, shape)
+        network = source.network(shape[:-2], shape[-2], shape[-1], resolved)
+        tensor = NetworkTensor(network, source, resolved, **place)
         with torch.no_grad():
             source.initialisations["variance_preserving"](tensor.network, tensor.tensors)
         return tensor
+
+    @classmethod
+    def from_tensor(
+        cls, tensor: Tensor, rank: Any = "same", decomposition: str | Decomposition = "", **options: Any
+    ) -> NetworkTensor:
+        """Fit a dense tensor: TensorLy-Torch's way to `factorized_moe.fitting.fit`.
+
+        Args:
+            tensor: The dense tensor, of two or more modes.
+            rank: As for `FactorizedExpertTensor`.
+            decomposition: A registered name or an instance.
+            **options: As for `fit`.
+
+        Raises:
+            TypeError: As `fit`.
+            ValueError: As `fit`, or if no decomposition is named.
+
+        Examples:
+            >>> from tltorch import FactorizedTensor
+            >>> FactorizedTensor.from_tensor(torch.ones(3, 4, 5), rank=1, factorization="tr").rank
+            (1, 1, 1, 1)
+        """
+        fitted = fit(tensor, _chosen(decomposition), rank, **options)
+        values = next(iter(fitted.tensors.values()))
+        made = NetworkTensor(fitted.network, fitted.decomposition, fitted.rank, values.device, values.dtype)
+        made.assign(fitted.tensors)
+        return made
+
+    @classmethod
+    def _holding(cls, network: TensorNetwork, operands: Sequence[Tensor], name: str) -> NetworkTensor:
+        """A container of given tensors, through which gradients pass: buffers, as TensorLy-Torch's have them."""
+        made = NetworkTensor(network, device="meta")
+        for node, operand in zip(network.nodes, operands, strict=True):
+            del made._parameters[node.parameter]
+            made.register_buffer(node.parameter, operand, persistent=False)
+        made._name = name
+        return made
+
+    def __getitem__(self, indices: Index | tuple[Index, ...]) -> NetworkTensor | Tensor:
+        """The part of the dense tensor at some indices, still factorised; a tensor where fewer than two modes are left.
+
+        Args:
+            indices: For each mode from the first an int, a slice, or a list of ints; several lists choose their
+                product, as in TensorLy-Torch.
+
+        Raises:
+            IndexError: If an index is out of range, or there are more than modes.
+            TypeError: If an index is of another type.
+            ValueError: If nothing is left, or a mode is one that the network splits over several labels.
+        """
+        found = index_network(self.network, self.operands, indices if isinstance(indices, tuple) else (indices,))
+        return found if isinstance(found, Tensor) else self._holding(*found, self._name)
+
+    def normal_(self, mean: float = 0.0, std: float = 1.0) -> NetworkTensor:
+        """Fill the parameters so that the dense tensor's entries have mean 0 and a standard deviation.
+
+        Args:
+            mean: 0, as for TensorLy-Torch's containers.
+            std: The standard deviation.
+
+        Returns:
+            Itself.
+
+        Raises:
+            ValueError: If the mean is not 0, or the standard deviation no positive number.
+        """
+        if mean != 0:
+            raise ValueError(f"only a mean of 0 is possible for products of parameters, got {mean!r}")
+        if not is_number(std) or not 0.0 < float(std) < float("inf"):
+            raise ValueError(f"std is a positive number, got {std!r}")
+        self.fill(lambda network, tensors: fill_gaussian(network, tensors, float(std) ** 2))
+        return self
+
+    def init_from_tensor(self, tensor: Tensor, **options: Any) -> NetworkTensor:
+        """Fit the parameters to a dense tensor of this shape, by `factorized_moe.fitting.fit`.
+
+        Args:
+            tensor: The dense tensor.
+            **options: As for `fit`.
+
+        Returns:
+            Itself.
+
+        Raises:
+            TypeError: As `fit`.
+            ValueError: As `fit`, or if the tensor is of another shape.
+        """
+        if isinstance(tensor, Tensor) and tuple(tensor.shape) != tuple(self.shape):
+            raise ValueError(f"the tensor has shape {tuple(tensor.shape)}, the container {tuple(self.shape)}")
+        source, rank = self.source, self.rank
+        if source is None or rank is None:
+            source, rank = GivenNetwork(self.network), tuple(self.network.sizes[bond] for bond in self.network.bonds)
+        self.assign(fit(tensor, source, rank, **options).tensors)
+        return self
+
+    def transduct(self, new_dim: int, mode: int = 0, new_factor: Tensor | None = None) -> NetworkTensor:
+        """Refused: a network has the modes that its description gives.
+
+        Raises:
+            TypeError: Always.
+        """
+        raise TypeError(
+            f"transduct: a NetworkTensor ({self._name}) has the modes of its network and takes no further one; make "
+            "one of the larger shape and call init_from_tensor"
+        )
+
+    @property
+    def name(self) -> str:
+        """The name that was set, or else the decomposition's."""
+        return self._name if self._given_name is None else self._given_name
+
+    @name.setter
+    def name(self, name: str) -> None:
+        self._given_name = name
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -218,49 +350,10 @@ def _as_parameters(part: Any) -> Any:
     return [_as_parameters(element) for element in part]
 
 
-class NetworkTensorDropout(TensorDropout, factorization=NetworkTensor):  # type: ignore[misc, call-arg]
-    """Tensor dropout on the bonds, registered with ``tltorch.tensor_hooks.tensor_dropout(layer.weight, p)``.
-
-    Each value of each bond longer than ``min_dim`` is dropped with probability p, and the rest scaled by
-    ``1 / (1 - p)``, so that the dense tensor's mean is kept. The mask has a fixed shape, so it compiles.
-    """
-
-    def _apply_tensor_dropout(self, tensor: NetworkTensor, training: bool = True) -> NetworkTensor | Operands:
-        if not self.proba or not (training or self.drop_test):
-            return tensor
-        operands = list(tensor.operands)
-        start = 0
-        for term in tensor.network.terms:
-            bonds = {bond for bond in tensor.network.bonds if tensor.network.sizes[bond] > self.min_dim}
-            for position, node in enumerate(term, start=start):
-                for axis, label in enumerate(node.labels):
-                    if label in bonds:  # once for each bond: on the first node that carries it
-                        bonds.remove(label)
-                        operands[position] = self._drop(operands[position], axis)
-            start += len(term)
-        return Operands(tuple(operands))
-
-    def _drop(self, operand: Tensor, axis: int) -> Tensor:
-        kept = torch.rand(operand.shape[axis], device=operand.device) >= self.proba
-        mask = kept.to(operand.dtype) / (1.0 - float(self.proba))
-        dropped: Tensor = operand * mask.reshape([-1 if k == axis else 1 for k in range(operand.ndim)])
-        return dropped
-
-
-def _complete_tltorch() -> None:
-    """Give TensorLy-Torch's registry the decompositions it lacks, such as the tensor ring; never replace one.
-
-    Its registry replaces silently, so only free names are used.
-    """
-    for name in registered_decompositions():
-        if name not in FactorizedTensor._factorizations:
-
-            class Registered(NetworkTensor, name=name):
-                _source_name = name
-
-                @classmethod
-                def new(cls, shape: tuple[int, ...], rank: Any = "same", **kwargs: Any) -> NetworkTensor:  # type: ignore[override]
-                    return NetworkTensor.new(shape, rank, cls._source_name, **kwargs)
-
-
-_complete_tltorch()
+def _chosen(decomposition: str | Decomposition) -> Decomposition:
+    if decomposition == "":
+        raise ValueError(
+            f"'network' is every decomposition's container and names none: give one of {registered_decompositions()}, "
+            "or build NetworkTensor(network)"
+        )
+    return get_decomposition(decomposition)

@@ -1,0 +1,1 @@
+"""Which models of transformers can be changed, saved, loaded and run: every family, from tiny random configs."""
