@@ -48,7 +48,8 @@ def finish(recipe: Recipe, options: Options, accelerator: Any, model: nn.Module,
 def save_model(model: nn.Module, out: Path) -> None:
     """Write a trained model: ``model/`` for `factorized_moe.surgery.load`, ``huggingface/`` for transformers.
 
-    A model of transformers without experts has the second only; one of the recipes' own without experts has its state.
+    The second has transformers' part of the model: all of a GPT, the backbone of a classifier, nothing of a Mixer. What
+    has no experts has its plain state in the first, where it is the recipes' own.
 
     Args:
         model: The model.
@@ -57,10 +58,11 @@ def save_model(model: nn.Module, out: Path) -> None:
     from safetensors.torch import save_file
     from transformers import PreTrainedModel
 
+    theirs = next((part for part in model.modules() if isinstance(part, PreTrainedModel)), None)
+    if theirs is not None:
+        theirs.save_pretrained(out / "huggingface")
     if has_experts(model):
         save(model, out / "model")
-    elif isinstance(model, PreTrainedModel):
-        model.save_pretrained(out / "huggingface")
-    else:
+    elif theirs is not model:
         state = {name: value.contiguous() for name, value in model.state_dict().items()}
         write_files(out / "model", {"model.safetensors": lambda path: save_file(state, path, {"format": "pt"})})

@@ -169,6 +169,9 @@ def test_a_pretrained_backbone_is_read(images: Path, tmp_path: Path) -> None:
         own = dict(getattr(model, "vision_model", model).state_dict())
         assert all(torch.equal(value, own[key]) for key, value in backbone.state_dict().items() if key in own)
         assert math.isfinite(run_on_ranks(options, run=run_head)[0]["loss"])
+        tuned = load_backbone(str(options.out / "huggingface"), True, options)
+        trained = parameters(options.out)
+        assert all(torch.equal(p, trained[f"model.backbone.{key}"]) for key, p in tuned.named_parameters())
     model = load(
         head(head_options(images, tmp_path, backbone=str(tmp_path / "vit"), form="dense")).build(),
         tmp_path / "vit-run/model",

@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.tracking import GeneralTracker
+from transformers import AutoModelForCausalLM
 
 import recipes.checkpoints
 import recipes.command
 import recipes.finishing
 import recipes.logbook
 import recipes.train
+from factorized_moe import MuMoEBlock
 from factorized_moe.surgery import load
 from recipes.checkpoints import BEST, LAST
 from recipes.command import told
@@ -127,6 +129,10 @@ def test_the_model_that_is_left_is_the_one_that_was_trained(folder: Path) -> Non
     trained = parameters(options.out)
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, trained[f"model.{name}"])
+    theirs = AutoModelForCausalLM.from_pretrained(options.out / "huggingface")
+    x = torch.arange(8).unsqueeze(0)
+    assert torch.equal(theirs.eval()(x).logits, model.eval()(x).logits)
+    assert sum(isinstance(part, MuMoEBlock) for part in theirs.modules()) == 2
     result = json.loads((options.out / "results.json").read_text())
     assert result["held_out"]["loss"] == pytest.approx(lines(options.out)[-1]["held_out_loss"])
     assert "new line" in (options.out / "report.html").read_text()

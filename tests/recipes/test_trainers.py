@@ -91,12 +91,16 @@ def test_trainer_takes_an_optimiser_of_groups(tmp_path: Path) -> None:
     assert rates["gates"] == 1e-3
 
 
-def test_what_trainer_trained_is_saved_by_surgery(tmp_path: Path) -> None:
+def test_what_trainer_trained_is_saved_and_loaded(tmp_path: Path) -> None:
+    from transformers import GPT2LMHeadModel
+
     made = trainer(tmp_path / "run")
     made.train()
+    made.save_model(str(tmp_path / "huggingface"))
     save(made.model, tmp_path / "model")
-    same = load(base(), tmp_path / "model")
-    assert all(torch.equal(same.state_dict()[name], value) for name, value in states(made.model).items())
+    theirs = [GPT2LMHeadModel.from_pretrained(tmp_path / name) for name in ("huggingface", "run/checkpoint-8")]
+    for same in (load(base(), tmp_path / "model"), *theirs):
+        assert all(torch.equal(same.state_dict()[name], value) for name, value in states(made.model).items())
 
 
 def test_lightning_trains_and_goes_on_to_the_bit(tmp_path: Path) -> None:
