@@ -41,6 +41,12 @@ class GPTOptions(Options):
     steps: int = option(1200, "steps of the optimiser")
     tokens: int = option(128, "tokens of a sequence")
     dropout: float = option(0.0, "the share of values dropped")
+    spread: float = option(0.0, "the standard deviation of first weights; 0 for GPT-2's, as it is at the width")
+
+    @property
+    def first_spread(self) -> float:
+        """GPT-2's 0.02 is of 768 features; narrower models need more (python -m studies recipes, `gpt_narrow`)."""
+        return self.spread or 0.02 * (768 / self.features) ** 0.5
 
 
 def gpt(options: GPTOptions) -> Recipe:
@@ -100,6 +106,7 @@ def build_gpt(options: GPTOptions, tokenizer: Tokenizer, device: str = "cpu") ->
         attn_pdrop=options.dropout,
         bos_token_id=tokenizer.end,
         eos_token_id=tokenizer.end,
+        initializer_range=options.first_spread,
         use_cache=False,
     )
     with torch.device(device):
