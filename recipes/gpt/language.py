@@ -38,7 +38,7 @@ class GPTOptions(Options):
     data: Path = option(
         Path("results/python-text"), "the folder of shards; made of Python's own text if missing", free=True
     )
-    steps: int = option(1200, "steps of the optimiser")
+    steps: int = option(800, "steps of the optimiser")
     tokens: int = option(128, "tokens of a sequence")
     dropout: float = option(0.0, "the share of values dropped")
     spread: float = option(0.0, "the standard deviation of first weights; 0 for GPT-2's, as it is at the width")

@@ -48,6 +48,7 @@ def page(
             "",
             *_losses(found),
             "",
+            *_tried(runs, found),
             "## Throughput",
             "",
             "Steps of all forms in turns, in one process of one thread, on the same batches; the ratio is the median",
@@ -72,7 +73,7 @@ def page(
             *(MISLED if "gpt_narrow" in found else ()),
             "",
             "These models are small, undertrained, and each has one learning rate for all its forms. Nothing above",
-            "these sizes was run, and nothing on a GPU. Where a form is worse, nothing else was tried here.",
+            "these sizes was run, and nothing on a GPU.",
             "",
             f"Command: `python -m studies recipes`; its runs took {seconds / 60:.0f} minutes, one thread each, on a",
             "machine that did other work too. A stopped command goes on where it was. Runs:",
@@ -86,6 +87,8 @@ def _by_problem(runs: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[i
     found: dict[str, dict[str, dict[int, Mapping[str, Any]]]] = {}
     for entry in runs:
         settings = entry["settings"]
+        if "tried" in settings:
+            continue
         found.setdefault(settings["problem"], {}).setdefault(settings["form"], {})[settings["seed"]] = entry["result"]
     return {problem: found[problem] for problem in sorted(found, key=list(TITLES).index)}
 
@@ -117,6 +120,26 @@ def _losses(found: Mapping[str, Mapping[str, Mapping[int, Mapping[str, Any]]]]) 
             mean = f"{statistics.fmean(losses):.3f} ± {spread:.3f}"
             lines.append(f"| {TITLES[problem]} | {NAMES[form]} | {size:,} | {mean} | {each} | {against} |")
     return lines
+
+
+def _tried(
+    runs: Sequence[Mapping[str, Any]], found: Mapping[str, Mapping[str, Mapping[int, Mapping[str, Any]]]]
+) -> list[str]:
+    """What CP did with one thing changed, against the dense form that nothing was changed of."""
+    changed: dict[tuple[str, str], dict[int, Mapping[str, Any]]] = {}
+    for entry in runs:
+        settings = entry["settings"]
+        if "tried" in settings:
+            key = settings["problem"], settings["tried"]
+            changed.setdefault(key, {})[settings["seed"]] = entry["result"]
+    if not changed:
+        return []
+    lines = ["Tried with CP, one thing changed, against the dense form as it is:", "", "| | changed | minus dense |"]
+    lines.append("|---|---|---|")
+    for (problem, change), seeds in changed.items():
+        against = _difference({"dense": found[problem]["dense"], "cp": seeds}, "cp")
+        lines.append(f"| {TITLES[problem]} | {change} | {against} |")
+    return [*lines, ""]
 
 
 def _throughput(speeds: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -44,6 +44,16 @@ CACHE = Path("results/studies")
 MODELS = Path("results/models")
 FORMS = ("dense", "cp", "tr")
 SEEDS = (0, 1, 2)
+TRIED: dict[str, dict[str, dict[str, Any]]] = {
+    "gpt": {"layer gate": {"gate_norm": "layer"}, "twice the learning rate": {"learning_rate": 7.2e-3}},
+    "head": {
+        "16 experts": {"experts": (16,)},
+        "layer gate": {"gate_norm": "layer"},
+        "a third of the learning rate": {"learning_rate": 3.3e-3},
+        "half of the vector dropped": {"dropout": 0.5},
+    },
+}
+"""What was tried with CP where it was worse than the dense form."""
 LAYERS = 2
 TIMED_STEPS = 15
 STEPS_IN_PROCESSES = 60
@@ -91,6 +101,8 @@ def run(settings: Mapping[str, Any], quick: bool) -> dict[str, Any]:
     """
     with tempfile.TemporaryDirectory() as place:
         options = options_of(settings["problem"], settings["form"], settings["seed"], Path(place) / "run", quick)
+        if "tried" in settings:
+            options = dataclasses.replace(options, **TRIED[settings["problem"]][settings["tried"]])
         loss = train(PROBLEMS[settings["problem"]](options), options)
         lines = [json.loads(line) for line in (options.out / "log.jsonl").read_text(encoding="utf-8").splitlines()]
         result = json.loads((options.out / "results.json").read_text(encoding="utf-8"))
@@ -214,6 +226,11 @@ def main(arguments: list[str] | None = None) -> None:
     for problem in [] if given.page else given.only or list(PROBLEMS):
         seeds = SEEDS[:2] if given.quick else SEEDS
         wanted = [{"problem": problem, "form": form, "seed": seed} for seed in seeds for form in FORMS]
+        wanted += [
+            {"problem": problem, "form": "cp", "seed": seed, "tried": change}
+            for change in TRIED.get(problem, {})
+            for seed in seeds
+        ]
         finish(file, wanted, lambda settings: run(settings, given.quick))
         if problem != "gpt_narrow":  # as fast as the other
             finish(speeds, [{"problem": problem}], lambda settings: throughput(settings["problem"], given.quick))

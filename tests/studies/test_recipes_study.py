@@ -54,4 +54,10 @@ def test_the_sentences_follow_the_figures() -> None:
     assert "| CP | 80 tokens per second | 180 | 2.25 |" in text
     assert "GPT, CP, 9 of 12 over all layers and seeds" in text
     assert b"svg" in curves(runs)
+    tried = [
+        {**run, "settings": {**run["settings"], "tried": "layer gate"}} for run in made_up({"cp": [2.5, 2.5, 2.5]})
+    ]
+    text = page([*runs, *tried], [], {})
+    assert "| GPT | layer gate | +0.400 ± 0.058 |" in text
+    assert "CP is better than the dense form (-0.103 ± 0.003)" in text
     assert "CP is worse than the dense form" in page(made_up({"dense": [1.0, 1.1], "cp": [1.2, 1.3001]}), [], {})
