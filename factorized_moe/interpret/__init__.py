@@ -15,14 +15,8 @@ from factorized_moe.interpret.interventions.kinds import (
     Swap,
 )
 from factorized_moe.interpret.interventions.tally import Counterfactuals
-from factorized_moe.interpret.measures.activity import (
-    Coactivation,
-    Histogram,
-    Load,
-    measure_coactivation,
-    measure_histogram,
-    measure_load,
-)
+from factorized_moe.interpret.measures.activity import Histogram, Load, measure_histogram, measure_load
+from factorized_moe.interpret.measures.coactivation import Coactivation, measure_coactivation
 from factorized_moe.interpret.measures.consistency import Consistency, compare_duplicates, compare_recordings
 from factorized_moe.interpret.measures.contributions import Contribution, expert_contributions
 from factorized_moe.interpret.measures.fairness import GroupMeasures, measure_groups
@@ -34,6 +28,7 @@ from factorized_moe.interpret.measures.labelling import (
 )
 from factorized_moe.interpret.measures.measurement import Measurement
 from factorized_moe.interpret.measures.ranking import TopExperts, TopSamples, find_top_experts, find_top_samples
+from factorized_moe.interpret.measures.sampling import ActiveSamples, sample_active, sample_quantiles
 from factorized_moe.interpret.measures.specialisation import (
     Polysemanticity,
     class_accuracy,
@@ -54,11 +49,14 @@ from factorized_moe.interpret.measures.usage import (
     watch_usage,
 )
 from factorized_moe.interpret.recording.chunks import Annotations, Chunk
+from factorized_moe.interpret.recording.label_sets import LabelSet
+from factorized_moe.interpret.recording.opening import open_recording
 from factorized_moe.interpret.recording.recorder import Recorder, record
-from factorized_moe.interpret.recording.recording import Recording, open_recording
+from factorized_moe.interpret.recording.recording import Recording
 
 __all__ = [
     "Ablate",
+    "ActiveSamples",
     "Add",
     "Annotations",
     "Bias",
@@ -77,6 +75,7 @@ __all__ = [
     "Intervention",
     "InterventionHandle",
     "LabelCounts",
+    "LabelSet",
     "LabelSpecialisation",
     "Load",
     "Measurement",
@@ -113,5 +112,7 @@ __all__ = [
     "measure_usage",
     "open_recording",
     "record",
+    "sample_active",
+    "sample_quantiles",
     "watch_usage",
 ]

@@ -19,7 +19,8 @@ from factorized_moe.interpret.measures.labelling import count_labels
 from factorized_moe.interpret.measures.ranking import find_top_samples
 from factorized_moe.interpret.measures.specialisation import Polysemanticity
 from factorized_moe.interpret.measures.spectra import ExpertSpectra
-from factorized_moe.interpret.recording.recording import Mode, Recording
+from factorized_moe.interpret.recording.coefficients import Mode
+from factorized_moe.interpret.recording.recording import Recording
 from factorized_moe.interpret.report.samples import Texts
 from factorized_moe.interpret.report.streams import expert_histograms, top_tokens, values_around
 
