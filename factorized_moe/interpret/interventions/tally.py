@@ -20,7 +20,7 @@ __all__ = ["Counterfactuals", "Tally"]
 
 @dataclass(frozen=True, eq=False)
 class Counterfactuals(Measurement):
-    """What would have been without each expert of a mode, over all predictions.
+    """How a model's predictions change when each expert of a mode is taken out, one at a time.
 
     Attributes:
         num_predictions: The number of predictions, one for each sample (and position).

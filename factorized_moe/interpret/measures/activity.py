@@ -170,7 +170,7 @@ class LoadCollector:
 
 @dataclass(frozen=True, eq=False)
 class Histogram(Measurement):
-    """How coefficients are distributed.
+    """Histograms of the coefficients of one expert mode, and of the largest one of each sample.
 
     Attributes:
         edges: The bins' edges, ``(B + 1,)``, float64; a bin holds its lower edge, the last one its upper too.

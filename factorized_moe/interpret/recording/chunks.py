@@ -36,7 +36,7 @@ MOST_ELEMENTS = 2**24
 
 @dataclass(frozen=True, eq=False)
 class Annotations:
-    """What some samples are; each attribute is ``None`` where it was not given.
+    """The numbers, classes and texts of some samples; ``None`` for what was not given.
 
     Attributes:
         ids: A number for each sample, such as its place in a data set, ``(n,)``, int64.

@@ -62,7 +62,7 @@ MEASURED = ("mean", "largest")
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class LayerSummary:
-    """What the experts of one expert mode of a layer did.
+    """What a report shows of one expert mode of a layer: loads, coefficients and top samples of its experts.
 
     Attributes:
         name: The layer's name, and the mode's where the layer has several; different for each layer of a report.
