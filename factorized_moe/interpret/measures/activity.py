@@ -141,6 +141,7 @@ class LoadCollector:
     """
 
     def __init__(self, grid: tuple[int, ...], threshold: float) -> None:
+        check_threshold(threshold)
         self._grid, self._threshold = grid, threshold
         self._counts = torch.zeros(math.prod(grid), dtype=torch.int64)
         self._sums = torch.zeros(math.prod(grid), dtype=torch.float64)
