@@ -148,6 +148,10 @@ class ReportData:
             inputs=inputs,
         )
 
+    def __repr__(self) -> str:
+        inputs = "no inputs" if self.inputs is None else f"{len(self.inputs):,} {type(self.inputs).__name__.lower()}"
+        return f"ReportData({self.title!r}, {len(self.layers)} layers, {len(self.classes)} classes, {inputs})"
+
     def _check_layer(self, layer: LayerSummary) -> None:
         for field in ("class_share", "accuracy_drop"):
             array = getattr(layer, field)

@@ -237,6 +237,9 @@ class LayerSummary:
         numbers: Array = around[~np.isnan(self.context.astype(float))]
         return numbers
 
+    def __repr__(self) -> str:
+        return f"LayerSummary({self.name!r}, {self.num_experts:,} experts, {self.num_samples:,} samples)"
+
     @property
     def num_experts(self) -> int:
         """``N``."""
