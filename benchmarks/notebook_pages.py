@@ -1,7 +1,7 @@
 """The pages of the example notebooks in docs/notebooks: `python -m benchmarks.notebook_pages`, a minute.
 
-Executes each notebook of examples/notebooks, which are stored without outputs, and writes a page with its texts, its code
-and its outputs: tables and drawings photographed with the system's Chromium, figures as they are, printed text as text.
+Executes each notebook of examples/notebooks, which are stored without outputs, and writes a page with its texts, its
+code and its outputs: tables and drawings photographed with the system's Chromium, figures and printed text as they are.
 """
 
 from __future__ import annotations
@@ -71,9 +71,7 @@ def _parts(content: Any, page: Path, window: Any) -> Iterator[str]:
             yield cell.source
             continue
         yield fenced(cell.source)
-        printed = "".join(
-            output.text for output in cell.outputs if output.output_type == "stream" and output.name == "stdout"
-        )
+        printed = "".join(output.text for output in cell.outputs if output.get("name") == "stdout")
         if printed:
             yield f"```text\n{printed.rstrip()}\n```"
         for data in (output.data for output in cell.outputs if "data" in output):
