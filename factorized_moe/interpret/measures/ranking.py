@@ -126,8 +126,8 @@ class TopSamplesCollector:
             same = (piece == last) & (last > 0)
             self._equal += torch.from_numpy(np.count_nonzero(same.numpy(), axis=0))
             better = (piece > last) | (same & (mine[:, None] < place))
-            sample, expert = np.divmod(np.flatnonzero(better.numpy()), piece.shape[1])
-            rows, columns = torch.from_numpy(sample), torch.from_numpy(expert)
+            found = np.divmod(np.flatnonzero(better.numpy()), piece.shape[1])
+            rows, columns = torch.from_numpy(found[0]), torch.from_numpy(found[1])
             if len(rows):
                 self._offer(block.start + some.start, rows, columns, piece[rows, columns], mine)
                 last, place = self._last()
