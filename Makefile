@@ -22,7 +22,7 @@ define install
 @touch $@
 endef
 
-.PHONY: help demo bench models fairness neighbours test test-fast versions lint format types docs build clean
+.PHONY: help demo bench models fairness neighbours test test-fast versions lint format types docs build clean recipes gpt
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,6 +38,12 @@ models: $(STAMPS)/models ## upcycle and distil an MLP of real models, write docs
 
 fairness: $(STAMPS)/fairness ## correct a classifier of people for the group it wrongs, write docs/studies/bias-correction.md
 	@$(BIN)/python -m studies bias_correction
+
+recipes: $(STAMPS)/recipes ## train the three recipes at their smallest, in two processes, into results/recipes (some minutes)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m recipes.smallest
+
+gpt: $(STAMPS)/recipes ## train a GPT of experts on Python's own text, sample from it, show its experts in results/gpt
+	@$(BIN)/python -m recipes.gpt $(OPTIONS)
 
 neighbours: $(STAMPS)/neighbours ## run the tests with PEFT, TransformerLens, nnsight, captum and torchao (VENV=.venv-neighbours keeps them apart)
 	@$(BIN)/python -m pytest -q -p no:cacheprovider tests/neighbours
@@ -94,6 +100,9 @@ $(STAMPS)/models: $(STAMPS)/venv pyproject.toml constraints.txt
 
 $(STAMPS)/fairness: $(STAMPS)/venv pyproject.toml constraints.txt
 	$(call install,fairness)
+
+$(STAMPS)/recipes: $(STAMPS)/venv pyproject.toml constraints.txt
+	$(call install,recipes)
 
 $(STAMPS)/neighbours: $(STAMPS)/venv pyproject.toml constraints.txt
 	$(call install,neighbours)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -49,10 +50,10 @@ def block(
     size: int,
     sizes: Sizes,
     *,
-    checkpoint: bool = False,
-    sparse: bool = False,
+    gate: str = "entmax15",
+    **options: Any,
 ) -> MuMoEBlock:
-    """A block with the paper's gate for language models and a LayerNorm on its input."""
+    """A block with the paper's gate for language models and a LayerNorm on its input, and further options of blocks."""
     return MuMoEBlock(
         sizes.features,
         sizes.hidden,
@@ -60,11 +61,10 @@ def block(
         expert_dims=expert_dims,
         decomposition=decomposition,
         rank=rank_of(decomposition, size, len(expert_dims)),
-        gate="entmax15",
+        gate=gate,
         gate_norm="layer",
         input_norm=True,
-        checkpoint=checkpoint,
-        sparse_coefficients=sparse,
+        **options,
     )
 
 

@@ -46,7 +46,7 @@ class Line:
     figures: tuple[Figure, ...]
 
 
-_MANY = "layer with gate, 1,024 tokens"
+_MANY, _MOST = "layer with gate, 1,024 tokens", "CP, rank 256, 1,048,576 experts"
 
 LINES = (
     Line(
@@ -104,9 +104,9 @@ LINES = (
         "A gated layer of 1,048,576 experts beside one of 64, 1,024 tokens",
         "scaling",
         (
-            Figure("full gate", _MANY, "CP, rank 256, 1,048,576 experts"),
-            Figure("gate of rank 32", _MANY, "CP, rank 256, 1,048,576 experts, gate_rank=32"),
-            Figure("that in the sparse form", _MANY, "CP, rank 256, 1,048,576 experts, sparse_coefficients=True, gate"),
+            Figure("full gate", _MANY, _MOST),
+            Figure("gate of rank 32", _MANY, f"{_MOST}, gate_rank=32"),
+            Figure("that in the sparse form", _MANY, f"{_MOST}, sparse_coefficients=True, gate_rank=32"),
         ),
     ),
     Line(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -161,48 +161,39 @@ def rows(effort: Effort, sizes: Sizes = SIZES) -> Iterator[Row]:
         x = torch.randn(tokens, sizes.features)
         for kind, make in (("contraction alone", _contraction), ("layer with gate", _gated), ("block", _block)):
             for name in ("cp", "tr"):
-                fewer, more = (make(name, dims, tokens, sizes, False) for dims in (few, sizes.many))
-                others = [make(name, sizes.many, tokens, sizes, True)] if name == "cp" else []
-                if kind == "layer with gate":
-                    others += _cheaper_gates(name, sizes)
-                yield from compare(f"{kind}, {count(tokens, 'token')}", fewer, [more, *others], [x], effort)
+                fewer = make(name, few, tokens, sizes, {})
+                more = [make(name, sizes.many, tokens, sizes, form) for form in _forms(name, kind, sizes)]
+                yield from compare(f"{kind}, {count(tokens, 'token')}", fewer, more, [x], effort)
 
 
-def _contraction(name: str, dims: tuple[int, ...], tokens: int, sizes: Sizes, sparse: bool) -> Contender:
+def _forms(name: str, kind: str, sizes: Sizes) -> list[dict[str, Any]]:
+    """What a layer of many experts is made with: a full gate, or one of low rank; CP also in the sparse form."""
+    sparse = [{"sparse_coefficients": True}] if name == "cp" else []
+    if kind == "contraction alone":
+        return [{}, *sparse]
+    low: dict[str, Any] = {"gate_rank": sizes.gate_rank}
+    return [{}, *sparse, low, *({**form, **low} for form in sparse), {**low, "gate": "softmax"}]
+
+
+def _contraction(name: str, dims: tuple[int, ...], tokens: int, sizes: Sizes, form: Mapping[str, Any]) -> Contender:
     """The experts of a layer, with given coefficients, of which most are zero."""
     size = sizes.cp if name == "cp" else sizes.tr
-    experts = _layer(name, dims, size, sizes.features, sparse_coefficients=sparse).experts
+    experts = _layer(name, dims, size, sizes.features, **form).experts
     coefficients = [entmax15(torch.randn(tokens, number)) for number in dims]
-    return Contender(_title(name, size, dims, sparse), lambda x: experts(x, coefficients), tuple(experts.parameters()))
+    return Contender(_title(name, size, dims, form), lambda x: experts(x, coefficients), tuple(experts.parameters()))
 
 
-def _gated(name: str, dims: tuple[int, ...], tokens: int, sizes: Sizes, sparse: bool) -> Contender:
+def _gated(name: str, dims: tuple[int, ...], tokens: int, sizes: Sizes, form: Mapping[str, Any]) -> Contender:
     size = sizes.cp if name == "cp" else sizes.tr
-    return Contender.of(
-        _title(name, size, dims, sparse), _layer(name, dims, size, sizes.features, sparse_coefficients=sparse)
-    )
+    return Contender.of(_title(name, size, dims, form), _layer(name, dims, size, sizes.features, **form))
 
 
-def _cheaper_gates(name: str, sizes: Sizes) -> list[Contender]:
-    """Gates of low rank, with entmax and with softmax; CP's also in the sparse form."""
-    size = sizes.cp if name == "cp" else sizes.tr
-    forms: list[dict[str, Any]] = [{}, {"gate": "softmax"}, *([{"sparse_coefficients": True}] if name == "cp" else [])]
-    return [
-        Contender.of(
-            f"{_title(name, size, sizes.many, 'sparse_coefficients' in form)}, gate_rank={sizes.gate_rank}"
-            f"{', softmax' if 'gate' in form else ''}",
-            _layer(name, sizes.many, size, sizes.features, gate_rank=sizes.gate_rank, **form),
-        )
-        for form in forms
-    ]
-
-
-def _block(name: str, dims: tuple[int, ...], tokens: int, sizes: Sizes, sparse: bool) -> Contender:
+def _block(name: str, dims: tuple[int, ...], tokens: int, sizes: Sizes, form: Mapping[str, Any]) -> Contender:
     """A block of the rank that matches an MLP at the few experts."""
     size = matched_blocks(sizes.experts, sizes.block)[name]
-    return Contender.of(_title(name, size, dims, sparse), block(name, dims, size, sizes.block, sparse=sparse))
+    return Contender.of(_title(name, size, dims, form), block(name, dims, size, sizes.block, **form))
 
 
-def _title(name: str, size: int, dims: tuple[int, ...], sparse: bool) -> str:
-    title = f"{rank_name(name, size, len(dims))}, {math.prod(dims):,} experts"
-    return f"{title}, sparse_coefficients=True" if sparse else title
+def _title(name: str, size: int, dims: tuple[int, ...], form: Mapping[str, Any]) -> str:
+    options = "".join(f", {option}={value}" for option, value in form.items())
+    return f"{rank_name(name, size, len(dims))}, {math.prod(dims):,} experts{options}"

@@ -46,7 +46,7 @@ def check_call(
     Args:
         x: The input, ``(*batch, I)``.
         coefficients: For each expert mode a tensor ``(*batch, N_k)``.
-        in_features: ``I``.
+        in_features: The number of input features, ``I``.
         expert_dims: The sizes of the expert modes.
         parameter: One of the layer's parameters, for its type and device.
 

@@ -1,4 +1,4 @@
-"""Coefficient activations: from the logits of a gate to the coefficients of one expert mode.
+"""Activation functions of gates: from logits to the coefficients of the experts of one mode.
 
 An activation is any callable that takes logits of shape ``(*batch, N)`` and returns coefficients of the same
 shape, acting on the last dimension alone. Those here return non-negative coefficients that sum to one, except

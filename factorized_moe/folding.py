@@ -1,4 +1,4 @@
-"""Contractions of parameters alone, carried out beforehand: an equal expert tensor of fewer nodes, for evaluation.
+"""An expert tensor for inference, with products of its parameters computed once and stored.
 
 In training such a step is part of every call, as the parameters change. Afterwards it gives the same value again and
 again, so its value can be stored in place of the parameters that it is made of.
@@ -25,7 +25,7 @@ __all__ = ["fold"]
 
 @torch.no_grad()
 def fold(tensor: FactorizedExpertTensor, batch_size: int = 64) -> FactorizedExpertTensor:
-    """An equal tensor in which products of parameters are stored instead of computed at every call.
+    """An equal expert tensor for inference: products of parameters are computed once and stored, not at every call.
 
     Of all orders in which contracting parameters costs nothing, the cheapest is looked for, and what it contracts of
     parameters alone becomes one node, but nothing that would have more elements than the nodes it replaces. So it
@@ -37,7 +37,9 @@ def fold(tensor: FactorizedExpertTensor, batch_size: int = 64) -> FactorizedExpe
         batch_size: The number of samples in a call for which it is to be cheap.
 
     Returns:
-        A new tensor whose parameters are copies. Its decomposition is its network: what was one node's is lost.
+        A new tensor whose parameters are copies, so both take memory until the given one is let go. Its decomposition
+        is its network: what was one node's is lost. It can be trained, but then the stored products are: there is no
+        way back to the nodes.
 
     Examples:
         >>> network = TensorNetwork.parse("core: in out s, mix: s; in=256 out=256 s=16")

@@ -30,7 +30,7 @@ _NORMS = ("batch", "layer", None)
 
 
 class ExpertGate(nn.Module):
-    """The gate: how much each expert takes part in an input, ``activation(norm(x @ weight.T) / temperature)``.
+    """The gate: an input's coefficients for all experts, ``activation(norm(x @ weight.T) / temperature)``.
 
     The weight starts at zero, so training starts from the uniform mixture. Logits are normalised before the
     activation, without a learned scale, which keeps a sparse activation from settling on few experts early.

@@ -119,7 +119,7 @@ class TensorNetwork:
         in_labels: Mapping[str, int] | None = None,
         out_labels: Mapping[str, int] | None = None,
     ) -> TensorNetwork:
-        """A network of one term whose external labels have the usual names.
+        """Build the network of a weight of given sizes from its nodes and the sizes of its bonds.
 
         The labels of the modes are ``expert_0``, ``expert_1``, ..., ``in`` and ``out``.
 
@@ -171,7 +171,7 @@ class TensorNetwork:
 
     @classmethod
     def parse(cls, text: str, sizes: Mapping[str, int] | None = None) -> TensorNetwork:
-        """A network written as text; ``str(network)`` gives the text back.
+        """Read a network that is written as text; ``str(network)`` gives the text back.
 
         Nodes are lists of labels, separated by commas, with or without a name in front; the modes' labels have the
         usual names. `factorized_moe.parsing` has the whole grammar: sums, sizes within the text, shared parameters.

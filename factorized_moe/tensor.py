@@ -57,12 +57,12 @@ class FactorizedExpertTensor(nn.Module):
 
     Args:
         expert_dims: ``(N_0, N_1, ..)``, the sizes of the expert modes; empty for a plain factorised matrix.
-        in_features: ``I``.
-        out_features: ``O``.
+        in_features: The number of input features, ``I``.
+        out_features: The number of output features, ``O``.
         decomposition: A registered name, such as ``"cp"`` (the default), ``"tucker"``, ``"tt"`` or ``"tr"``, or an
             instance.
-        rank: An int, a tuple of ints in TensorLy's convention (Tucker: one for each mode; TT and TR: one for each
-            bond, first and last included), ``"same"``, a fraction of the dense size, or a `Budget`.
+        rank: An int, a tuple of ints in TensorLy's convention, in the weight's order (Tucker: one for each mode; TT and
+            TR: one for each bond, first and last included), ``"same"``, a fraction of the dense size, or a `Budget`.
         network: Any network, in place of the arguments above, which it says. Its input mode counts the bias row.
         bias: Whether each expert has a bias: one more row of its matrix, the last.
         init: The name of one of the decomposition's initialisations, or a function that fills the parameters in
@@ -72,7 +72,7 @@ class FactorizedExpertTensor(nn.Module):
             rows of non-zero ones are read, where rows are long. The value is exact; a zero may get no gradient, exact
             for entmax, sparsemax and top-k. Not for compilation, vmap, second derivatives and the meta device.
         device: Where the parameters are; ``"meta"`` allocates nothing (see `reset_parameters`).
-        dtype: Their type.
+        dtype: The parameters' type.
 
     Attributes:
         weight: The parameters, a `factorized_moe.storage.NetworkTensor`.

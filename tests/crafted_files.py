@@ -22,7 +22,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import load_file, save
 from torch import nn
 
-from factorized_moe import CPMuMoE, MuMoEBlock, TuckerMuMoE
+from factorized_moe import CPMuMoE, FactorizedExpertTensor, MuMoEBlock, TuckerMuMoE
 from factorized_moe.demo import load_model
 from factorized_moe.demo.classifier import HeadConfig, ImageClassifier, Trunk
 from factorized_moe.demo.images import load_images
@@ -39,6 +39,7 @@ from factorized_moe.interpret import (
 from factorized_moe.interpret.report import ReportData, load_run, report_page, save_run
 from factorized_moe.surgery import (
     DistillationSettings,
+    FactorizedExperts,
     MuMoEConfig,
     distill,
     from_pretrained,
@@ -155,6 +156,16 @@ def _read_model(folder: Path) -> None:
     assert model.eval()(torch.randn(5, 8)).shape == (5, 4)
 
 
+def _write_experts(folder: Path) -> None:
+    tensors = [FactorizedExpertTensor((3,), *sizes, "cp", 2, bias=True) for sizes in ((5, 8), (4, 5))]
+    save_model(nn.ModuleDict({"experts": FactorizedExperts(*tensors, nn.PReLU(), limit=7.0, shift=1.0)}), folder)
+
+
+def _read_experts(folder: Path) -> None:
+    model = load(nn.ModuleDict({"experts": nn.Linear(2, 2)}), folder)
+    assert model.eval()["experts"](torch.randn(6, 5)).shape == (6, 5)
+
+
 def _write_demo(folder: Path) -> None:
     head = HeadConfig(3, (4, 2), "tucker", (2, 2, 3, 3), gate_norm="layer")
     model = ImageClassifier(Trunk(30.0, 50.0), head.build()).eval()
@@ -256,6 +267,7 @@ KINDS: dict[str, Kind] = {
     "layer": Kind(_write_layer, _read_layer, (SAFETENSORS, JSON), _sealed_folder),
     "block": Kind(_write_block, _read_layer, (JSON,), _sealed_folder),
     "model": Kind(_write_model, _read_model, (SAFETENSORS, JSON), _sealed_folder),
+    "experts": Kind(_write_experts, _read_experts, (JSON,), _sealed_folder),
     "demo": Kind(_write_demo, _read_demo, ("model.safetensors", "config.json"), _sealed_demo),
     "state": Kind(_write_state, _read_state, (SAFETENSORS,)),
     "idx": Kind(_write_idx, _read_images, ("ubyte.gz",)),

@@ -57,6 +57,7 @@ from factorized_moe.interpret import (
     record,
 )
 from factorized_moe.interpret.report import ReportData, load_run
+from factorized_moe.parallel import Machine, shard, shards_of
 from factorized_moe.surgery import (
     DistillationSettings,
     MuMoEConfig,
@@ -114,11 +115,14 @@ def calls() -> dict[str, Call]:
             "gate": "function",
             "gate_norm": "gate norm",
             "gate_temperature": "positive",
+            "gate_rank": "count or none",
         },
         **{"input_norm": "flag", "init": "function", "checkpoint": "flag", "sparse_coefficients": "flag"},
         **{"device": "device", "dtype": "dtype", "network": "module"},
     }
     built = {name: kind for name, kind in built.items() if name not in ("gate_norm", "init", "network")}
+    released = {"input_dim": 4, "output_dim": 6, "expert_dims": [3]}
+    sizes = {"input_dim": "size", "output_dim": "size", "expert_dims": "sizes"}
     of = {"layer": "layer", "mode": "mode", "recording": "recording"}
     change = {"experts": "experts", "mode": "mode of an intervention"}
     labels = torch.tensor([0, 1, 0, 1])
@@ -176,6 +180,7 @@ def calls() -> dict[str, Call]:
                 "expert_dims": "sizes",
                 "activation": "function",
                 "temperature": "positive",
+                "rank": "count or none",
                 "device": "device",
                 "dtype": "dtype",
             },
@@ -206,10 +211,24 @@ def calls() -> dict[str, Call]:
             {"model": layer},
             {"model": "module", "decay_gates": "flag", "weight_decay": "share but large"},
         ),
-        "compat.CPMMoE": (
-            compat.CPMMoE,
-            {"input_dim": 4, "output_dim": 6, "expert_dims": [3], "rank": 2},
-            {"input_dim": "size", "output_dim": "size", "expert_dims": "sizes", "rank": "size"},
+        "compat.CPMMoE": (compat.CPMMoE, {**released, "rank": 2}, {**sizes, "rank": "size"}),
+        "compat.CPMuMoE": (compat.CPMuMoE, {**released, "rank": 2}, {**sizes, "rank": "size", "use_bias": "0 or 1"}),
+        "compat.TuckerMMoE": (compat.TuckerMMoE, {**released, "ranks": [2, 2, 2]}, {**sizes, "use_bias": "0 or 1"}),
+        "compat.TTMMoE": (
+            compat.TTMMoE,
+            {**released, "ranks": [[1, 3, 2], [2, 5, 2], [2, 6, 1]]},
+            {**sizes, "use_bias": "0 or 1"},
+        ),
+        "shards_of": (
+            shards_of,
+            {"module": CPMuMoE(8, 3, [3], rank=2), "ranks": 2},
+            {"module": "module", "ranks": "count", "label": "label", "tokens": "count", "machine": "machine"},
+        ),
+        "shard": (shard, {"module": CPMuMoE(8, 3, [3], rank=2)}, {"mesh": "module"}),
+        "Machine": (
+            Machine,
+            {},
+            {"flops_per_second": "positive", "bytes_per_second": "positive", "bytes_per_element": "count"},
         ),
         "MuMoEConfig": (
             MuMoEConfig,
@@ -220,6 +239,7 @@ def calls() -> dict[str, Call]:
                 "decomposition": "name",
                 "gate": "name",
                 "gate_temperature": "positive",
+                "gate_rank": "count or none",
                 "noise": "share but large",
                 "pretrained": "flag",
                 "seed": "seed",
@@ -341,7 +361,7 @@ def calls() -> dict[str, Call]:
 
 def valid_calls() -> dict[str, Callable[[], object]]:
     """The calls with arguments that are right: they must go through, or a refusal of a wrong one would show nothing."""
-    incomplete = {"from_pretrained", "save_pretrained", "open_recording", "load_run"}  # given a wrong one only
+    incomplete = {"from_pretrained", "save_pretrained", "open_recording", "load_run", "shard"}  # given a wrong one only
     return {name: partial(call, **right) for name, (call, right, _) in calls().items() if name not in incomplete}
 
 

@@ -27,6 +27,7 @@ WRONG: dict[str, tuple[Any, ...]] = {
     "dtype": (object(), nn.ReLU, "float32", float, torch.int64, torch.bool, torch.complex64, torch.float8_e4m3fn, 32),
     "name": (object(), nn.Module, 3, 2.5, True, b"cp", "", "no such", [], {}, NAN, torch.ones(2)),
     "module": (object(), nn.ReLU, None, 3, "x", [], {}, torch.ones(2)),
+    "machine": (object(), nn.ReLU, 3, "x", [], {}, torch.ones(2)),
     "function": (object(), nn.ReLU, None, 3, "no such", [], {}, torch.ones(2), True, NAN),
     "matrix": (
         object(),
@@ -158,6 +159,8 @@ WRONG["title"] = (object(), nn.ReLU, 3, None, b"x", [])
 WRONG["iterable"] = (object(), nn.ReLU, None, 3, [])
 WRONG["batches"] = (object(), nn.ReLU, None, 3, [None], [], [torch.ones(5, 7)], [torch.full((5, 8), NAN)], ["x"])
 WRONG["function"] = _without("function", None)
+WRONG["0 or 1"] = tuple(value for value in WRONG["flag"] if type(value) is not int)  # 0 and 1 are taken
+WRONG["label"] = tuple(value for value in WRONG["name"] if not isinstance(value, dict))  # all tensors may be left out
 
 
 def shown(value: Any) -> str:

@@ -18,13 +18,14 @@ HANG = 300
 """Seconds for a whole batch, far beyond what it takes."""
 
 FILES = {
-    "recording": 60,
+    "recording": 50,
     "sparse recording": 50,
-    "run": 50,
+    "run": 40,
     "config": 40,
     "layer": 40,
     "block": 20,
     "model": 30,
+    "experts": 20,
     "demo": 30,
     "state": 30,
     "idx": 20,

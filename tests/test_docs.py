@@ -106,7 +106,7 @@ def test_docstrings_are_markdown() -> None:
 
 
 def test_examples_have_the_heading_that_the_parser_renders() -> None:
-    for folder in ("factorized_moe", "benchmarks", "studies", "examples"):
+    for folder in ("factorized_moe", "benchmarks", "recipes", "studies", "examples"):
         for path in sorted((ROOT / folder).rglob("*.py")):
             wrong = re.search(r"^\s*Example:\s*$", path.read_text(encoding="utf-8"), re.MULTILINE)
             assert not wrong, (

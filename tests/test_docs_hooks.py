@@ -1,5 +1,6 @@
 """What is done to the documentation's pages when the site is built: formulas, the diagram, no other servers."""
 
+import html
 import importlib.util
 import re
 import xml.etree.ElementTree as ET
@@ -23,7 +24,7 @@ def hook(name: str) -> ModuleType:
 
 FORMULAS, IMPORTS, OFFLINE = hook("formulas"), hook("imports"), hook("offline")
 NETWORKS, NAMES, SOURCES = hook("networks"), hook("names"), hook("sources")
-DEFAULTS, ELSEWHERE = hook("defaults"), hook("elsewhere")
+DEFAULTS, ELSEWHERE, TABLES = hook("defaults"), hook("elsewhere"), hook("tables")
 
 
 @pytest.mark.parametrize(
@@ -47,8 +48,26 @@ def test_text_in_code_is_left_alone() -> None:
     assert FORMULAS.on_page_content(page) == page
 
 
+def test_formulas_of_docstrings_are_drawn_in_the_reference() -> None:
+    sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "factorized_moe").rglob("*.py"))
+    assert [plain for plain in FORMULAS.SHOWN if f"``{plain}``" not in sources] == []
+    page = "".join(f"<p><code>{html.escape(plain)}</code></p>" for plain in FORMULAS.SHOWN) + "<code>x @ y</code>"
+    built = FORMULAS.on_page_content(page, SimpleNamespace(file=SimpleNamespace(src_uri="api/tensor.md")))
+    assert built.count("<math") == len(FORMULAS.SHOWN)
+    assert re.findall("<code>.*?</code>", built) == ["<code>x @ y</code>"]
+    assert FORMULAS.on_page_content(page, SimpleNamespace(file=SimpleNamespace(src_uri="defaults.md"))) == page
+
+
+def test_an_unknown_environment_fails_the_build() -> None:
+    """latex2mathml would write its alignment marks into the formula, on one line."""
+    page = r'<div class="arithmatex">\[\begin{%s} a &amp;= b \\ c &amp;= d \end{%s}\]</div>'
+    with pytest.raises(ValueError, match=r"an environment that latex2mathml does not know: \\begin\{aligned\}"):
+        FORMULAS.on_page_content(page % ("aligned", "aligned"))
+    assert FORMULAS.on_page_content(page % ("split", "split")).count("<mtr>") == 2
+
+
 def test_an_unknown_command_fails_the_build() -> None:
-    with pytest.raises(ValueError, match=r"not known to latex2mathml: \\nonsense x"):
+    with pytest.raises(ValueError, match=r"latex2mathml does not know: \\nonsense x"):
         FORMULAS.on_page_content(r'<span class="arithmatex">\(\nonsense x\)</span>')
 
 
@@ -197,3 +216,16 @@ def test_addresses_elsewhere_are_whole() -> None:
     addresses = ELSEWHERE.addresses()
     assert addresses["torch.Tensor"].endswith("/tensors.html#torch.Tensor")
     assert all(re.fullmatch(r"https://[\w./#-]+", address) for address in addresses.values())
+
+
+def test_a_row_that_heads_others_is_one_cell() -> None:
+    empty = '<td style="text-align: right;"></td>'
+    head = f"<tr>\n<td><strong>A block</strong></td>\n<td></td>\n{empty}\n</tr>"
+    named = f"<tr>\n<td><strong>CP</strong></td>\n<td>1.0</td>\n{empty}\n</tr>"
+    built = TABLES.on_page_content(f"<table>\n{head}\n{named}\n</table>")
+    assert built == f'<table>\n<tr>\n<td colspan="3"><strong>A block</strong></td>\n</tr>\n{named}\n</table>'
+
+
+def test_an_interval_in_a_cell_stays_on_one_line() -> None:
+    page = "<p>1 [2, 3]</p><td>1.03 [1.01, 1.04]</td><td>a, b</td>"
+    assert TABLES.on_page_content(page) == "<p>1 [2, 3]</p><td>1.03 [1.01,&nbsp;1.04]</td><td>a, b</td>"

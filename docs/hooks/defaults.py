@@ -69,6 +69,7 @@ def defaults() -> str:
         cells = (f"`{values[name]}`" if name in values else "" for name in CLASSES)
         rows.append(f"| `{argument}` | {' | '.join(cells)} |")
     reasons = [f"- `{argument}`: {REASONS[argument]}" for argument in table if argument in REASONS]
+    rows = ['<div class="names-first" markdown="1">', "", *rows, "", "</div>"]
     return "\n".join([*rows, "", "## Where they differ, and why", "", *reasons, "", *_orders()])
 
 

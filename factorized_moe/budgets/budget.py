@@ -41,7 +41,7 @@ class BudgetError(ValueError):
 
 @dataclass(frozen=True)
 class Budget:
-    """What a layer of experts may cost, to be given in place of a rank: the rank makes the most of it.
+    """A limit on parameters, FLOPs or bytes, given in place of a rank: the layer has the rank that makes most of it.
 
     The gate and the biases count unless told otherwise; of a `FactorizedExpertTensor` alone, which has no gate, its own
     parameters. Give one of the four budgets. No rank is ever over it, but with ``rounding="up"``.
@@ -122,7 +122,7 @@ class Budget:
         gate_parameters: int | None = None,
         gate_rank: int | None = None,
     ) -> Rank:
-        """The rank of a layer, or of all layers of a block, which share one gate.
+        """The rank that the budget gives a layer, or all layers of a block, which share one gate.
 
         Args:
             expert_dims: The number of experts ``N_k`` of each expert mode.

@@ -28,8 +28,8 @@ def rank_for_budget(
 
     Args:
         expert_dims: The number of experts ``N_k`` of each expert mode.
-        in_features: ``I``.
-        out_features: ``O``.
+        in_features: The number of input features, ``I``.
+        out_features: The number of output features, ``O``.
         decomposition: A registered name or an instance.
         hidden_features: ``H``, for the rank of both layers of a `MuMoEBlock`; both layers and the one gate count.
         bias: Whether every expert has a bias.

@@ -18,7 +18,7 @@ __all__ = ["BudgetRow", "BudgetTable", "compare_at_budget"]
 
 @dataclass(frozen=True)
 class BudgetRow:
-    """One decomposition at a budget.
+    """The rank and the costs of one decomposition at a budget.
 
     Attributes:
         decomposition: Its name.
@@ -116,8 +116,8 @@ def compare_at_budget(
 
     Args:
         expert_dims: The number of experts of each expert mode.
-        in_features: ``I``.
-        out_features: ``O``.
+        in_features: The number of input features, ``I``.
+        out_features: The number of output features, ``O``.
         decompositions: Names; all registered ones by default.
         budget: The budget and how it is counted, as for `rank_for_budget`.
 

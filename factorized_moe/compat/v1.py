@@ -68,7 +68,7 @@ class _GatedLayer(ReleasedWeight):
 
 
 class CPMMoE(_GatedLayer):
-    """v1's layer in CP form.
+    """The layer in CP form of the released code's first version (v1), with its gate.
 
     Args:
         input_dim: `I`.
@@ -105,7 +105,7 @@ class CPMMoE(_GatedLayer):
 
 
 class TuckerMMoE(_GatedLayer):
-    """v1's layer in Tucker form, with a parameter `core` of shape `ranks`.
+    """The layer in Tucker form of the released code's first version (v1), with its gate; `core` has the shape `ranks`.
 
     Args:
         input_dim: `I`.
@@ -140,7 +140,9 @@ class TuckerMMoE(_GatedLayer):
 
 
 class TTMMoE(_GatedLayer):
-    """v1's layer in tensor-train form, or as a tensor ring if its first bond is longer than 1.
+    """The layer in tensor-train form of the released code's first version (v1), with its gate.
+
+    A tensor ring if its first bond is longer than 1.
 
     Args:
         input_dim: `I`.

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from factorized_moe._scalars import is_whole
 from factorized_moe.contraction import execute, forward_request, plan_layer
 from factorized_moe.tensor import FactorizedExpertTensor
 
@@ -52,6 +53,8 @@ class ReleasedWeight(nn.Module):
         redraw: Callable[[Tensor, Tensor, int], None],
     ) -> None:
         super().__init__()
+        if not (isinstance(use_bias, bool) or (is_whole(use_bias) and use_bias in (0, 1))):
+            raise TypeError(f"use_bias is True or False, or 1 or 0, got {use_bias!r}")
         tensor = FactorizedExpertTensor(
             expert_dims, input_dim, output_dim, decomposition, rank, bias=bool(use_bias), init="paper"
         )

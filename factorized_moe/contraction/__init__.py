@@ -1,4 +1,4 @@
-"""From a request on a network to its result: plan once (`planning`), replay fast (`execution`)."""
+"""Contraction plans: in which order the tensors of a network are multiplied, found once and replayed at every call."""
 
 from factorized_moe.contraction.batches import LayerPlans, plan_layer
 from factorized_moe.contraction.costs import expert_rank_bound, num_parameters

@@ -50,7 +50,7 @@ SAMPLES = (2, *(4**k for k in range(8)), LARGEST)
 
 @dataclass(frozen=True)
 class LayerPlans:
-    """The plans of a layer.
+    """The plans of a forward pass: mostly one for all batch sizes, sometimes another for large ones.
 
     Attributes:
         plans: The plans, the one for the fewest samples first; mostly one.
@@ -98,7 +98,7 @@ class _Candidate:
 
 @lru_cache(maxsize=4096)
 def plan_layer(network: TensorNetwork, request: Request) -> LayerPlans:
-    """The plan or the plans for a request at all batch sizes: deterministic, from the description alone.
+    """Make the plan, or the few plans, that serve a request at every batch size; no tensor is needed.
 
     Args:
         network: The network.

@@ -13,7 +13,7 @@ __all__ = ["execute", "recompute"]
 
 
 def execute(plan: ContractionPlan, operands: Sequence[Tensor]) -> Tensor:
-    """Run a plan's steps.
+    """Run a plan on tensors and return its result.
 
     Args:
         plan: The plan.
@@ -44,7 +44,7 @@ def execute(plan: ContractionPlan, operands: Sequence[Tensor]) -> Tensor:
 
 
 def recompute(plan: ContractionPlan, operands: Sequence[Tensor]) -> Tensor:
-    """As `execute`, but what the backward pass needs is made again there and not kept.
+    """As `execute`, but intermediate values are computed again in the backward pass and not kept.
 
     Args:
         plan: The plan.

@@ -36,7 +36,7 @@ def choose_plan(
     backward: bool,
     path: Path | Sequence[Path] | None,
 ) -> ContractionPlan | None:
-    """A new plan for a network and a request, if one is asked for.
+    """Make a plan by another criterion: FLOPs at a batch size, measured time, a memory limit, or an order of your own.
 
     Args:
         network: The network.
@@ -101,7 +101,7 @@ def fastest_plan(
     *,
     backward: bool = False,
 ) -> ContractionPlan:
-    """The plan that is fastest over some batch sizes.
+    """Time plans at some batch sizes and return the fastest.
 
     All plans are timed in turn, round after round, so that a change of the machine's speed meets them all. A plan's
     score is the product over the batch sizes of its median time, relative to the first plan's; the first plan is

@@ -20,11 +20,11 @@ from factorized_moe.network import BATCH, TensorNetwork
 __all__ = ["Path", "contractions", "paths_of", "plan_along"]
 
 Path = Sequence[tuple[int, int]]
-"""Pairs of positions, in the linear format."""
+"""A contraction order in opt_einsum's linear format: pairs of positions in the list of operands."""
 
 
 def contractions(network: TensorNetwork, request: Request) -> list[tuple[list[tuple[str, ...]], tuple[str, ...]]]:
-    """What a search of another library needs: for each term the labels of its operands, and those of its result.
+    """The labels of a contraction's operands and of its result, term by term, for another library's search of an order.
 
     Args:
         network: The network; ``network.sizes`` has the sizes of its labels, and ``"batch"`` is that of the samples.
@@ -50,7 +50,7 @@ def contractions(network: TensorNetwork, request: Request) -> list[tuple[list[tu
 def plan_along(
     network: TensorNetwork, request: Request, path: Path | Sequence[Path], batch_size: int
 ) -> ContractionPlan:
-    """The plan that contracts in the order of a path.
+    """Make the plan of a given contraction order, such as opt_einsum or cotengra find.
 
     Args:
         network: The network.
@@ -83,7 +83,7 @@ def plan_along(
 
 
 def paths_of(plan: ContractionPlan) -> list[list[tuple[int, int]]]:
-    """A plan's order in the linear format, one path for each term of its network.
+    """A plan's contraction order in opt_einsum's linear format, one path for each term of its network.
 
     Args:
         plan: The plan.

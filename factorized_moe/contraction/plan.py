@@ -1,4 +1,4 @@
-"""A request on a network, and the plan that answers it: inert, hashable objects that hold no tensors."""
+"""A request, what to compute from a network, and its contraction plan: hashable objects that hold no tensors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["ContractionPlan", "Request", "Step", "check_batch_size"]
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked of a network.
+    """What to compute from a network: which vectors it is contracted with, and which labels the result keeps.
 
     Args:
         vectors: For each per-sample operand, its labels (without the batch's).
@@ -34,7 +34,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Step:
-    """One step of a plan.
+    """One step of a plan: the contraction of two values, or an operation on one.
 
     Attributes:
         operands: The positions of its one or two operands among the values so far.
@@ -61,7 +61,7 @@ class Step:
 
 @dataclass(frozen=True)
 class ContractionPlan:
-    """A fixed list of pairwise steps that answers one request on one network.
+    """A contraction order with its costs: a fixed list of pairwise steps, such as those of a forward pass.
 
     The values are numbered: first the network's nodes, then the request's vectors, then each step's result. The last
     value is the answer. A plan holds no tensors; it is hashable and pickles, and is valid for every batch size.

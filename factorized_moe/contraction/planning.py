@@ -35,13 +35,13 @@ DEFAULT_BATCH_SIZE = 64
 
 
 def forward_request(network: TensorNetwork, bias: bool, sparse: bool = False) -> Request:
-    """The forward pass: contract the input ``(B, I)`` and one vector ``(B, N_k)`` for each expert mode."""
+    """The request of a forward pass: contract the input ``(B, I)`` and one vector ``(B, N_k)`` for each expert mode."""
     vectors = (network.in_labels, *((label,) for label in network.expert_labels))
     return Request(vectors, network.out_labels, append_one=bias, sparse=sparse)
 
 
 def dense_request(network: TensorNetwork, fixed: Iterable[str] = ()) -> Request:
-    """The dense tensor, or the slice of it at fixed expert labels."""
+    """The request for the dense tensor, or for the slice of it at fixed expert labels."""
     gone = frozenset(fixed)
     return Request((), tuple(label for label in network.external_labels if label not in gone), fixed=gone)
 
@@ -90,7 +90,7 @@ class Strategy:
 def make_plan(
     network: TensorNetwork, request: Request, batch_size: int = DEFAULT_BATCH_SIZE, memory_limit: int | None = None
 ) -> ContractionPlan:
-    """Plan a request: a cached, deterministic, pure function of the description.
+    """Find the cheapest plan for a request: deterministic, and cached.
 
     Args:
         network: The network.

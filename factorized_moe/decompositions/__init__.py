@@ -1,4 +1,4 @@
-"""Decompositions: the contract (`base`), their names (`registry`), and one file for each, which registers itself."""
+"""Tensor decompositions by name, and the base class for your own."""
 
 from importlib import import_module
 from pkgutil import iter_modules

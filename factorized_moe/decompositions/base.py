@@ -41,7 +41,7 @@ RankLike = int | float | str | Sequence[int]
 
 
 class Decomposition(ABC):
-    """A family of factorisations. Subclass it, write `network`, and register an instance.
+    """The base class of tensor decompositions: subclass it, write `network`, and register an instance.
 
     Attributes:
         initialisations: Ways to fill the parameters, by name; the first is the default. Every decomposition has
@@ -73,7 +73,7 @@ class Decomposition(ABC):
 
     @abstractmethod
     def network(self, expert_dims: tuple[int, ...], in_features: int, out_features: int, rank: Any) -> TensorNetwork:
-        """Describe the network.
+        """Describe the tensor network of a weight of given sizes and rank: the one method to write.
 
         Args:
             expert_dims: The sizes of the expert modes, none or more.
@@ -97,7 +97,7 @@ class Decomposition(ABC):
         return rank
 
     def useful_rank(self, rank: Rank, shape: tuple[int, ...]) -> Rank:
-        """Hook: the part of a rank beyond which more parameters add nothing; the rank itself by default.
+        """Hook: a rank cut down to where more parameters would add nothing; by default the rank itself.
 
         A rank given as ints is taken as it is. Budgets choose among useful ranks, and a fit pads with zeros.
 

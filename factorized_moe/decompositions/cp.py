@@ -38,7 +38,7 @@ def replicate_with_noise(network: TensorNetwork, tensors: Mapping[str, Tensor]) 
 
 
 class CP(Decomposition):
-    """A sum of products of vectors (Hitchcock 1927; uMoE paper Eq. 2).
+    """A sum of outer products of vectors (Hitchcock 1927; uMoE paper Eq. 2).
 
     ``W[n, .., i, o] = sum_r A_0[n, r] .. B[i, r] C[o, r]``.
 

@@ -21,7 +21,7 @@ Initialisation = Callable[[TensorNetwork, Mapping[str, Tensor]], None]
 
 
 def balanced(network: TensorNetwork, tensors: Mapping[str, Tensor]) -> None:
-    """Parameters of one scale, experts that differ in every mode, and the variance of ``nn.Linear`` under a fresh gate.
+    """The default initialisation: experts differ in every mode, and their mean varies as much as a fresh ``nn.Linear``.
 
     A node without an expert mode is uniform with variance ``q**2``. In a node with expert modes every expert starts as
     the same random signs plus noise of the same size, ``q * (sign + N(0, 1))``: experts have a common part, which a

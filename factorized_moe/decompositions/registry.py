@@ -128,7 +128,7 @@ def get_decomposition(decomposition: str | Decomposition) -> Decomposition:
 
 @dataclass(frozen=True)
 class Registration:
-    """What the registry knows of a decomposition.
+    """A registered decomposition: its names, its class and its initialisations.
 
     Attributes:
         name: The name under which it is listed.

@@ -54,7 +54,7 @@ THRESHOLD = 0.5
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """What the demonstration does.
+    """The options of the demonstration: data, experts, training and where results go.
 
     Attributes:
         data: A folder with one sub-folder of images for each class, or a folder of IDX files; ``None`` for the
@@ -87,7 +87,7 @@ class DemoOptions:
 
 @dataclass(frozen=True)
 class HeadReport:
-    """How one head did.
+    """The accuracy and the size of one of the demonstration's heads.
 
     Attributes:
         name: What it is.

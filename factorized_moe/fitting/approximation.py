@@ -69,10 +69,11 @@ def fit(
         bias: Whether the last row of each expert's matrix is its bias, which meets an input of 1.
         activations: Inputs of the layer, ``(*samples, I)`` without the bias's 1: the error of the outputs on them is
             minimised and reported, in place of the weights' own.
-        input_covariance: The same from the inputs' second moment ``E[x x^T]``, ``(I, I)``; with a bias it may
-            count the constant 1 as the last input, and inputs of mean zero are assumed if it does not.
-        output_covariance: How much errors of the outputs count, ``(O, O)``: an error ``e`` as ``e^T D e``. Given the
-            second moment ``E[g g^T]`` of a loss's gradients at the outputs, what the loss hardly feels may be lost.
+        input_covariance: The same from the inputs' second moment ``E[x x^T]``, symmetric, ``(I, I)``; with a bias it
+            may be ``(I + 1, I + 1)``, the constant 1 as the last input; inputs of mean zero are assumed if it is not.
+        output_covariance: How much errors of the outputs count, symmetric, ``(O, O)``: an error ``e`` as ``e^T D e``.
+            Given the second moment ``E[g g^T]`` of a loss's gradients at the outputs, what the loss hardly feels may be
+            lost.
         dtype: The parameters' type; the dense tensor's by default.
         seed: Where random starts come from.
         starts: The most random starts, beside TensorLy's algorithm; chosen by the tensor's size by default.
@@ -84,7 +85,8 @@ def fit(
     Raises:
         TypeError: If the tensor is not of a real floating type, or neither or both of rank and error are given.
         ValueError: If the tensor is empty, on the meta device, has an entry that is not finite or is beyond 1e150 or
-            below 1e-150 as a whole; if the parameters overflow their type; or if no rank reaches the error.
+            below 1e-150 as a whole; if a covariance is of another shape, not symmetric or has a negative eigenvalue; if
+            the parameters overflow their type; or if no rank reaches the error.
 
     Examples:
         >>> experts = torch.randn(8, 16, 12, generator=torch.Generator().manual_seed(0))

@@ -27,7 +27,7 @@ ROUNDING = 1e-13
 
 
 def error_bound(target: Tensor, network: TensorNetwork, *, split: bool = True) -> float:
-    """The least relative error, in the Frobenius norm, that any parameters of a network can have.
+    """A lower bound on the relative error, in the Frobenius norm, of any fit of a network to a tensor.
 
     Args:
         target: The dense tensor, ``(*expert_dims, I, O)``.

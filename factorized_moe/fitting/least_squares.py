@@ -35,7 +35,7 @@ RIDGE = 1e-14
 def alternating_least_squares(
     problem: Problem, tensors: Tensors, sweeps: int, report: Report = lambda error: None
 ) -> tuple[float, int]:
-    """Sweep over the nodes until the error stands still.
+    """Alternating least squares: solve for one node after the other until the error falls no more.
 
     Args:
         problem: The problem, with the Frobenius norm; no two nodes may share a parameter.

@@ -17,14 +17,8 @@ from factorized_moe.interpret.interventions.kinds import (
     Swap,
 )
 from factorized_moe.interpret.interventions.tally import Counterfactuals
-from factorized_moe.interpret.measures.activity import (
-    Coactivation,
-    Histogram,
-    Load,
-    measure_coactivation,
-    measure_histogram,
-    measure_load,
-)
+from factorized_moe.interpret.measures.activity import Histogram, Load, measure_histogram, measure_load
+from factorized_moe.interpret.measures.coactivation import Coactivation, measure_coactivation
 from factorized_moe.interpret.measures.consistency import Consistency, compare_duplicates, compare_recordings
 from factorized_moe.interpret.measures.contributions import Contribution, expert_contributions
 from factorized_moe.interpret.measures.fairness import GroupMeasures, measure_groups
@@ -38,6 +32,7 @@ from factorized_moe.interpret.measures.labelling import (
 from factorized_moe.interpret.measures.measurement import Measurement
 from factorized_moe.interpret.measures.probing import LabelProbes, probe_labels
 from factorized_moe.interpret.measures.ranking import TopExperts, TopSamples, find_top_experts, find_top_samples
+from factorized_moe.interpret.measures.sampling import ActiveSamples, sample_active, sample_quantiles
 from factorized_moe.interpret.measures.specialisation import (
     Polysemanticity,
     class_accuracy,
@@ -59,11 +54,14 @@ from factorized_moe.interpret.measures.usage import (
 )
 from factorized_moe.interpret.measures.vocabulary import WrittenTokens, average_inputs, find_written_tokens
 from factorized_moe.interpret.recording.chunks import Annotations, Chunk
+from factorized_moe.interpret.recording.label_sets import LabelSet
+from factorized_moe.interpret.recording.opening import open_recording
 from factorized_moe.interpret.recording.recorder import Recorder, record
-from factorized_moe.interpret.recording.recording import Recording, open_recording
+from factorized_moe.interpret.recording.recording import Recording
 
 __all__ = [
     "Ablate",
+    "ActiveSamples",
     "Add",
     "Annotations",
     "Bias",
@@ -83,6 +81,7 @@ __all__ = [
     "InterventionHandle",
     "LabelCounts",
     "LabelProbes",
+    "LabelSet",
     "LabelSpecialisation",
     "Load",
     "Measurement",
@@ -127,6 +126,8 @@ __all__ = [
     "open_recording",
     "probe_labels",
     "record",
+    "sample_active",
+    "sample_quantiles",
     "scale_bond",
     "watch_usage",
 ]

@@ -24,14 +24,14 @@ __all__ = ["GatedMuMoEBlock", "MuMoEBlock", "check_activation"]
 
 
 class MuMoEBlock(ExpertLayer):
-    """Two layers with an activation between them and one gate for both: a replacement for a transformer's MLP.
+    """An MLP of experts, in place of a transformer's: two layers with an activation between them and one gate for both.
 
     The gate's coefficients are computed once, from the block's input.
 
     Args:
-        in_features: ``I``.
-        hidden_features: ``H``.
-        out_features: ``O``.
+        in_features: The number of input features, ``I``.
+        hidden_features: The number of hidden features, ``H``.
+        out_features: The number of output features, ``O``.
         expert_dims: The number of experts of each expert mode.
         decomposition: A registered name or an instance; ``"cp"`` by default.
         rank: The rank of every expert tensor, as for `FactorizedExpertTensor`; a `Budget` is that of the whole block.
@@ -47,7 +47,7 @@ class MuMoEBlock(ExpertLayer):
         checkpoint: As for `FactorizedExpertTensor`.
         sparse_coefficients: As for `FactorizedExpertTensor`.
         device: Where the parameters are.
-        dtype: Their type.
+        dtype: The parameters' type.
 
     Attributes:
         gate: The gate.
@@ -112,7 +112,7 @@ class MuMoEBlock(ExpertLayer):
         self.activation = nn.GELU() if activation is None else check_activation(activation)
 
     def own_arguments(self) -> dict[str, Any]:
-        """The three sizes, the last tensor's rank, and the activation."""
+        """The arguments of this constructor alone, for saving: three sizes, the last tensor's rank, the activation."""
         return _block_arguments(self, self.activation)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -126,7 +126,7 @@ class MuMoEBlock(ExpertLayer):
 
         Raises:
             TypeError: If dtypes or devices differ.
-            ValueError: If a shape does not fit.
+            ValueError: If a shape does not fit, or a gate with a batch norm gets one position alone in training mode.
         """
         coefficients = self.gate(x)
         x = x if self.input_norm is None else self.input_norm(x)
@@ -137,14 +137,14 @@ class MuMoEBlock(ExpertLayer):
 
 
 class GatedMuMoEBlock(ExpertLayer):
-    """``second(activation(first(x)) * multiplier(x))``, each a factorised expert tensor with the same coefficients.
+    """A gated MLP of experts behind one gate, such as SwiGLU: ``second(activation(first(x)) * multiplier(x))``.
 
-    It stands for a gated MLP such as SwiGLU or GEGLU.
+    Each of the three is a factorised expert tensor, and all have the same coefficients. With GELU it stands for GEGLU.
 
     Args:
-        in_features: ``I``.
-        hidden_features: ``H``.
-        out_features: ``O``.
+        in_features: The number of input features, ``I``.
+        hidden_features: The number of hidden features, ``H``.
+        out_features: The number of output features, ``O``.
         expert_dims: The number of experts of each expert mode.
         decomposition: A registered name or an instance; ``"cp"`` by default.
         rank: The rank of every expert tensor, as for `FactorizedExpertTensor`; a `Budget` is that of the whole block.
@@ -160,7 +160,7 @@ class GatedMuMoEBlock(ExpertLayer):
         checkpoint: As for `FactorizedExpertTensor`.
         sparse_coefficients: As for `FactorizedExpertTensor`.
         device: Where the parameters are.
-        dtype: Their type.
+        dtype: The parameters' type.
 
     Attributes:
         gate: The gate.
@@ -227,7 +227,7 @@ class GatedMuMoEBlock(ExpertLayer):
         self.activation = nn.SiLU() if activation is None else check_activation(activation)
 
     def own_arguments(self) -> dict[str, Any]:
-        """The three sizes, the last tensor's rank, and the activation."""
+        """The arguments of this constructor alone, for saving: three sizes, the last tensor's rank, the activation."""
         return _block_arguments(self, self.activation)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -241,7 +241,7 @@ class GatedMuMoEBlock(ExpertLayer):
 
         Raises:
             TypeError: If dtypes or devices differ.
-            ValueError: If a shape does not fit.
+            ValueError: If a shape does not fit, or a gate with a batch norm gets one position alone in training mode.
         """
         coefficients = self.gate(x)
         x = x if self.input_norm is None else self.input_norm(x)

@@ -33,7 +33,7 @@ LARGEST = TopKReLU(32)
 
 
 def zero_decoder(network: TensorNetwork, tensors: Mapping[str, Tensor]) -> None:
-    """An initialisation with which every expert starts as zero, and each in a direction of its own to grow in.
+    """Initialise all experts to zero, each with a direction of its own to grow in: the start of a Mixture of Decoders.
 
     In each term the first node of the input is zero. Nodes of experts and output are uniform, of norm 1 along the
     output; all others as in ``"balanced"``.
@@ -56,17 +56,17 @@ def zero_decoder(network: TensorNetwork, tensors: Mapping[str, Tensor]) -> None:
 
 
 class MixtureOfDecodersBlock(ExpertLayer):
-    """``experts(activation(encoder(x)), gate(x)) + output_bias``: a Mixture of Decoders in place of an MLP.
+    """A Mixture of Decoders in place of an MLP: ``experts(activation(encoder(x)), gate(x)) + output_bias``.
 
     The encoder is dense, as the MLP's first layer is, and every expert is a decoder of its hidden units. The gate reads
     the block's input: logits with a bias, ReLU, and the largest of them. The decoders start at zero.
 
     Args:
-        in_features: ``I``.
-        hidden_features: ``H``.
-        out_features: ``O``.
+        in_features: The number of input features, ``I``.
+        hidden_features: The number of hidden features, ``H``.
+        out_features: The number of output features, ``O``.
         expert_dims: The number of experts of each expert mode; in the source one, of ten thousands.
-        decomposition: A registered name or an instance; ``"mixture_of_decoders"`` by default.
+        decomposition: A registered name or an instance.
         rank: As for `FactorizedExpertTensor`; 1 in the source.
         gated: Whether the hidden units are those of a gated MLP, ``activation(encoder(x)) * multiplier(x)``.
         skip: Whether ``x`` times a matrix is added, which starts at zero.
@@ -81,7 +81,7 @@ class MixtureOfDecodersBlock(ExpertLayer):
         checkpoint: As for `FactorizedExpertTensor`.
         sparse_coefficients: As for `FactorizedExpertTensor`.
         device: Where the parameters are.
-        dtype: Their type.
+        dtype: The parameters' type.
 
     Attributes:
         gate: The gate.
@@ -112,8 +112,8 @@ class MixtureOfDecodersBlock(ExpertLayer):
         hidden_features: int,
         out_features: int,
         expert_dims: Sequence[int],
-        decomposition: str | Decomposition | None = None,
-        rank: SizeLike | None = None,
+        decomposition: str | Decomposition = "mixture_of_decoders",
+        rank: SizeLike = 1,
         *,
         gated: bool = False,
         skip: bool = False,
@@ -145,8 +145,8 @@ class MixtureOfDecodersBlock(ExpertLayer):
         super().__init__(
             {"experts": (hidden_features, out_features)},
             expert_dims,
-            "mixture_of_decoders" if decomposition is None else decomposition,
-            1 if rank is None else rank,
+            decomposition,
+            rank,
             in_features=inputs,
             bias=bias,
             gate=gate,
@@ -191,7 +191,7 @@ class MixtureOfDecodersBlock(ExpertLayer):
 
         Raises:
             TypeError: If dtypes or devices differ.
-            ValueError: If a shape does not fit.
+            ValueError: If a shape does not fit, or a gate with a batch norm gets one position alone in training mode.
         """
         coefficients = self.gate(x)
         read = x if self.input_norm is None else self.input_norm(x)

@@ -53,7 +53,7 @@ class ExpertLayer(nn.Module):
         checkpoint: As for `FactorizedExpertTensor`: less memory in training, more time.
         sparse_coefficients: As for `FactorizedExpertTensor`: worth trying with thousands of experts.
         device: Where the parameters are.
-        dtype: Their type.
+        dtype: The parameters' type.
 
     Attributes:
         gate: The gate; its output is the tuple of coefficients, for hooks to read or change.

@@ -28,8 +28,8 @@ class MuMoE(ExpertLayer):
     """A linear layer with many experts: the gate mixes their matrices for every input, and no matrix is built.
 
     Args:
-        in_features: ``I``.
-        out_features: ``O``.
+        in_features: The number of input features, ``I``.
+        out_features: The number of output features, ``O``.
         expert_dims: The number of experts of each expert mode.
         decomposition: A registered name or an instance; ``"cp"`` by default.
         rank: As for `FactorizedExpertTensor`; a `Budget` is that of the whole layer, its gate included.
@@ -44,15 +44,15 @@ class MuMoE(ExpertLayer):
         checkpoint: As for `FactorizedExpertTensor`.
         sparse_coefficients: As for `FactorizedExpertTensor`.
         device: Where the parameters are.
-        dtype: Their type.
+        dtype: The parameters' type.
 
     Attributes:
         gate: The gate; its output is the tuple of coefficients, for hooks to read or change.
-        experts: The `FactorizedExpertTensor`.
+        experts: The weight, a `FactorizedExpertTensor`, which gives single experts' matrices, costs and plans.
 
     Raises:
         TypeError: If an argument is of the wrong type.
-        ValueError: If one is out of range.
+        ValueError: If one is out of range, or a name of a decomposition, an activation or a norm is unknown.
 
     Examples:
         >>> layer = MuMoE(16, 10, expert_dims=[8, 4], decomposition="tr", rank=4)
@@ -105,7 +105,7 @@ class MuMoE(ExpertLayer):
         )
 
     def own_arguments(self) -> dict[str, Any]:
-        """``in_features`` and ``out_features``."""
+        """The arguments of this constructor alone, for saving: ``in_features`` and ``out_features``."""
         return {"in_features": self.in_features, "out_features": self.out_features}
 
     def forward(self, x: Tensor) -> Tensor:
@@ -119,7 +119,7 @@ class MuMoE(ExpertLayer):
 
         Raises:
             TypeError: If dtypes or devices differ.
-            ValueError: If a shape does not fit.
+            ValueError: If a shape does not fit, or a gate with a batch norm gets one position alone in training mode.
         """
         coefficients = self.gate(x)
         y: Tensor = self.experts(x if self.input_norm is None else self.input_norm(x), coefficients)

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from factorized_moe.contraction import ContractionPlan
 from factorized_moe.layers import GatedMuMoEBlock, MuMoEBlock
-from factorized_moe.parallel.splitting import Machine, SplitPlan, single_label, split_plan
+from factorized_moe.parallel.machine import Machine
+from factorized_moe.parallel.splitting import SplitPlan, single_label, split_plan
 from factorized_moe.tensor import FactorizedExpertTensor
 
 __all__ = ["Choice", "choose", "tensor_choices"]

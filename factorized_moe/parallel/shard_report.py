@@ -13,7 +13,8 @@ from typing import Any
 from factorized_moe._text_tables import text_table
 from factorized_moe.contraction import ContractionPlan
 from factorized_moe.parallel.choosing import Choice, tensor_choices
-from factorized_moe.parallel.splitting import Machine, SplitPlan
+from factorized_moe.parallel.machine import Machine
+from factorized_moe.parallel.splitting import SplitPlan
 
 __all__ = ["ShardReport", "describe_shards", "shard_rows"]
 
@@ -70,7 +71,7 @@ class ShardReport:
 
 
 def describe_shards(plan: ContractionPlan, ranks: int, machine: Machine | None = None) -> str:
-    """The table of all ways to cut one tensor, cheapest first.
+    """All ways to cut one tensor over ranks, as a table with their costs, cheapest first.
 
     Args:
         plan: The tensor's plan, at the batch size to count for.
@@ -82,7 +83,7 @@ def describe_shards(plan: ContractionPlan, ranks: int, machine: Machine | None =
 
 
 def shard_rows(plan: ContractionPlan, ranks: int, machine: Machine | None = None) -> list[dict[str, Any]]:
-    """The same for programs: one row for each label."""
+    """All ways to cut one tensor over ranks, as dictionaries: one for each label, with its costs."""
     machine = machine or Machine()
     return [_row(label, split, machine) for label, split in _ordered(plan, ranks, machine)]
 

@@ -9,12 +9,12 @@ import torch.distributed
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
-from factorized_moe._validation import check_size
+from factorized_moe._validation import check_kind, check_size
 from factorized_moe.batch_statistics import GateBatchNorm
 from factorized_moe.parallel.choosing import choose
+from factorized_moe.parallel.machine import Machine
 from factorized_moe.parallel.shard_report import ShardReport
 from factorized_moe.parallel.sharded_tensor import ShardedExpertTensor, spread
-from factorized_moe.parallel.splitting import Machine
 from factorized_moe.tensor import FactorizedExpertTensor
 
 __all__ = ["shard", "shards_of", "synchronise_gates"]
@@ -52,8 +52,8 @@ def shard(
 
     Raises:
         TypeError: If the module is no module, or the mesh no ``DeviceMesh``.
-        ValueError: If the mesh has several dimensions, the module has no expert tensor that can be sharded, or a label
-            is unknown.
+        ValueError: If the mesh has several dimensions, the module has no expert tensor, or one that cannot be sharded,
+            such as one with fixed nodes, or a label is unknown.
     """
     if not isinstance(mesh, DeviceMesh):
         raise TypeError(f"shard: mesh is a torch.distributed.device_mesh.DeviceMesh, got {type(mesh).__name__}")
@@ -65,7 +65,8 @@ def shard(
     for path, tensor in tensors.items():
         _check(path, tensor)
     default = Machine() if mesh.device_type == "cpu" else ACCELERATOR
-    report = _report(module, tensors, mesh.size(), label, tokens, machine or _of_type(default, tensors))
+    machine = _of_type(default, tensors) if machine is None else machine
+    report = _report(module, tensors, mesh.size(), label, tokens, machine)
     for choice in report.choices:
         spread(tensors[choice.path], choice.split, mesh)
     if mesh.size() == torch.distributed.get_world_size():  # else other ranks have other batches
@@ -93,7 +94,7 @@ def shards_of(
         machine: As for `shard`; a CPU's figures by default.
 
     Raises:
-        TypeError: If the module is no module.
+        TypeError: If the module is no module, or the machine no `Machine`.
         ValueError: As for `shard`.
 
     Examples:
@@ -105,7 +106,9 @@ def shards_of(
     """
     ranks = check_size("ranks", ranks)
     tensors = _tensors(module)
-    return _report(module, tensors, ranks, label, tokens, machine or _of_type(Machine(), tensors))
+    for path, tensor in tensors.items():
+        _check_learned(path, tensor)
+    return _report(module, tensors, ranks, label, tokens, _of_type(Machine(), tensors) if machine is None else machine)
 
 
 def synchronise_gates(module: nn.Module, group: torch.distributed.ProcessGroup | None = None) -> int:
@@ -147,6 +150,8 @@ def _report(
     tokens: int,
     machine: Machine,
 ) -> ShardReport:
+    check_kind("machine", machine, Machine)
+    check_size("tokens", tokens)
     return ShardReport(tuple(choose(module, tensors, ranks, label, tokens, machine)), machine)
 
 
@@ -166,6 +171,11 @@ def _tensors(module: nn.Module) -> dict[str, FactorizedExpertTensor]:
     return found
 
 
+def _check_learned(path: str, tensor: FactorizedExpertTensor) -> None:
+    if fixed := [node.name for node in tensor.network.nodes if node.fixed is not None]:
+        raise ValueError(f"shard: nodes {fixed} of expert tensor {path!r} are fixed, which cannot be sharded")
+
+
 def _check(path: str, tensor: FactorizedExpertTensor) -> None:
     if isinstance(tensor, ShardedExpertTensor):
         raise ValueError(f"shard: expert tensor {path!r} is sharded already")
@@ -174,8 +184,7 @@ def _check(path: str, tensor: FactorizedExpertTensor) -> None:
             f"shard: expert tensor {path!r} is a {type(tensor).__name__}; shard it before fully_shard, and only "
             "FactorizedExpertTensor itself"
         )
-    if fixed := [node.name for node in tensor.network.nodes if node.fixed is not None]:
-        raise ValueError(f"shard: nodes {fixed} of expert tensor {path!r} are fixed, which cannot be sharded")
+    _check_learned(path, tensor)
     computed = sorted(tensor.weight.tensors.keys() - tensor.weight._parameters.keys())
     if computed or tensor.weight._forward_hooks:
         given = f"computes {computed} from other parameters" if computed else "has a forward hook, such as dropout"

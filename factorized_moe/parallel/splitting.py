@@ -15,26 +15,10 @@ from dataclasses import dataclass
 from factorized_moe.contraction import ContractionPlan, Step
 from factorized_moe.contraction.operations import Add, AppendConstants
 from factorized_moe.network import BATCH
+from factorized_moe.parallel.machine import Machine
 from factorized_moe.parallel.placing import COPY, SUMMAND, WHOLE, Layout, collectives, share, split_along
 
-__all__ = ["Machine", "SplitPlan", "Use", "single_label", "split_plan"]
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What one rank computes and sends, to weigh one against the other; by default roughly a CPU's core and gloo.
-
-    Args:
-        flops_per_second: Multiplications and additions of a matrix product.
-        bytes_per_second: What a rank sends in a collective of large tensors.
-        latency: Seconds that a collective takes however little it sends.
-        bytes_per_element: Of the values that are sent: 4 for float32.
-    """
-
-    flops_per_second: float = 1e11
-    bytes_per_second: float = 1e9
-    latency: float = 2e-4
-    bytes_per_element: int = 4
+__all__ = ["SplitPlan", "Use", "single_label", "split_plan"]
 
 
 @dataclass(frozen=True)
@@ -53,7 +37,7 @@ class Use:
 
 @dataclass(frozen=True)
 class SplitPlan:
-    """A plan with a layout for every value. It holds no tensors, and its costs follow from the description.
+    """A contraction plan over several ranks: where each value lies and what is sent. It holds no tensors.
 
     Attributes:
         plan: The plan; its batch size is the one that costs are reported for.
@@ -169,7 +153,7 @@ def split_plan(
     output_split: bool = False,
     machine: Machine | None = None,
 ) -> SplitPlan | None:
-    """The cheapest layouts for a plan's values.
+    """Find the cheapest way to run a plan over several ranks: the layout of every value.
 
     Args:
         plan: The plan of a forward pass, at the batch size to weigh costs for.
@@ -182,6 +166,9 @@ def split_plan(
     Returns:
         The plan, or ``None`` where the input or the output cannot be split.
 
+    Raises:
+        ValueError: If the network has fixed nodes, which cannot be cut.
+
     Examples:
         >>> from factorized_moe import FactorizedExpertTensor
         >>> w = FactorizedExpertTensor((8,), 16, 32, "cp", rank=4)
@@ -190,6 +177,8 @@ def split_plan(
         ([('all_reduce', 2048)], 112)
     """
     network = plan.network
+    if fixed := [node.name for node in network.nodes if node.fixed is not None]:
+        raise ValueError(f"nodes {fixed} are fixed, and a tensor with fixed nodes cannot be sharded")
     if input_split and (len(network.in_labels) > 1 or network.in_padding):
         return None
     if output_split and len(network.out_labels) > 1:

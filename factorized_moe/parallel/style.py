@@ -11,9 +11,9 @@ from torch.distributed.tensor import DTensor, Replicate
 from torch.distributed.tensor.parallel import ParallelStyle
 from torch.distributed.tensor.placement_types import Placement
 
+from factorized_moe.parallel.machine import Machine
 from factorized_moe.parallel.shard_report import ShardReport
 from factorized_moe.parallel.sharding import shard
-from factorized_moe.parallel.splitting import Machine
 
 __all__ = ["ShardExperts"]
 

@@ -1,4 +1,4 @@
-"""The one parameter container, a TensorLy-Torch ``FactorizedTensor``, and what TensorLy-Torch's tools find of it.
+"""The parameters of a network as a TensorLy-Torch ``FactorizedTensor``, with its dropout and lasso.
 
 This is the only package that imports ``tltorch``. Importing ``tltorch`` sets TensorLy's global backend to PyTorch;
 nothing here depends on that backend: every call into TensorLy names its own.

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import tensorly
 import torch
 from tltorch.factorized_tensors.core import FactorizedTensor
+from tltorch.tensor_hooks._tensor_lasso import TensorLasso
 from torch import Tensor, nn
 
 from factorized_moe._scalars import is_number
@@ -45,7 +46,7 @@ class NetworkTensor(FactorizedTensor, name="network"):  # type: ignore[misc, cal
         decomposition: Where the description comes from; needed for TensorLy's formats only.
         rank: The canonical rank, for information.
         device: Where the parameters are.
-        dtype: Their type.
+        dtype: The parameters' type.
 
     Attributes:
         shape: The dense shape, ``(*expert_dims, I, O)``.
@@ -233,6 +234,20 @@ class NetworkTensor(FactorizedTensor, name="network"):  # type: ignore[misc, cal
             f"transduct: a NetworkTensor ({self._name}) has the modes of its network and takes no further one; make "
             "one of the larger shape and call init_from_tensor"
         )
+
+    def register_forward_hook(self, hook: Callable[..., Any], **options: Any) -> Any:
+        """As of every module, but a lasso of TensorLy-Torch's own containers is refused.
+
+        Raises:
+            TypeError: If the hook is a lasso for another container, which would fail in the next call.
+        """
+        if isinstance(hook, TensorLasso) and not isinstance(hook, TensorLasso._factorizations[NetworkTensor.__name__]):
+            del self.lasso_weights
+            raise TypeError(
+                f"{type(hook).__name__} is for TensorLy-Torch's own containers; for this one, a network's, take "
+                "TensorLasso.from_factorization(tensor)"
+            )
+        return super().register_forward_hook(hook, **options)
 
     @property
     def name(self) -> str:

@@ -3,7 +3,8 @@
 from factorized_moe.surgery.config import MuMoEConfig
 from factorized_moe.surgery.distillation.capturing import Call, capture, output_error
 from factorized_moe.surgery.distillation.covariances import ExpertCovariances, collect_covariances
-from factorized_moe.surgery.distillation.distilling import DistillationSettings, DistillationStep, distill
+from factorized_moe.surgery.distillation.distillation_settings import DistillationSettings, DistillationStep
+from factorized_moe.surgery.distillation.distilling import distill
 from factorized_moe.surgery.factorizing import ExpertsReport, FactorizedExperts, factorize_experts
 from factorized_moe.surgery.replacing.delta import MuMoEDelta
 from factorized_moe.surgery.replacing.layouts import LAYOUTS, MLPLayout, register_layout

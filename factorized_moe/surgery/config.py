@@ -25,7 +25,9 @@ VERSION = 4
 
 @dataclass(frozen=True)
 class MuMoEConfig:
-    """How layers of experts are made in place of others. Exactly one of ``rank``, ``budget`` and ``fraction`` is given.
+    """The sizes, rank and gate of layers of experts that replace others.
+
+    Exactly one of ``rank``, ``budget`` and ``fraction`` is given.
 
     Args:
         expert_dims: The number of experts of each expert mode.

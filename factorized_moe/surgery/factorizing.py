@@ -71,7 +71,7 @@ class ExpertsReport:
 
 
 class FactorizedExperts(nn.Module):
-    """The experts of a sparse mixture in two factorised tensors: a block's ``experts``, called as it is.
+    """The experts of a sparse MoE block as two factorised tensors, called as the block's own ``experts``.
 
     Args:
         gate_up: The first projections: one expert mode, ``H`` to ``2F``; the first half of the outputs is the gate.
@@ -149,12 +149,14 @@ class FactorizedExperts(nn.Module):
     ) -> FactorizedExperts:
         """Fit both tensors to the experts of a trained block, which stay as they are.
 
-        A few random tokens go through both first, with the original's own weights on either side, so a module that
-        computes something else (a clamp, interleaved gates, a bias) is refused and never approximated wrongly.
+        How the module uses its weights (transposed, gates interleaved or limited, biases) is found by what it computes:
+        a few random tokens go through it and through the formula of each layout that is known. One that follows none is
+        refused and never approximated wrongly.
 
         Args:
             experts: The block's experts, with the parameters ``gate_up_proj`` ``(N, 2F, H)`` and ``down_proj``
-                ``(N, H, F)`` and the activation ``act_fn``, as in transformers' Mixtral and Qwen blocks.
+                ``(N, H, F)`` and the activation ``act_fn``, as in transformers' Mixtral and Qwen blocks, or in another
+                layout that is known, such as gpt-oss's and Llama 4's.
             decomposition: A registered name or an instance.
             rank: As for `FactorizedExpertTensor`, of the first projections, ``(N, H, 2F)``.
             down_rank: Of the second projections, ``(N, F, H)``, where it differs.

@@ -23,15 +23,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.initialization import no_init_weights
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from factorized_moe.spread import is_spread
 from factorized_moe.storage import NetworkTensor
 from factorized_moe.surgery.replacing.delta import MuMoEDelta, freeze_base
 from factorized_moe.surgery.replacing.layouts import child
 from factorized_moe.surgery.replacing.swapping import installed
+from factorized_moe.surgery.saving.announcing import announce
 from factorized_moe.surgery.saving.describing import describe, described_modules, rebuild
 
 __all__ = ["METHOD", "ExpertsConfig", "ExpertsQuantizer", "attach"]
@@ -39,28 +40,37 @@ __all__ = ["METHOD", "ExpertsConfig", "ExpertsQuantizer", "attach"]
 METHOD = "factorized_moe"
 """The ``quant_method`` in a ``config.json``."""
 
+VERSION = 1
+"""Of what ``config.json`` says beside it."""
+
 
 @register_quantization_config(METHOD)
 class ExpertsConfig(QuantizationConfigMixin):
     """What ``config.json`` says of a model's layers of experts.
 
     Args:
+        version: Of this format.
         modules: The description of each, by path; `None` as long as the model has not been saved.
         replaced: The names of the parameters that the base model has and the changed one has not.
         dtype: The model's type when it was saved, as torch calls it.
         kept: What else a file says.
 
     Raises:
-        ValueError: If ``modules`` or ``replaced`` is of another form.
+        ValueError: If ``modules`` or ``replaced`` is of another form, or the format one of a later release.
     """
 
     def __init__(
         self,
+        version: int = VERSION,
         modules: Mapping[str, Any] | None = None,
         replaced: list[str] | None = None,
         dtype: str | None = None,
         **kept: Any,
     ) -> None:
+        if version != VERSION:
+            raise ValueError(
+                f"a quantization_config of version {version!r} was written by a later release; this one reads {VERSION}"
+            )
         if modules is not None and not (
             isinstance(modules, Mapping) and all(isinstance(each, Mapping) for each in modules.values())
         ):
@@ -68,6 +78,7 @@ class ExpertsConfig(QuantizationConfigMixin):
         if not (replaced is None or (isinstance(replaced, list) and all(isinstance(name, str) for name in replaced))):
             raise ValueError(f"replaced of a quantization_config is a list of names, got {replaced!r}")
         self.quant_method = METHOD  # type: ignore[assignment]  # that of a registered method is a name
+        self.version = version
         self.modules = modules
         self.replaced = replaced
         self.dtype = dtype
@@ -131,8 +142,10 @@ class ExpertsQuantizer(HfQuantizer):
             for place, module in changes.items():
                 _mark_initialised(model.get_submodule(place.rpartition(".")[0]), module)
         prefix = f"{model.base_model_prefix}."
-        ignored = {rf"(^|\.){re.escape(name.removeprefix(prefix))}$" for name in config.replaced or ()}
-        model._keys_to_ignore_on_load_unexpected = {*(model._keys_to_ignore_on_load_unexpected or ()), *ignored}
+        ignored = [rf"(^|\.){re.escape(name.removeprefix(prefix))}$" for name in config.replaced or ()]
+        present = model._keys_to_ignore_on_load_unexpected
+        kind = list if present is None else type(present)  # a set in later releases of transformers
+        model._keys_to_ignore_on_load_unexpected = kind([*(present or ()), *ignored])
         return model
 
     def _make(self, path: str, description: Mapping[str, Any] | None, old: Any, dtype: torch.dtype) -> nn.Module:
@@ -159,7 +172,7 @@ class ExpertsQuantizer(HfQuantizer):
         if any(isinstance(module, MuMoEDelta) for module in modules.values()):
             freeze_base(model)
         del model.is_quantized, model.quantization_method
-        attach(model)
+        announce(model)
         return model
 
     def get_state_dict_and_metadata(self, model: PreTrainedModel) -> tuple[dict[str, Tensor] | None, dict[str, str]]:
@@ -180,6 +193,7 @@ class ExpertsQuantizer(HfQuantizer):
         for path, module in modules.items():
             first.setdefault(id(module), path)
         model.config.quantization_config = ExpertsConfig(
+            VERSION,
             {
                 path: describe(module) if first[id(module)] == path else {"same_as": first[id(module)]}
                 for path, module in modules.items()
@@ -242,8 +256,8 @@ def _place(model: PreTrainedModel, path: str) -> str | None:
     for place in (path, shorter, prefix + path):
         holder, _, name = place.rpartition(".")
         held = child(model, holder) if holder else model
-        if isinstance(held, nn.Module) and (isinstance(getattr(held, name, None), nn.Module) or name in vars(held)):
-            return place
+        if isinstance(held, nn.Module) and (name in held._modules or callable(vars(held).get(name))):
+            return place  # a function may be an MLP's activation
     first, _, rest = shorter.partition(".")
     absent = child(model, first) is None and child(model, prefix + first) is None
     if absent and not any(f".{name}".endswith(f".{rest}") for name, _ in model.named_modules()):
@@ -272,7 +286,9 @@ def _unshared(state: dict[str, Tensor], modules: Mapping[str, nn.Module]) -> dic
     seen: set[int] = set()
     for name, tensor in state.items():
         if name.startswith(prefixes):
-            if tensor.untyped_storage().data_ptr() in seen and not tensor.is_meta:
+            if tensor.is_meta or is_spread(tensor):
+                continue
+            if tensor.untyped_storage().data_ptr() in seen:
                 state[name] = tensor.clone()
             seen.add(tensor.untyped_storage().data_ptr())
     return state
@@ -283,7 +299,7 @@ def _base_state(model: PreTrainedModel) -> dict[str, Tensor]:
     config = copy.deepcopy(model.config)
     del config.quantization_config
     try:
-        with torch.random.fork_rng(devices=()), torch.device("meta"), no_init_weights():
+        with torch.random.fork_rng(devices=()), torch.device("meta"):
             base = type(model)(config)
     except (AttributeError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(

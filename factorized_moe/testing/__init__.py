@@ -1,4 +1,4 @@
-"""The conformance suite: what every decomposition must keep, and the strategies that draw its structures.
+"""The conformance suite: the laws that every decomposition must keep, as tests for pytest and hypothesis.
 
 A decomposition of your own is held to every law by two lines in a test file; the class's name starts with `Test`, so
 that pytest collects it:

@@ -24,7 +24,7 @@ KEPT, BROKEN, SKIPPED = "kept", "broken", "skipped"
 
 @dataclass(frozen=True)
 class LawResult:
-    """What became of one law.
+    """Whether one law was kept, broken or skipped.
 
     Attributes:
         law: Its name, as in `LAWS`.

@@ -44,7 +44,7 @@ class _SeededGaussians:
 
 @dataclass(frozen=True)
 class Structure:
-    """Everything about one test case but its numbers, and the seed that they come from.
+    """The sizes, rank and batch shape of one test case, and the seed of its numbers.
 
     Args:
         expert_dims: The sizes of the expert modes.

@@ -53,6 +53,9 @@ def page(runs: Sequence[Mapping[str, Any]]) -> str:
         "- The GPT reads the bytes of Python's standard library, the Mixer Fashion-MNIST.",
         "- AdamW, 5% warm-up, half a cosine; the best of three learning rates for each contender, chosen with seed",
         f"  {RATE_SEED} and the smaller number of experts, on the half of the held-out samples that is not reported.",
+        *_edges(runs),
+        "- An expert is *in use* if the standard deviation of its coefficient over inputs is above 0.01, a large part",
+        "  of a uniform 1/64: a softmax that stays near uniform counts as unused.",
         "- What the gates cost in time is in the [benchmarks](../benchmarks.md).",
         "",
         "## What this cannot show",
@@ -66,6 +69,26 @@ def page(runs: Sequence[Mapping[str, Any]]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _edges(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Of each problem whose learning rates end where a contender was best: that a higher or lower one may be better."""
+    lines = []
+    for problem in TITLES:
+        tried = {e["settings"]["learning_rate"] for e in runs if e["settings"]["problem"] == problem}
+        taken = [
+            (e["settings"]["contender"], e["settings"]["learning_rate"])
+            for e in runs
+            if e["settings"]["problem"] == problem and e["settings"]["seed"] != RATE_SEED
+        ]
+        at_edge = {name for name, rate in taken if len(tried) > 1 and rate in (min(tried), max(tried))}
+        if at_edge:
+            everyone = len({name for name, _ in taken})
+            model = TITLES[problem].split(",")[0]
+            lines.append(
+                f"  Of the {model}, {len(at_edge)} of {everyone} contenders took a rate at an edge of those tried."
+            )
+    return lines
 
 
 def _size_of(problem: str) -> str:

@@ -24,7 +24,7 @@ A family that works does all of this:
 - changed at full rank, it computes what it did: the *difference* is that of all outputs, relative, in float32;
 - gradients reach what was put in;
 - after a change of all its parameters, `save` and `load` give a model of the same outputs, to the bit, and so do
-  `save_pretrained` and `from_pretrained`;
+  `model.save_pretrained` and `Class.from_pretrained` of transformers;
 - where the class generates text, all of these models generate the same.
 
 ## Dense models
@@ -39,14 +39,14 @@ A family that works does all of this:
 
 {refused}
 
-Their linear layers can still be replaced one by one, by their paths. A layout of your own is
+Linear layers are replaced by their paths, and a layout of your own is
 [one line](../how-to/pretrained-models.md#other-families-of-mlps).
 
 ## How it was made
 
 Written by `python -m studies model_families` from [model-families.json](model-families.json): do not edit. The code is
-in `studies/model_families`. MLPs were replaced by CP tensors of two experts at full rank, experts by the dense
-decomposition. With {versions}.
+in `studies/model_families`. MLPs were replaced by CP tensors of two experts, experts by tensor trains, both of full
+rank. With {versions}.
 
 What this does not show: that a large trained model keeps its quality at a smaller rank, or that other versions of
 transformers have the same code.

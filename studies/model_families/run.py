@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     dense, sparse = try_all(DENSE, sparse=False), try_all(SPARSE, sparse=True)
-    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers"))
+    versions = ", ".join(f"{name} {version(name).split('+')[0]}" for name in ("torch", "transformers"))
     stored = {"dense": [asdict(one) for one in dense], "sparse": [asdict(one) for one in sparse], "versions": versions}
     text = json.dumps(stored, indent=1) + "\n"
     files = {"model-families.json": text.encode(), "model-families.md": page(dense, sparse, versions).encode()}

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from factorized_moe.surgery import MuMoEConfig, factorize_experts, is_mlp, load, replace, save
+from factorized_moe.surgery.replacing.experts_layouts import EXPERTS
 from factorized_moe.surgery.saving.describing import described_modules
 from studies.model_families.families import Family, inputs, make
 
@@ -65,7 +66,7 @@ def attempt(family: Family, sparse: bool) -> Trial:
     before, tokens = outputs(model, given), generated(family, model, given)
     try:
         if sparse:
-            factorize_experts(model, "dense", 1)
+            factorize_experts(model, "tt", **full_ranks(model))
         else:
             replace(model, is_mlp, FULL_RANK)
     except (TypeError, ValueError) as error:
@@ -75,6 +76,18 @@ def attempt(family: Family, sparse: bool) -> Trial:
     known["difference"] = relative(outputs(model, given), before)
     known["generates"] = None if tokens is None else torch.equal(generated(family, model, given), tokens)
     return Trial(**known, failed=_saved(family, model, given, known))
+
+
+def full_ranks(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """The ranks at which tensor trains hold a model's experts exactly; those of rank 1 if no layout knows them."""
+    shapes = [(1, 1, 1), (1, 1, 1)]
+    for module in model.modules():
+        for layout in EXPERTS:
+            read = layout.read(module) if layout.fits(module) else None
+            if read is not None:
+                shapes = [tuple(read.gate_up.shape), tuple(read.down.shape)]
+    ranks = [(1, experts, min(experts * inputs, outputs), 1) for experts, inputs, outputs in shapes]
+    return dict(zip(("rank", "down_rank"), ranks, strict=True))
 
 
 def _saved(family: Family, model: nn.Module, given: dict[str, Tensor], known: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ import torch
 from factorized_moe import Decomposition, FactorizedExpertTensor, Node, TensorNetwork
 from factorized_moe.decompositions import GivenNetwork
 from factorized_moe.fitting import fit
+from factorized_moe.fitting.first_order import improve_by_gradients
 from factorized_moe.fitting.least_squares import _conjugate_gradients, _twin, sweep
 from factorized_moe.fitting.problem import Problem
 from factorized_moe.fitting.starts import best_of_starts
@@ -170,3 +171,18 @@ def test_iterations_are_those_that_were_reported() -> None:
         reported: list[float] = []
         found = best_of_starts(problem, GivenNetwork(problem.network), (2,), 0, 0.0, reported.append, starts)
         assert found.iterations == len(reported) > 0
+
+
+def test_gradients_go_on_while_the_error_falls() -> None:
+    network = TensorNetwork.parse("a: expert_0 r, b: in r, c: out r; expert_0=4 in=5 out=6 r=2")
+    generator = torch.Generator().manual_seed(0)
+    target = Problem(network, dense(4, 5, 6)).dense(Problem(network, dense(4, 5, 6)).random(generator))
+    problem = Problem(network, target)
+    tensors = problem.random(generator)
+    few, many = dict(tensors), dict(tensors)
+    after_ten, _ = improve_by_gradients(problem, few, 10, lambda error: None)
+    reported: list[float] = []
+    error, steps = improve_by_gradients(problem, many, 400, reported.append)
+    assert error < 0.01 * after_ten
+    assert steps == 10 * len(reported) < 400  # it stood still before
+    assert problem.error(many) == pytest.approx(error)

@@ -28,7 +28,7 @@ from factorized_moe import (
 )
 from factorized_moe.decompositions import get_decomposition
 from factorized_moe.interpret import Ablate, counterfactuals, intervene, record
-from factorized_moe.parallel import Machine, ShardExperts, shard
+from factorized_moe.parallel import Machine, ShardExperts, describe_shards, shard, shards_of
 from factorized_moe.surgery import MuMoEConfig, load, replace, save
 from factorized_moe.testing.processes import on_ranks
 from factorized_moe.testing.sharding_laws import sharded_cases
@@ -412,6 +412,15 @@ def test_refusals() -> None:
             shard(masked, one)
 
     on_ranks(1, work)
+
+
+@pytest.mark.parametrize("label", ["auto", "each", "a", "out"])
+def test_fixed_nodes_are_refused_when_costs_are_asked_for(label: str) -> None:
+    masked = FactorizedExpertTensor(network=TensorNetwork.parse("mask(1 0): a, in a out; in=4 out=5 a=2"))
+    with pytest.raises(ValueError, match=r"nodes \['mask'\] of expert tensor '' are fixed, which cannot be sharded"):
+        shards_of(masked, 2, label)
+    with pytest.raises(ValueError, match=r"nodes \['mask'\] are fixed, and a tensor with fixed nodes cannot"):
+        describe_shards(masked.plan(64), 2)
 
 
 def test_an_activation_of_the_whole_keeps_hidden_values_whole() -> None:

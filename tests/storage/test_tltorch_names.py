@@ -12,11 +12,20 @@ from typing import Any
 
 import pytest
 import torch
-from tltorch import TRL, FactorizedConv, FactorizedLinear, FactorizedTensor, TensorizedTensor, tensor_init, tensor_lasso
+from tltorch import (
+    TRL,
+    FactorizedConv,
+    FactorizedEmbedding,
+    FactorizedLinear,
+    FactorizedTensor,
+    TensorizedTensor,
+    tensor_init,
+    tensor_lasso,
+)
 from tltorch.tensor_hooks import TensorLasso, remove_tensor_dropout, remove_tensor_lasso, tensor_dropout
 from torch import Tensor
 
-from factorized_moe import TensorNetwork, available_decompositions, register
+from factorized_moe import FactorizedExpertTensor, TensorNetwork, available_decompositions, register
 from factorized_moe.contraction import dense_tensor
 from factorized_moe.decompositions import registry
 from factorized_moe.decompositions.base import GivenNetwork
@@ -266,6 +275,37 @@ def test_lasso_and_dropout_together() -> None:
     assert tensor() is tensor
 
 
+@pytest.mark.parametrize("name", OURS)
+def test_dropout_changes_calls_in_training_alone(name: str) -> None:
+    tensor = made(name, (6, 5, 6), 5)
+    tensor_dropout(tensor, p=0.5, min_dim=1)
+    torch.manual_seed(0)
+    one, two = tensor().operands, tensor().operands
+    assert not all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+    assert tensor.eval()() is tensor
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "message"),
+    [
+        (
+            "tucker",
+            TypeError,
+            r"TuckerLasso is for .* own containers; .* take TensorLasso.from_factorization\(tensor\)",
+        ),
+        ("tt", TypeError, r"TTLasso is for .* own containers; .* take TensorLasso.from_factorization\(tensor\)"),
+        ("cp", AttributeError, "'NetworkTensor' object has no attribute 'factors'"),
+    ],
+)
+def test_their_own_lasso_is_refused_on_our_container(name: str, error: type[Exception], message: str) -> None:
+    weight = FactorizedExpertTensor((3,), 4, 5, name, 2).weight
+    state = list(weight.state_dict())
+    with pytest.raises(error, match=message):
+        tensor_lasso(name).apply(weight)
+    assert list(weight.state_dict()) == state
+    assert weight() is weight
+
+
 def test_their_own_lasso_is_for_their_own_three() -> None:
     with pytest.raises(KeyError, match="tr"):
         tensor_lasso("tr")
@@ -308,8 +348,13 @@ def test_a_convolution_takes_every_name_reconstructed(name: str) -> None:
 @pytest.mark.parametrize("name", sorted({*OURS, "tt", "network"} - set(TensorizedTensor._factorizations)))
 def test_a_linear_layer_of_theirs_refuses_names_it_has_not(name: str) -> None:
     """Their layers of matrices have a registry of their own."""
-    with pytest.raises(ValueError, match=f"Got factorization={name} but expected"):
-        FactorizedLinear((2, 3), (2, 2), factorization=name, rank=2)
+    for make in (lambda: FactorizedLinear((2, 3), (2, 2), factorization=name, rank=2), lambda: embedding(name)):
+        with pytest.raises(ValueError, match=f"Got factorization={name} but expected"):
+            make()
+
+
+def embedding(name: str) -> FactorizedEmbedding:
+    return FactorizedEmbedding(8, 6, factorization=name, rank=2)
 
 
 @pytest.mark.parametrize("name", OURS)

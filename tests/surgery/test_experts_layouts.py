@@ -139,6 +139,15 @@ def test_true_reasons() -> None:
         factorize_experts(apart, "dense", 1)
 
 
+def test_what_cannot_be_saved_is_refused_before_experts_are_changed() -> None:
+    model = nn.ModuleDict({"experts": made("aria")})
+    del model["experts"].act_fn
+    model["experts"].act_fn = lambda x: x.relu()
+    with pytest.raises(ValueError, match=r"activation <function .* give yours a name with register_nonlinearity"):
+        factorize_experts(model, "dense", 1)
+    assert isinstance(model["experts"], AriaExperts)
+
+
 def test_experts_of_zeros_are_what_they_are() -> None:
     """Nothing is nothing: an error of zero where zero is allowed is no other formula."""
     experts = made("aria")

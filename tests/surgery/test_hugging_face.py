@@ -16,7 +16,16 @@ from transformers import AutoModel, Trainer, TrainingArguments
 
 from factorized_moe import MuMoE
 from factorized_moe.network import TensorNetwork
-from factorized_moe.surgery import FactorizedExperts, MuMoEConfig, MuMoEDelta, factorize_experts, load, replace, save
+from factorized_moe.surgery import (
+    FactorizedExperts,
+    MuMoEConfig,
+    MuMoEDelta,
+    factorize_experts,
+    is_mlp,
+    load,
+    replace,
+    save,
+)
 from factorized_moe.surgery.hugging_face import METHOD, ExpertsConfig, ExpertsQuantizer, attach
 
 from .small_models import MODELS, run
@@ -129,6 +138,38 @@ def test_one_layer_in_two_places_and_fixed_nodes(tmp_path: Path) -> None:
     assert loaded.model.layers[0].mlp is loaded.model.layers[1].mlp
 
 
+def test_parts_are_saved_too_by_themselves(tmp_path: Path) -> None:
+    """A model of two towers, whose towers have configs of their own, and a model in a module of one's own."""
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    towers = {
+        "text_config": {**sizes, "vocab_size": 50, "max_position_embeddings": 16, "eos_token_id": 1},
+        "vision_config": {**sizes, "image_size": 16, "patch_size": 8},
+    }
+    torch.manual_seed(0)
+    model = transformers.CLIPModel(transformers.CLIPConfig(**towers, projection_dim=8)).eval()
+    replace(model, is_mlp, CONFIG)
+    ids, pictures = torch.randint(2, 50, (2, 5)), torch.randn(2, 3, 16, 16)
+    exact = model(input_ids=ids, pixel_values=pictures).logits_per_text
+    whole = transformers.CLIPModel.from_pretrained(folder_of(model, tmp_path / "whole"))
+    assert torch.equal(whole(input_ids=ids, pixel_values=pictures).logits_per_text, exact)
+    for given in (model, whole):
+        tower = type(given.vision_model).from_pretrained(folder_of(given.vision_model, tmp_path / "tower"))
+        assert torch.equal(tower(pictures)[0], model.vision_model(pictures)[0])
+
+    holder = nn.ModuleDict({"body": MODELS["gpt2"].make()})
+    replace(holder, "body.*.mlp", CONFIG)
+    assert_alike(
+        AutoModel.from_pretrained(folder_of(holder["body"], tmp_path / "body")), holder["body"].transformer, "gpt2"
+    )
+
+
+def test_in_several_files_and_on_a_device(tmp_path: Path) -> None:
+    model = changed("gpt2")
+    model.save_pretrained(tmp_path, max_shard_size="5KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 2
+    assert_alike(type(model).from_pretrained(tmp_path, device_map={"": "cpu"}), model, "gpt2")
+
+
 # -- a second process
 
 
@@ -182,7 +223,6 @@ def trainer_of(model: nn.Module, folder: Path, steps: int) -> Trainer:
 
 
 @pytest.mark.thorough
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 @pytest.mark.parametrize("name", ["gpt2", "mixtral"])
 def test_trainer_s_checkpoints(name: str, tmp_path: Path) -> None:
     whole = trainer_of(changed(name), tmp_path / "whole", 4)
@@ -228,12 +268,22 @@ def test_descriptions_that_say_nothing_are_refused(tmp_path: Path) -> None:
     folder_of(changed("gpt2"), tmp_path)
     for change, message in (
         (lambda found: {path: {**one, "kind": "Absent"} for path, one in found.items()}, "is of kind 'Absent'"),
+        (lambda found: {"_modules": next(iter(found.values()))}, "has no module '_modules', which is a layer of expe"),
         (lambda found: {}, "describes no layers of experts"),
         (lambda found: [1], "modules of a quantization_config are descriptions by path, got"),
     ):
         edit(tmp_path, change)
         with pytest.raises(ValueError, match=message):
             transformers.GPT2LMHeadModel.from_pretrained(tmp_path)
+
+
+def test_a_later_format_is_refused(tmp_path: Path) -> None:
+    folder_of(changed("gpt2"), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["quantization_config"]["version"] = 2
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="of version 2 was written by a later release; this one reads 1"):
+        transformers.GPT2LMHeadModel.from_pretrained(tmp_path)
 
 
 def test_a_model_of_another_method_is_left_as_it_was() -> None:

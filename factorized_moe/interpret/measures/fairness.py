@@ -19,7 +19,7 @@ __all__ = ["GroupMeasures", "measure_groups"]
 
 @dataclass(frozen=True)
 class GroupMeasures(Measurement):
-    """How a classifier treats groups.
+    """Fairness measures of a binary classifier over groups of people.
 
     Attributes:
         accuracy: Over everybody.

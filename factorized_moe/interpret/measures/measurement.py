@@ -17,7 +17,7 @@ from factorized_moe.interpret.measures.showing import is_large, one_line, table_
 if TYPE_CHECKING:
     import pandas
 
-__all__ = ["Measurement", "expert_columns"]
+__all__ = ["Measurement", "expert_columns", "ranked_columns"]
 
 
 class Measurement(ABC):
@@ -74,6 +74,28 @@ def expert_columns(grid: Sequence[int], repeat: int = 1) -> dict[str, list[int]]
         places = torch.unravel_index(numbers, tuple(grid))
         found |= {f"expert_{mode}": place.tolist() for mode, place in enumerate(places)}
     return found
+
+
+def ranked_columns(grid: Sequence[int], samples: Tensor, ids: Tensor, values: Tensor) -> dict[str, list[Any]]:
+    """The columns of a table with one row for each expert and sample that is there, each tensor ``(N, k)``.
+
+    Args:
+        grid: The sizes of the expert modes that the experts are counted over.
+        samples: The samples' numbers, -1 where there is none.
+        ids: Their ids.
+        values: Their coefficients.
+
+    Examples:
+        >>> ranked_columns((2,), torch.tensor([[4], [-1]]), torch.tensor([[9], [-1]]), torch.tensor([[0.5], [0.0]]))
+        {'expert': [0], 'rank': [0], 'sample': [4], 'id': [9], 'coefficient': [0.5]}
+    """
+    experts, kept = samples.shape
+    there = (samples >= 0).reshape(-1).tolist()
+    table: dict[str, list[Any]] = dict(expert_columns(grid, repeat=kept))
+    table["rank"] = list(range(kept)) * experts
+    for name, tensor in {"sample": samples, "id": ids, "coefficient": values}.items():
+        table[name] = tensor.reshape(-1).tolist()
+    return {name: [x for x, kept in zip(column, there, strict=True) if kept] for name, column in table.items()}
 
 
 def _plain(value: Any) -> Any:

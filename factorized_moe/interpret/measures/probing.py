@@ -14,7 +14,8 @@ from torch import Tensor
 
 from factorized_moe._validation import check_kind, check_seed, check_size
 from factorized_moe.interpret.measures.measurement import Measurement
-from factorized_moe.interpret.recording.recording import Mode, Recording
+from factorized_moe.interpret.recording.coefficients import Mode
+from factorized_moe.interpret.recording.recording import Recording
 from factorized_moe.interpret.recording.streaming import finite_rows
 
 __all__ = ["LabelProbes", "probe_labels"]

@@ -66,7 +66,7 @@ def experts_in_use(means: Tensor, spreads: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class ModeUsage(Measurement):
-    """How the experts of one mode of one layer take part.
+    """Which experts of one mode of one layer are used, how evenly, and how much that depends on the input.
 
     Attributes:
         layer: The layer's name.
@@ -130,7 +130,7 @@ class ModeUsage(Measurement):
 
 @dataclass(frozen=True, eq=False)
 class Usage(Measurement):
-    """How the experts of all modes of a model's layers take part.
+    """Which experts a model uses: a `ModeUsage` for each expert mode of each layer.
 
     Attributes:
         modes: One entry for each expert mode of each layer, in the model's order.
@@ -258,7 +258,7 @@ def watch_usage(model: nn.Module, layers: str | Sequence[str] | None = None) -> 
 
 
 def measure_usage(model: nn.Module, *arguments: Any, layers: str | Sequence[str] | None = None) -> Usage:
-    """How the experts of every mode take part on one batch, in evaluation mode and without gradients.
+    """Measure which experts of every mode a model uses on one batch, in evaluation mode and without gradients.
 
     Args:
         model: The model, or a single layer; its mode is as before afterwards.

@@ -26,7 +26,7 @@ __all__ = ["ReportData"]
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ReportData:
-    """One run: a model's layers on one data set.
+    """The data of a report page: what the experts of a model's layers did on one data set.
 
     Attributes:
         title: What the run is called.

@@ -20,7 +20,8 @@ from factorized_moe.interpret.measures.labelling import count_labels
 from factorized_moe.interpret.measures.ranking import find_top_samples
 from factorized_moe.interpret.measures.specialisation import Polysemanticity
 from factorized_moe.interpret.measures.spectra import ExpertSpectra
-from factorized_moe.interpret.recording.recording import Mode, Recording
+from factorized_moe.interpret.recording.coefficients import Mode
+from factorized_moe.interpret.recording.recording import Recording
 from factorized_moe.interpret.report.samples import Patches, Texts
 from factorized_moe.interpret.report.streams import expert_histograms, top_tokens, values_around
 
@@ -62,7 +63,7 @@ MEASURED = ("mean", "largest")
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class LayerSummary:
-    """What the experts of one expert mode of a layer did.
+    """What a report shows of one expert mode of a layer: loads, coefficients and top samples of its experts.
 
     Attributes:
         name: The layer's name, and the mode's where the layer has several; different for each layer of a report.

@@ -15,7 +15,8 @@ from factorized_moe._reading import listed, number, parse_json, read_tensor_head
 from factorized_moe._validation import check_path
 from factorized_moe._writing import place_of
 from factorized_moe.interpret.recording.chunks import write_whole
-from factorized_moe.interpret.recording.recording import HEADER_NAME, open_recording
+from factorized_moe.interpret.recording.header import HEADER_NAME
+from factorized_moe.interpret.recording.opening import open_recording
 from factorized_moe.interpret.report.data import ReportData
 from factorized_moe.interpret.report.layer import PER_EXPERT, LayerSummary
 from factorized_moe.interpret.report.samples import Images, Patches, Texts

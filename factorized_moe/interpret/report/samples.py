@@ -19,7 +19,7 @@ __all__ = ["Images", "Patches", "Texts"]
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """The inputs were images.
+    """Inputs that are images, as a report shows them.
 
     Attributes:
         pixels: Grey ``(n, H, W)`` or colour ``(n, H, W, 3)``, uint8.
@@ -103,7 +103,7 @@ class Patches:
 
 @dataclass(frozen=True, eq=False)
 class Texts:
-    """The inputs were the tokens of texts, counted through all texts in order.
+    """Inputs that are the tokens of texts, as a report shows them; counted through all texts in order.
 
     Attributes:
         texts: For each text its tokens, as they are to be shown: spaces belong to the tokens.

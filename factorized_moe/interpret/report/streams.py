@@ -11,7 +11,8 @@ import math
 import torch
 from torch import Tensor
 
-from factorized_moe.interpret.recording.recording import Mode, Recording
+from factorized_moe.interpret.recording.coefficients import Mode
+from factorized_moe.interpret.recording.recording import Recording
 from factorized_moe.interpret.recording.streaming import finite_rows
 from factorized_moe.interpret.report.samples import Patches, Texts
 

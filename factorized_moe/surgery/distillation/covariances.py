@@ -24,10 +24,11 @@ __all__ = ["ExpertCovariances", "collect_covariances"]
 
 @dataclass(frozen=True, eq=False)
 class ExpertCovariances:
-    """What `factorize_experts` takes as ``input_covariance`` and ``output_covariance``.
+    """Second moments of experts' inputs, and of a loss's gradients at their outputs, for `factorize_experts`.
 
     Attributes:
-        inputs: For each module of experts, by name, ``{"gate_up": (H, H), "down": (F, F)}``, float64.
+        inputs: For each module of experts, by name, ``{"gate_up": (H, H), "down": (F, F)}``, float64; of experts with
+            biases with the constant 1 as the last input.
         outputs: The same of the outputs, ``{"gate_up": (2F, 2F), "down": (H, H)}``; None if no loss was given.
     """
 
@@ -141,8 +142,8 @@ class _Moments:
         for expert, rows, weights in self._pairs(call):
             scaled = weights.unsqueeze(-1)
             self.samples += len(rows)
-            self._add("input gate_up", scaled * rows)
-            self._add("input down", scaled * self._between(self._first(rows, expert)))
+            self._add("input gate_up", scaled * self._with_constant(rows))
+            self._add("input down", scaled * self._with_constant(self._between(self._first(rows, expert))))
 
     def add_outputs(self, call: _Call, gradient: Tensor) -> None:
         """The gradient is that of the block's output, ``(T, H)``."""
@@ -159,6 +160,10 @@ class _Moments:
         """The first projection of an expert, ``(T, H)`` to ``(T, 2F)``."""
         weight = self.experts.gate_up[expert]
         return torch.addmm(weight[-1], rows, weight[:-1]) if self.experts.bias else rows @ weight
+
+    def _with_constant(self, rows: Tensor) -> Tensor:
+        """What a projection is given: with a bias, a 1 behind every input."""
+        return nn.functional.pad(rows, (0, 1), value=1.0) if self.experts.bias else rows
 
     def _between(self, first: Tensor) -> Tensor:
         return gated(first, self.experts.activation, self.experts.limit, self.experts.shift)

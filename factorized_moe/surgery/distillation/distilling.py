@@ -6,103 +6,27 @@ layers do not wait for each other, and one run trains any number of them.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed
 from torch import Tensor, nn
 
 from factorized_moe import _bars as bars
 from factorized_moe import _reading as reading
-from factorized_moe._scalars import is_number, is_whole
-from factorized_moe._validation import check_kind, check_seed, check_size
+from factorized_moe._validation import check_kind, check_size
 from factorized_moe._writing import place_of
-from factorized_moe.optimisation import warm_up_and_cosine
 from factorized_moe.surgery.distillation.capturing import Call, calls_of, check_names
+from factorized_moe.surgery.distillation.distillation_settings import DistillationSettings, DistillationStep
+from factorized_moe.surgery.distillation.joint_ranks import Ranks
 from factorized_moe.surgery.distillation.training_state import read_state, write_state
 
 __all__ = ["DistillationSettings", "DistillationStep", "distill"]
-
-
-LARGEST_RATE = 1e30
-"""Of learning rates: AdamW's first step is ten times as long, and has to be a number of single precision."""
-
-
-@dataclass(frozen=True)
-class DistillationSettings:
-    """How replacements are trained: AdamW, a linear warm-up, then a cosine to zero.
-
-    Attributes:
-        steps: Steps of the optimiser.
-        learning_rate: Its largest value.
-        warm_up: The share of the steps in which it rises.
-        weight_decay: AdamW's.
-        gradient_norm: The gradient of each replacement is clipped to this norm; ``math.inf`` for no clipping.
-        accumulate: Batches of one step.
-        seed: Seeds torch's generator for the run, for replacements and batches that draw random numbers.
-
-    Raises:
-        TypeError: If a value is of the wrong type.
-        ValueError: If a value is out of range.
-
-    Examples:
-        >>> settings = DistillationSettings(steps=100, learning_rate=1e-3)
-        >>> [round(settings.rate(step), 6) for step in (0, 9, 50, 99)]
-        [0.0001, 0.00098, 0.0005, 0.0]
-    """
-
-    steps: int
-    learning_rate: float = 1e-3
-    warm_up: float = 0.1
-    weight_decay: float = 0.0
-    gradient_norm: float = 1.0
-    accumulate: int = 1
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "accumulate"):
-            value = getattr(self, name)
-            if not is_whole(value) or value < 1:
-                raise ValueError(f"{name} must be an int of at least 1, got {value!r}")
-        for name in ("learning_rate", "gradient_norm", "warm_up", "weight_decay"):
-            if not is_number(getattr(self, name)):
-                raise TypeError(f"{name} is a number, got {getattr(self, name)!r}")
-        for name in ("learning_rate", "gradient_norm"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)!r}")
-        if self.learning_rate > LARGEST_RATE:
-            raise ValueError(f"learning_rate must be at most {LARGEST_RATE:g}, got {self.learning_rate!r}")
-        if not 0 <= self.warm_up <= 1:
-            raise ValueError(f"warm_up is a share of the steps, from 0 to 1, got {self.warm_up!r}")
-        if not 0 <= self.weight_decay < math.inf:
-            raise ValueError(f"weight_decay must be finite and not negative, got {self.weight_decay!r}")
-        check_seed(self.seed)
-
-    def rate(self, step: int) -> float:
-        """The learning rate of a step, counted from 0."""
-        warm_up = max(1, round(self.steps * self.warm_up))
-        return self.learning_rate * warm_up_and_cosine(step, self.steps, warm_up)
-
-
-@dataclass(frozen=True)
-class DistillationStep:
-    """What a step found.
-
-    Attributes:
-        step: Its number, counted from 1.
-        losses: For each replacement, by name, the normalised mean squared error before the step: 1 is what an output
-            of zeros has.
-        learning_rate: Its learning rate.
-    """
-
-    step: int
-    losses: Mapping[str, float]
-    learning_rate: float
 
 
 def distill(
@@ -115,6 +39,7 @@ def distill(
     checkpoint_every: int = 100,
     progress: bool = False,
     on_step: Callable[[DistillationStep], object] | None = None,
+    group: torch.distributed.ProcessGroup | None = None,
 ) -> dict[str, tuple[float, ...]]:
     """Train replacements, in place, to give what the modules of a model give for the same inputs.
 
@@ -126,6 +51,11 @@ def distill(
     batches come in the same order and the machine computes in the same way; batches already seen are passed over
     without running the model.
 
+    With a ``group`` every rank of it calls this with batches of its own, and gradients and losses are means over ranks:
+    a step of ``r`` ranks is that of one process that accumulates ``r`` times as many batches. Replacements start as the
+    first rank's, which writes the checkpoint; all ranks have to see its file. Gates that read the batch read that of
+    their rank; see `factorized_moe.parallel.synchronise_gates`.
+
     Args:
         model: The original.
         replacements: For each module to be learned from, by its name in the model, the module that shall take its
@@ -136,6 +66,7 @@ def distill(
         checkpoint_every: Steps between two writes.
         progress: Whether to show a progress bar on the standard error stream.
         on_step: Called after each step, and after the checkpoint if one is due, for logging.
+        group: The ranks that distil together, such as ``torch.distributed.group.WORLD``; this process alone by default.
 
     Returns:
         The losses of all steps for each replacement, by name, those before a restart included.
@@ -158,13 +89,14 @@ def distill(
         True
     """
     _check(model, replacements, batches, settings, checkpoint_every)
-    run = _Run(replacements, settings)
+    ranks = Ranks(group)
+    run = _Run(replacements, settings, ranks)
     path = None if checkpoint is None else Path(checkpoint)
     trained = nn.ModuleList(replacements.values())
     modes = [(module, module.training) for module in trained.modules()]
     bar = bars.progress(total=settings.steps, unit="step") if progress else None
     with nullcontext() if bar is None else bar, torch.random.fork_rng(devices=()), torch.enable_grad():
-        torch.default_generator.manual_seed(settings.seed)
+        torch.default_generator.manual_seed(settings.seed + ranks.rank)
         stream = iter(batches)
         if path is not None and place_of(path.parent, path.name).exists():
             random_state = run.restore(path)
@@ -190,8 +122,9 @@ def distill(
 class _Run:
     """The state of a run, and its steps."""
 
-    def __init__(self, replacements: Mapping[str, nn.Module], settings: DistillationSettings) -> None:
+    def __init__(self, replacements: Mapping[str, nn.Module], settings: DistillationSettings, ranks: Ranks) -> None:
         self.replacements = dict(replacements)
+        self.ranks = ranks
         self.settings = settings
         self.modules = nn.ModuleList(self.replacements.values())
         parameters = [parameter for parameter in self.modules.parameters() if parameter.requires_grad]
@@ -200,6 +133,7 @@ class _Run:
         self.batches = 0
         self.good: dict[str, Tensor] = {}  # the last parameters and buffers that gave a finite loss
         self.losses: dict[str, list[float]] = {name: [] for name in self.replacements}
+        ranks.take_firsts(self.modules.state_dict().values())
 
     def take_step(self, model: nn.Module, stream: Iterator[Any]) -> DistillationStep:
         """One step of the optimiser. A stopped one leaves no trace, nor does a failed one and what led to it."""
@@ -208,9 +142,11 @@ class _Run:
         losses = dict.fromkeys(self.replacements, 0.0)
         rate = settings.rate(self.step)
         try:
-            for _ in range(settings.accumulate):
-                for name, loss in self._add_gradients(model, self._next_batch(stream)).items():
-                    losses[name] += loss
+            with self.ranks.together():
+                for _ in range(settings.accumulate):
+                    for name, loss in self._add_gradients(model, self._next_batch(stream)).items():
+                        losses[name] += loss
+            losses = self.ranks.mean(losses, self.modules.parameters())
             self.good = before
             for name, replacement in self.replacements.items():
                 norm = nn.utils.clip_grad_norm_(replacement.parameters(), settings.gradient_norm)
@@ -280,10 +216,11 @@ class _Run:
                 if len(reading.listed(losses, f"losses of {name!r}", reading.number)) != step:
                     raise ValueError(f"{len(losses)} losses of {name!r} for {step} steps")
             random_state = tensors.get("random_state")
-            ours = torch.get_rng_state()
+            ours = self.ranks.all_states(torch.get_rng_state())
             if random_state is None or (random_state.dtype, random_state.shape) != (ours.dtype, ours.shape):
-                raise ValueError("no state of torch's generator")
-            torch.Generator().set_state(random_state)
+                raise ValueError(f"no state of the generator of each of {self.ranks.number} ranks")
+            for state in random_state.view(-1, random_state.shape[-1]):
+                torch.Generator().set_state(state.clone())  # a row of a tensor is not taken
         except (RuntimeError, ValueError) as error:
             raise ValueError(f"{path}: not the state of a run with these settings: {error}") from error
 
@@ -319,9 +256,10 @@ class _Run:
         tensors = {f"replacements.{key}": value for key, value in self.modules.state_dict().items()}
         for number, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{number}.{key}": value for key, value in state.items()}
-        tensors["random_state"] = torch.get_rng_state()
+        tensors["random_state"] = self.ranks.all_states(torch.get_rng_state())
         values = {"batches": self.batches, "losses": self.losses, "settings": asdict(self.settings), "step": self.step}
-        write_state(path, tensors, values)
+        if self.ranks.rank == 0:
+            write_state(path, tensors, values)
 
     def restore(self, path: Path) -> Tensor:
         """Take over a file's state; returns that of torch's generator, to be set once the batches are passed over."""
@@ -350,7 +288,8 @@ class _Run:
             raise ValueError(f"{path}: of a run with other replacements: {' '.join(str(error).split())}") from error
         self.step, self.batches = values["step"], values["batches"]
         self.losses = {name: [float(loss) for loss in losses] for name, losses in values["losses"].items()}
-        return tensors["random_state"]
+        states = tensors["random_state"]
+        return states if states.ndim == 1 else states[self.ranks.rank].clone()
 
 
 def _normalised_error(replacement: nn.Module, call: Call) -> Tensor:

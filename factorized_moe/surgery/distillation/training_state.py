@@ -14,7 +14,7 @@ from torch import Tensor
 from factorized_moe._reading import parse_json, read_tensor_header
 from factorized_moe._writing import place_of, write_files
 
-__all__ = ["read_state", "write_state"]
+__all__ = ["read_state", "state_bytes", "write_state"]
 
 FORMAT = "factorized-moe training state, version 1"
 
@@ -30,9 +30,18 @@ def write_state(path: Path, tensors: Mapping[str, Tensor], values: Mapping[str, 
     Raises:
         OSError: If it cannot be written.
     """
+    write_files(path.parent, {path.name: state_bytes(tensors, values)})
+
+
+def state_bytes(tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> bytes:
+    """The content of such a file.
+
+    Args:
+        tensors: The tensors by name.
+        values: What JSON can hold.
+    """
     copies = {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}
-    content = save(copies, {"format": FORMAT, "values": json.dumps(values)})
-    write_files(path.parent, {path.name: content})
+    return save(copies, {"format": FORMAT, "values": json.dumps(values)})
 
 
 def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -15,7 +15,7 @@ __all__ = ["MuMoEDelta", "freeze_base", "set_to_zero"]
 
 
 class MuMoEDelta(nn.Module):
-    """``base(x) + experts(x)``. `replace` freezes the base and starts the experts at zero.
+    """A frozen layer and a layer of experts added to it, ``base(x) + experts(x)``: what ``replace(delta=True)`` makes.
 
     Args:
         base: The layer that stays.

@@ -302,6 +302,7 @@ LAYOUTS = (
     ),
     MLPLayout("bart", up="fc1", activation=("activation_fn",), down="fc2", block="fc1", kept=_LAYER),
     MLPLayout("vit", up="fc1", activation=("activation_fn",), down="fc2"),
+    MLPLayout("dinov2", up="fc1", activation=("activation",), down="fc2"),  # in early releases of transformers 5
     MLPLayout("timm", up="fc1", activation=("act", "drop1", "norm"), down="fc2", block="fc1", kept=("drop2",)),
     MLPLayout("t5", up="wi", activation=("act", "dropout"), down="wo"),
     MLPLayout("distilbert", up="lin1", activation=("activation",), down="lin2", block="lin1", kept=("dropout",)),

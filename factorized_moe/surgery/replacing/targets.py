@@ -50,7 +50,7 @@ class Found:
 
 
 def is_mlp(path: str, module: nn.Module) -> bool:
-    """A target: every MLP of a registered layout.
+    """A target for `replace`: every MLP whose parts a registered layout names.
 
     Examples:
         >>> mlp = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 4))

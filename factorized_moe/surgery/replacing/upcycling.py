@@ -31,7 +31,7 @@ __all__ = ["Upcycled", "upcycle"]
 
 @dataclass(frozen=True)
 class Upcycled:
-    """A layer of experts and how well it starts as what it stands for.
+    """A layer of experts made from a linear layer or an MLP, and how near to it it starts.
 
     Attributes:
         layer: The layer.

@@ -7,11 +7,13 @@ from importlib import import_module
 
 from torch import nn
 
+from factorized_moe.surgery.saving.describing import described_modules
+
 __all__ = ["announce"]
 
 
 def announce(model: nn.Module) -> None:
-    """Let `save_pretrained` of a transformers model keep its layers of experts; any other model is left alone.
+    """Let ``save_pretrained`` keep the layers of experts of a transformers model, or of one that is a part of a model.
 
     transformers is not imported here: a model of its classes can only come from where it is imported already.
 
@@ -19,5 +21,10 @@ def announce(model: nn.Module) -> None:
         ValueError: If the model is quantised by another method, whose saving would lose the layers of experts.
     """
     modeling = sys.modules.get("transformers.modeling_utils")
-    if modeling is not None and isinstance(model, modeling.PreTrainedModel):
-        import_module("factorized_moe.surgery.hugging_face").attach(model)
+    if modeling is None:
+        return
+    changed = [f".{path}" for path in described_modules(model)]
+    for path, module in model.named_modules():
+        prefix = f".{path}." if path else "."
+        if isinstance(module, modeling.PreTrainedModel) and any(each.startswith(prefix) for each in changed):
+            import_module("factorized_moe.surgery.hugging_face").attach(module)

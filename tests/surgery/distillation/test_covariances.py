@@ -144,15 +144,19 @@ def test_experts_with_biases_and_limits_have_moments() -> None:
     model(ids)
     handle.remove()
     ((tokens, index, weights),) = calls
-    expected = torch.zeros(12, 12, dtype=torch.float64)
+    expected = torch.zeros(13, 13, dtype=torch.float64)
+    inputs = torch.zeros(17, 17, dtype=torch.float64)
     for token, chosen, shares in zip(tokens.flatten(0, -2), index, weights, strict=True):
         for expert, share in zip(chosen, shares, strict=True):
             first = token @ experts.gate_up_proj[expert] + experts.gate_up_proj_bias[expert]
             gate, up = first[::2].clamp(max=experts.limit), first[1::2].clamp(-experts.limit, experts.limit)
-            hidden = share * (up + 1) * gate * torch.sigmoid(gate * experts.alpha)
-            expected += torch.outer(hidden, hidden).detach().double() / index.numel()
+            hidden = (up + 1) * gate * torch.sigmoid(gate * experts.alpha)
+            for moment, given in ((expected, hidden), (inputs, token)):
+                row = share * torch.cat([given, torch.ones(1)])
+                moment += torch.outer(row, row).detach().double() / index.numel()
     found = collect_covariances(model, [ids], lambda output: output.logits.sum())
     torch.testing.assert_close(found.inputs[name]["down"], expected, rtol=1e-4, atol=1e-8)
+    torch.testing.assert_close(found.inputs[name]["gate_up"], inputs, rtol=1e-4, atol=1e-8)
     assert found.outputs[name]["gate_up"].shape == (24, 24)
     factorize_experts(model, rank=0.5, input_covariance=found.inputs, output_covariance=found.outputs)
 

@@ -214,6 +214,7 @@ OTHERS = {
     ),
     "reads a bias": (lambda layer, x: usual(layer, x) + layer.narrow.bias, "fails with a block in place of 'wide', as"),
     "adds between": (lambda layer, x: layer.narrow(layer.bend(layer.wide(x)) + 0.1), "the layout 'test other' but"),
+    "adds little": (lambda layer, x: 1e-3 * layer.narrow(layer.bend(layer.wide(x)) + 0.1), "layout 'test other' but"),
     "bends twice": (lambda layer, x: layer.narrow(layer.bend(-layer.bend(layer.wide(x)))), "computes something else"),
     "wants three": (
         lambda layer, x: usual(layer, x.reshape(7, 7)),

@@ -28,6 +28,7 @@ CONFIG = MuMoEConfig(expert_dims=(3,), rank=6)
 @pytest.fixture(autouse=True)
 def _own_names() -> Iterator[None]:
     before = dict(nonlinearities._REGISTERED)
+    nonlinearities._REGISTERED.clear()
     yield
     nonlinearities._REGISTERED.clear()
     nonlinearities._REGISTERED.update(before)

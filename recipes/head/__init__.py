@@ -1,0 +1,1 @@
+"""A pretrained backbone of transformers with a head, or its last MLPs, of experts."""
