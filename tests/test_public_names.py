@@ -15,6 +15,7 @@ REASONS = {
     "Measurement": "the base of every result: `to_pandas`, JSON",
     "Chunk": "what `Recording.chunks` yields",
     "Annotations": "what a `Chunk` holds beside coefficients",
+    "LabelSet": "what `Recording.label_set` gives and `with_labels` takes",
     "Usage": "what `UsageWatcher.usage` holds",
     "ModeUsage": "what a `Usage` holds of each mode",
     "ExpertThreshold": "an intervention, the paper's correction",

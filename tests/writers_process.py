@@ -20,15 +20,12 @@ from factorized_moe import CPMuMoE
 from factorized_moe.demo import results
 from factorized_moe.demo.classifier import HeadConfig, ImageClassifier, Trunk
 from factorized_moe.interpret import record
-from factorized_moe.interpret.recording import recorder
+from factorized_moe.interpret.recording import given
 from factorized_moe.interpret.report import ReportData, write_report
 from factorized_moe.interpret.report.run_files import save_run
 from factorized_moe.surgery import save, save_pretrained
 from factorized_moe.surgery.distillation.training_state import write_state
 from studies.common.runs import finish as finish_runs
-
-torch.set_num_threads(1)
-recorder.CHUNK_ELEMENTS = 4 * 5  # five samples of four experts
 
 
 def fill(module: nn.Module, value: int) -> nn.Module:
@@ -100,6 +97,8 @@ def run(writer: str, folder: Path, fatal: int, value: int) -> None:
 
 
 def main() -> None:
+    torch.set_num_threads(1)
+    given.CHUNK_ELEMENTS = 4 * 5  # five samples of four experts
     for line in sys.stdin:
         writer, folder, fatal, value = line.rstrip("\n").split("\t")
         if (child := os.fork()) == 0:

@@ -11,24 +11,23 @@ Legend: ``B`` samples of a batch, ``*positions`` further axes of a prediction (t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Sized
 from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from factorized_moe._bars import if_slow
 from factorized_moe._validation import check_kind
 from factorized_moe.interpret.interventions.intervening import layers_of, refuse_compiled
 from factorized_moe.interpret.interventions.kinds import Ablate
+from factorized_moe.interpret.interventions.last_layer import LastLayer
 from factorized_moe.interpret.interventions.tally import Counterfactuals, Tally
-from factorized_moe.interpret.measures.contributions import ExpertsOfMode, Pairs
+from factorized_moe.interpret.measures.contributions import Pairs
 from factorized_moe.layers import ExpertLayer
 
 __all__ = ["counterfactuals"]
-
-MOST_ELEMENTS = 2**24
-"""Elements of the outputs without an expert that are computed at a time: 64 MiB in float32."""
 
 
 @torch.no_grad()
@@ -38,13 +37,15 @@ def counterfactuals(
     layer: str | None = None,
     mode: int = 0,
     *,
+    experts: Sequence[int] | Tensor | None = None,
     after: Callable[[Tensor], Tensor] | None = None,
     forward: Callable[[Tensor], Tensor] | None = None,
 ) -> Counterfactuals:
     """Take every expert of a mode out in turn, its coefficient 0 and the others kept, and see what changes.
 
     The model runs once on every batch. If its output is a `MuMoE`'s, or ``after`` of it, that is all: the rest comes
-    from the factors. Otherwise each sample goes through the model once more for each expert that it uses.
+    from the factors. Otherwise each sample goes through the model once more for each expert that it uses. Where almost
+    nothing is left of an output without an expert, a difference would be rounding, and the experts run again on it.
 
     Args:
         model: The model, in evaluation mode. Its output is a tensor ``(B, *positions, C)`` whose largest entry is the
@@ -53,13 +54,15 @@ def counterfactuals(
             gives them. What comes from the factors is gathered over batches, so small ones cost no more.
         layer: The layer's name; not needed where the model has only one.
         mode: The expert mode, counted from 0.
+        experts: The numbers of the experts to take out, one after the other; all of the mode by default.
         after: What follows the layer, where it is a function of each position's output ``(r, O)`` to ``(r, C)`` alone:
             a softmax, or a linear map.
         forward: From inputs to the output, where ``model(inputs)`` is not that tensor. It has to call the model:
             ``lambda ids: language_model(ids).logits``.
 
     Returns:
-        Counts and means for each expert; with labels also accuracies, and from them polysemanticity.
+        Counts and means for each expert, in the order of ``experts`` where they are given; with labels also accuracies,
+        and from them polysemanticity.
 
     Raises:
         TypeError: If batches, an output or labels are of the wrong type.
@@ -81,30 +84,36 @@ def counterfactuals(
             "counterfactuals: batches is one tensor; give an iterable of batches, such as inputs.split(1024)"
         )
     check_kind("counterfactuals: batches", batches, Iterable)
-    found = layers_of(model, Ablate(0, layer=layer, mode=mode))
+    found = layers_of(model, Ablate(0 if experts is None else experts, layer=layer, mode=mode))
     if len(found) > 1:
         raise ValueError(f"counterfactuals: {layer!r} names {len(found)} layers, {', '.join(found)}; give one of them")
     ((name, target),) = found.items()
     refuse_compiled(model, "counterfactuals")
     if any(module.training for module in model.modules()):
         raise ValueError("counterfactuals: the model is in training mode; call eval() on it first")
+    size = target.expert_dims[mode]
+    chosen = torch.arange(size) if experts is None else torch.tensor(Ablate(experts, mode=mode).numbers)
     tally: Tally | None = None
-    last: _LastLayer | None = None
-    with _Tap(name, target, mode, model if forward is None else forward) as tap:
+    last: LastLayer | None = None
+    total = len(batches) if isinstance(batches, Sized) else None
+    bar = if_slow("counterfactuals", total, "batch")
+    with bar as shown, _Tap(name, target, mode, model if forward is None else forward) as tap:
         for batch in batches:
             inputs, labels = _parts(batch)
             outputs = tap.run(inputs)
             _check(inputs, outputs, labels)
             if tally is None or last is None:
-                tally = Tally(target.expert_dims[mode], outputs.shape[-1], labels is not None, outputs.device)
-                last = _LastLayer(target, mode, after, tally)
+                chosen = chosen.to(outputs.device)
+                tally = Tally(chosen, outputs.shape[-1], labels is not None)
+                last = LastLayer(target, mode, chosen, after, tally)
             if tally.labelled != (labels is not None):
                 raise ValueError("counterfactuals: some batches have labels and some have none")
             tally.add_predictions(outputs.flatten(0, -2), None if labels is None else labels.flatten())
             if tap.is_linear and (after is not None or outputs is tap.layer_output):
-                last.add(tap, outputs, labels)
+                last.add(tap.x, tap.coefficients, tap.layer_output, outputs, labels)
             else:
-                _run_again(tap, mode, inputs, outputs, labels, tally)
+                _run_again(tap, mode, chosen, inputs, outputs, labels, tally)
+            shown.update()
         if tally is None or last is None:
             raise ValueError("counterfactuals: there is no batch")
         last.finish()
@@ -237,71 +246,9 @@ class _Tap:
         return tuple(changed)
 
 
-class _LastLayer:
-    """Gathers batches until there is enough to do, then subtracts each expert's contribution from the outputs."""
-
-    def __init__(self, layer: ExpertLayer, mode: int, after: Callable[[Tensor], Tensor] | None, tally: Tally) -> None:
-        self._layer, self._mode, self._after, self._tally = layer, mode, after, tally
-        self._single: ExpertsOfMode | None = None
-        self._gathered: list[tuple[Pairs, list[Tensor]]] = []
-        self._elements = 0
-
-    def add(self, tap: _Tap, outputs: Tensor, labels: Tensor | None) -> None:
-        """Gather one batch; its outputs are those of the model."""
-        y = tap.layer_output.flatten(0, -2)  # (r, O)
-        outputs = outputs.flatten(0, -2)  # (r, C)
-        if self._after is not None:
-            self._check_after(self._after(y), outputs)
-        if self._single is None:
-            (experts,) = self._layer.expert_tensors.values()  # a layer of several is not linear in its coefficients
-            self._single = ExpertsOfMode(experts, self._mode)
-        coefficients = [a.flatten(0, -2) for a in tap.coefficients]
-        pairs = Pairs.of(coefficients.pop(self._mode))
-        columns = [self._single.state(tap.x.flatten(0, -2)), *coefficients, y, outputs]
-        self._gathered.append((pairs, columns if labels is None else [*columns, labels.flatten()]))
-        self._elements += len(pairs.inputs) * outputs.shape[-1]
-        if self._elements >= MOST_ELEMENTS:
-            self.finish()
-
-    def finish(self) -> None:
-        """Do what has been gathered."""
-        if not self._gathered or self._single is None:
-            return
-        batches, self._gathered, self._elements = self._gathered, [], 0
-        columns = [torch.cat(column) for column in zip(*(columns for _, columns in batches), strict=True)]
-        pairs = Pairs.joined([pairs for pairs, _ in batches], [len(columns[0]) for _, columns in batches])
-        labels = columns.pop() if self._tally.labelled else None
-        state, *others, y, outputs = columns
-        # Where an expert is the only one, nothing remains: 0 to the bit, where a difference would leave its rounding.
-        alone = pairs.inputs.bincount(minlength=len(y))[pairs.inputs] == 1
-        for group in pairs.groups(MOST_ELEMENTS // outputs.shape[-1]):
-            rows = [pairs.inputs[mine] for _, mine in group]
-            values = [
-                self._single(expert, state[mine], [a[mine] for a in others])
-                for (expert, _), mine in zip(group, rows, strict=True)
-            ]
-            part, inputs = slice(group[0][1].start, group[-1][1].stop), torch.cat(rows)
-            without = y[inputs] - torch.cat(values) * pairs.coefficients[part, None]
-            without.masked_fill_(alone[part, None], 0.0)
-            if self._after is not None:
-                without = self._after(without)
-            mine = None if labels is None else labels[inputs]
-            self._tally.add_pairs(pairs.experts[part], outputs[inputs], without, mine)
-
-    def _check_after(self, expected: Tensor, outputs: Tensor) -> None:
-        if expected.shape != outputs.shape:
-            raise ValueError(
-                f"counterfactuals: after makes {tuple(expected.shape)} of the layer's output, the model's is "
-                f"{tuple(outputs.shape)}; it has to be what follows the layer, for each position alone"
-            )
-        if not torch.allclose(expected, outputs, rtol=1e-3, atol=1e-4, equal_nan=True):
-            raise ValueError(
-                "counterfactuals: after of the layer's output is not the model's output, they differ by up to "
-                f"{float((expected - outputs).abs().max()):.3g}; it has to be all that follows the layer"
-            )
-
-
-def _run_again(tap: _Tap, mode: int, inputs: Tensor, outputs: Tensor, labels: Tensor | None, tally: Tally) -> None:
+def _run_again(
+    tap: _Tap, mode: int, chosen: Tensor, inputs: Tensor, outputs: Tensor, labels: Tensor | None, tally: Tally
+) -> None:
     """Each sample through the model once for each expert that it uses, as many at a time as the batch has."""
     a = tap.coefficients[mode]
     if len(a) != len(inputs):
@@ -309,13 +256,18 @@ def _run_again(tap: _Tap, mode: int, inputs: Tensor, outputs: Tensor, labels: Te
             f"counterfactuals: {len(inputs)} samples, but coefficients of shape {tuple(a.shape)}; to take experts out "
             "of single samples, the coefficients' first axis has to be that of the inputs"
         )
+    a = a.index_select(-1, chosen)
     pairs = Pairs.of((a != 0).flatten(1, -2).any(dim=1) if a.ndim > 2 else a)
-    for samples, experts in zip(pairs.inputs.split(len(inputs)), pairs.experts.split(len(inputs)), strict=True):
-        without = tap.run(inputs[samples], without=experts)
-        each = without[0, ..., 0].numel()  # predictions of one sample
-        tally.add_pairs(
-            experts.repeat_interleave(each),
-            outputs[samples].flatten(0, -2),
-            without.flatten(0, -2),
-            None if labels is None else labels[samples].flatten(),
-        )
+    predicted = outputs.argmax(dim=-1)
+    with if_slow("samples without an expert", len(pairs.inputs), "sample") as bar:
+        for samples, experts in zip(pairs.inputs.split(len(inputs)), pairs.experts.split(len(inputs)), strict=True):
+            without = tap.run(inputs[samples], without=chosen[experts])
+            each = without[0, ..., 0].numel()  # predictions of one sample
+            tally.add_pairs(
+                experts.repeat_interleave(each),
+                outputs[samples].flatten(0, -2),
+                predicted[samples].flatten(),
+                without.flatten(0, -2),
+                None if labels is None else labels[samples].flatten(),
+            )
+            bar.update(len(samples))

@@ -24,6 +24,7 @@ class Counterfactuals(Measurement):
 
     Attributes:
         num_predictions: The number of predictions, one for each sample (and position).
+        experts: The numbers of the experts that were taken out, ``(N,)``.
         remade: For each expert the number of predictions that were made again without it, ``(N,)``: all others are of
             samples that give it a coefficient of 0.
         changed: For each expert the number of predictions that are others without it, ``(N,)``.
@@ -34,6 +35,7 @@ class Counterfactuals(Measurement):
     """
 
     num_predictions: int
+    experts: Tensor
     remade: Tensor
     changed: Tensor
     mean_effect: Tensor
@@ -44,7 +46,7 @@ class Counterfactuals(Measurement):
     def columns(self) -> dict[str, list[Any]]:
         """One row for each expert; with labels, how many correct predictions are lost without it."""
         found = {
-            "expert": list(range(len(self.remade))),
+            "expert": self.experts.tolist(),
             "remade": self.remade.tolist(),
             "changed": self.changed.tolist(),
         }
@@ -88,14 +90,15 @@ class Tally:
     """Counts in the making.
 
     Args:
-        num_experts: ``N``.
+        experts: The numbers of the experts that are taken out, ``(N,)``, on the device where the counts are to be.
         num_classes: ``C``.
         labelled: Whether predictions come with labels; it stays to be read.
-        device: Where the counts are.
     """
 
-    def __init__(self, num_experts: int, num_classes: int, labelled: bool, device: torch.device) -> None:
+    def __init__(self, experts: Tensor, num_classes: int, labelled: bool) -> None:
+        num_experts, device = len(experts), experts.device
         self.labelled = labelled
+        self._experts = experts
         self._predictions = 0
         self._remade = torch.zeros(num_experts, dtype=torch.int64, device=device)
         self._changed = self._remade.clone()
@@ -116,27 +119,57 @@ class Tally:
             self._sizes += labels.bincount(minlength=len(self._sizes))
             self._correct += labels[outputs.argmax(dim=-1) == labels].bincount(minlength=len(self._sizes))
 
-    def add_pairs(self, experts: Tensor, outputs: Tensor, without: Tensor, labels: Tensor | None) -> None:
+    def add_expert(
+        self, expert: int, outputs: Tensor, predicted: Tensor, without: Tensor, labels: Tensor | None
+    ) -> None:
+        """Count predictions made again without one expert.
+
+        Args:
+            expert: Its place among the experts.
+            outputs: The output with all experts, ``(p, C)``.
+            predicted: The class that it predicts, ``(p,)``.
+            without: The output without the expert, ``(p, C)``.
+            labels: ``(p,)``, or ``None`` if the tally is not labelled.
+        """
+        self._remade[expert] += len(outputs)
+        self._effect[expert] += (outputs - without).double().sum(dim=0)
+        after = without.argmax(dim=-1)
+        other = (after != predicted).nonzero().squeeze(1)
+        self._changed[expert] += len(other)
+        if labels is not None and self._gained is not None:
+            self._gained[expert] += _gains(predicted[other], after[other], labels[other], self._gained.shape[1])
+
+    def add_pairs(
+        self, experts: Tensor, outputs: Tensor, predicted: Tensor, without: Tensor, labels: Tensor | None
+    ) -> None:
         """Count predictions made again without an expert.
 
         Args:
-            experts: The expert of each pair, ``(p,)``.
+            experts: The place of each pair's expert among the experts, ``(p,)``.
             outputs: The output with all experts, ``(p, C)``.
+            predicted: The class that it predicts, ``(p,)``.
             without: The output without the expert, ``(p, C)``.
             labels: ``(p,)``, or ``None`` if the tally is not labelled.
         """
         self._remade += experts.bincount(minlength=len(self._remade))
         self._effect.index_add_(0, experts, (outputs - without).double())
-        before, after = outputs.argmax(dim=-1), without.argmax(dim=-1)
-        self._changed += experts[before != after].bincount(minlength=len(self._changed))
+        after = without.argmax(dim=-1)
+        other = (after != predicted).nonzero().squeeze(1)
+        self._changed += experts[other].bincount(minlength=len(self._changed))
         if labels is not None and self._gained is not None:
-            gain = (after == labels).to(torch.int64) - (before == labels).to(torch.int64)
-            self._gained.view(-1).index_add_(0, experts * self._gained.shape[1] + labels, gain)
+            mine = labels[other]
+            gain = (after[other] == mine).to(torch.int64) - (predicted[other] == mine).to(torch.int64)
+            self._gained.view(-1).index_add_(0, experts[other] * self._gained.shape[1] + mine, gain)
 
     def result(self) -> Counterfactuals:
         """The counts and means so far."""
         effect = self._effect / max(1, self._predictions)
-        counts = (self._predictions, self._remade, self._changed, effect)
+        counts = (self._predictions, self._experts, self._remade, self._changed, effect)
         if self._sizes is None or self._correct is None or self._gained is None:
             return Counterfactuals(*counts)
         return Counterfactuals(*counts, self._sizes, self._correct, self._correct + self._gained)
+
+
+def _gains(before: Tensor, after: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """How many more predictions of each class are correct, ``(C,)``, among those that changed."""
+    return labels[after == labels].bincount(minlength=classes) - labels[before == labels].bincount(minlength=classes)

@@ -1,4 +1,4 @@
-"""How much each expert of a recording is used: load, dead experts, histograms, and which experts go together.
+"""How much each expert of a recording is used: load, dead experts, histograms.
 
 Legend: ``n`` samples, ``N`` experts of one mode or of the whole grid, ``B`` bins.
 """
@@ -9,20 +9,18 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from factorized_moe._scalars import is_number, is_whole
-from factorized_moe._validation import check_kind, check_size, check_values
+from factorized_moe._validation import check_size, check_values
 from factorized_moe.interpret.measures.measurement import Measurement, expert_columns
-from factorized_moe.interpret.recording.recording import Mode, Recording
-from factorized_moe.interpret.recording.rows import Rows
-from factorized_moe.interpret.recording.streaming import active_entries, check_threshold, finite_rows
+from factorized_moe.interpret.recording.coefficients import Mode
+from factorized_moe.interpret.recording.recording import Recording
+from factorized_moe.interpret.recording.streaming import Block, check_threshold, collect, in_step, reaches
 
-__all__ = ["Coactivation", "Histogram", "Load", "measure_coactivation", "measure_histogram", "measure_load"]
-
-MOST_COACTIVE = 2**14
-"""Experts up to which co-activation is counted: 2 GiB of counts."""
+__all__ = ["Histogram", "Load", "LoadCollector", "measure_histogram", "measure_load"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,18 +126,46 @@ def measure_load(recording: Recording, threshold: float = 0.5, *, layer: str | N
         ([6, 6, 6, 6], [], [0.25, 0.25, 0.25, 0.25])
     """
     check_threshold(threshold)
-    check_kind("recording", recording, Recording)
-    grid = recording.grid(layer, mode)
-    experts = math.prod(grid)
-    counts = torch.zeros(experts, dtype=torch.int64)
-    sums, largest = torch.zeros(experts, dtype=torch.float64), torch.zeros(experts, dtype=torch.float64)
-    for _, rows in finite_rows(recording, layer, mode):
-        _, expert, value = rows.entries()
-        sums.index_add_(0, expert, value.double())
-        largest.scatter_reduce_(0, expert, value.double(), "amax")
-        counts += torch.bincount(active_entries(rows, threshold)[1], minlength=experts)
-    samples = recording.num_samples
-    return Load(counts, sums / max(1, samples), largest, samples, threshold, grid)
+    recording = in_step(recording, layer)
+    found = LoadCollector(recording.grid(layer, mode), threshold)
+    collect(recording, layer, mode, "load", found)
+    return found.result()
+
+
+class LoadCollector:
+    """The load of the blocks so far.
+
+    Args:
+        grid: The sizes of the expert modes that the experts are counted over.
+        threshold: The least coefficient of an active expert; 0 for any above 0.
+    """
+
+    def __init__(self, grid: tuple[int, ...], threshold: float) -> None:
+        self._grid, self._threshold = grid, threshold
+        self._counts = torch.zeros(math.prod(grid), dtype=torch.int64)
+        self._sums = torch.zeros(math.prod(grid), dtype=torch.float64)
+        self._largest = self._sums.clone()
+        self._samples = 0
+
+    def add(self, block: Block) -> None:
+        """Take the next samples."""
+        self._samples += len(block)
+        if block.rows.is_sparse:
+            _, expert, value = block.entries
+            self._sums.index_add_(0, expert, value.double())
+            self._largest.scatter_reduce_(0, expert, value.double(), "amax")
+            self._counts += torch.bincount(block.active(self._threshold)[1], minlength=len(self._counts))
+            return
+        for _, piece in block.pieces():
+            self._sums += piece.double().sum(dim=0)
+            self._largest = torch.maximum(self._largest, piece.amax(dim=0))
+            # NumPy counts along an axis 30 times as fast as torch adds bools up.
+            self._counts += torch.from_numpy(np.count_nonzero(reaches(piece, self._threshold).numpy(), axis=0))
+
+    def result(self) -> Load:
+        """What was seen so far."""
+        means = self._sums / max(1, self._samples)
+        return Load(self._counts, means, self._largest, self._samples, self._threshold, self._grid)
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,105 +234,63 @@ def measure_histogram(
             raise TypeError(f"{name} is a number, got {end!r}")
     if bins < 1 or not -math.inf < low < high < math.inf:
         raise ValueError(f"expected at least one bin from low to a larger high, got {bins} from {low} to {high}")
-    check_kind("recording", recording, Recording)
-    experts = math.prod(recording.grid(layer, mode))
-    edges = torch.linspace(low, high, bins + 1, dtype=torch.float64)
-
-    def count(values: Tensor) -> Tensor:
-        inside = values[(values >= low) & (values <= high)].double()  # float32 has 0.7 as a little less
-        return torch.bincount((torch.bucketize(inside, edges, right=True) - 1).clamp(0, bins - 1), minlength=bins)
-
-    counts, largest_counts = torch.zeros(2, bins, dtype=torch.int64)
-    nonzeros = 0
-    for _, rows in finite_rows(recording, layer, mode):
-        sample, _, value = rows.entries()
-        nonzeros += len(value)
-        counts += count(value)
-        start = torch.where(rows.nonzeros() < experts, 0.0, -math.inf).to(value.dtype)  # a 0 counts where there is one
-        largest_counts += count(start.scatter_reduce(0, sample, value, "amax"))
-    zeros = recording.num_samples * experts - nonzeros
-    return Histogram(edges, counts, largest_counts, zeros, nonzeros - int(counts.sum()))
-
-
-@dataclass(frozen=True, eq=False)
-class Coactivation(Measurement):
-    """On how many samples two experts are active together.
-
-    Attributes:
-        counts: The samples on which both are active, ``(N, N)``, int64; on the diagonal those of each expert.
-        num_samples: ``n``.
-        threshold: The least coefficient of an active expert; 0 for any above 0.
-        grid: The sizes of the expert modes that the experts are counted over.
-    """
-
-    counts: Tensor
-    num_samples: int
-    threshold: float
-    grid: tuple[int, ...]
-
-    @property
-    def conditional(self) -> Tensor:
-        """Of the samples of the row's expert, the share on which the column's is active, ``(N, N)``; NaN for none."""
-        return self.counts.double() / self.counts.diagonal()[:, None]
-
-    def columns(self) -> dict[str, list[Any]]:
-        """One row for each pair of different experts that are active together, the lower number first."""
-        first, second = self.counts.triu(diagonal=1).nonzero(as_tuple=True)
-        return {"first": first.tolist(), "second": second.tolist(), "count": self.counts[first, second].tolist()}
-
-
-def measure_coactivation(
-    recording: Recording, threshold: float = 0.0, *, layer: str | None = None, mode: Mode = 0
-) -> Coactivation:
-    """Count the samples on which two experts are active together.
-
-    Args:
-        recording: The recording.
-        threshold: The least coefficient of an active expert; 0 for any above 0.
-        layer: The layer's name; may be left out if there is one layer only.
-        mode: The number of an expert mode, or ``"product"`` for the experts of the whole grid.
-
-    Raises:
-        TypeError: If the threshold is not a number.
-        ValueError: If it is out of range, a coefficient is not finite, there is no such layer or mode, or there are
-            more than 16,384 experts.
-
-    Examples:
-        >>> from factorized_moe import CPMuMoE
-        >>> from factorized_moe.interpret import record
-        >>> layer = CPMuMoE(8, 3, [3], rank=2)
-        >>> with record(layer) as log:
-        ...     y = layer(torch.randn(6, 8))
-        >>> measure_coactivation(log.recording).counts.tolist()
-        [[6, 6, 6], [6, 6, 6], [6, 6, 6]]
-    """
-    check_threshold(threshold)
-    check_kind("recording", recording, Recording)
+    recording = in_step(recording, layer)
     grid = recording.grid(layer, mode)
-    experts = math.prod(grid)
-    if experts > MOST_COACTIVE:
-        raise ValueError(
-            f"co-activation of {experts:,} experts takes {experts:,} x {experts:,} counts, {MOST_COACTIVE:,} experts "
-            "are the most; take one expert mode, or a layer with fewer experts"
-        )
-    counts = torch.zeros(experts * experts, dtype=torch.int64)
-    for _, rows in finite_rows(recording, layer, mode):
-        sample, expert, _ = active_entries(rows, threshold)
-        active = torch.bincount(sample, minlength=len(rows))
-        pairs = float(active.double().square().sum())
-        # A pair that is counted on its own costs about as much as 64 entries of a matrix product.
-        if pairs * 64 > len(rows) * experts**2:
-            matrix = torch.zeros(len(rows), experts)
-            matrix[sample, expert] = 1  # float32 counts exactly up to 2**24 samples
-            counts += (matrix.T @ matrix).long().reshape(-1)
-            continue
-        chosen = Rows(torch.ones(len(expert)), expert, active, experts)
-        first = 0
-        step = max(1, int(len(rows) * 2**21 / max(pairs, 1.0)))
-        while first < len(rows):
-            some = chosen[first : first + step]
-            found = some.outer(some).columns
-            assert found is not None  # a product is sparse
-            counts.index_add_(0, found, torch.ones_like(found))
-            first += step
-    return Coactivation(counts.reshape(experts, experts), recording.num_samples, threshold, grid)
+    found = _HistogramCollector(math.prod(grid), torch.linspace(low, high, bins + 1, dtype=torch.float64))
+    collect(recording, layer, mode, "histogram", found)
+    return found.result()
+
+
+class _HistogramCollector:
+    """The histogram of the blocks so far.
+
+    A coefficient is looked up in its own type among edges rounded up to that type, which is exact and needs no copy in
+    float64. The two ends are rounded to the nearest: float32 has 0.7 as a little less, and it is meant to be inside.
+    """
+
+    def __init__(self, experts: int, edges: Tensor) -> None:
+        self._experts, self._edges, self._bins = experts, edges, len(edges) - 1
+        self._counts, self._largest = torch.zeros(2, self._bins, dtype=torch.int64)
+        self._samples = self._nonzeros = 0
+        self._ready: dict[torch.dtype, Tensor] = {}
+
+    def add(self, block: Block) -> None:
+        """Take the next samples."""
+        self._samples += len(block)
+        if block.rows.is_sparse:
+            sample, _, value = block.entries
+            self._nonzeros += len(value)
+            self._counts += self._count(value)
+            has_zero = block.rows.nonzeros() < self._experts  # a 0 counts where there is one
+            start = torch.where(has_zero, 0.0, -math.inf).to(value.dtype)
+            self._largest += self._count(start.scatter_reduce(0, sample, value, "amax"))
+            return
+        for _, piece in block.pieces():
+            self._counts += self._count(piece)
+            self._largest += self._count(piece.amax(dim=1)) if piece.shape[1] else 0
+        zeros = 0 if block.least > 0 else int((block.rows.values == 0).sum())
+        self._nonzeros += block.rows.values.numel() - zeros
+        if zeros:
+            self._counts -= zeros * self._count(torch.zeros(1, dtype=block.rows.values.dtype))
+
+    def _count(self, values: Tensor) -> Tensor:
+        edges = self._edges_in(values.dtype)
+        place = torch.bucketize(values.flatten(), edges, right=True)  # 0 is below, bins + 1 the upper end or above
+        found = torch.bincount(place, minlength=self._bins + 2)
+        if found[-1]:  # the upper end belongs to the last bin
+            found[-2] += (values == edges[-1]).sum()
+        return found[1:-1]
+
+    def _edges_in(self, dtype: torch.dtype) -> Tensor:
+        if dtype not in self._ready:
+            rounded = self._edges.to(dtype)
+            above = torch.from_numpy(np.nextafter(rounded.numpy(), rounded.numpy().dtype.type(np.inf)))
+            up = torch.where(rounded.double() < self._edges, above, rounded)
+            up[0], up[-1] = rounded[0], rounded[-1]
+            self._ready[dtype] = up.clamp(rounded[0], rounded[-1])
+        return self._ready[dtype]
+
+    def result(self) -> Histogram:
+        """What was seen so far."""
+        zeros = self._samples * self._experts - self._nonzeros
+        return Histogram(self._edges, self._counts, self._largest, zeros, self._nonzeros - int(self._counts.sum()))

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from factorized_moe._validation import check_kind
 from factorized_moe.interpret.measures.measurement import Measurement
-from factorized_moe.interpret.recording.recording import Mode, Recording
-from factorized_moe.interpret.recording.streaming import finite_rows
+from factorized_moe.interpret.recording.coefficients import Mode
+from factorized_moe.interpret.recording.recording import Recording
+from factorized_moe.interpret.recording.rows import Rows
+from factorized_moe.interpret.recording.streaming import Block, finite_blocks, in_step
 
 __all__ = ["Consistency", "compare_duplicates", "compare_recordings"]
 
@@ -93,6 +94,7 @@ def compare_recordings(first: Recording, second: Recording, *, layer: str | None
         >>> compare_recordings(*recordings).mean
         1.0
     """
+    first, second = in_step(first, layer), in_step(second, layer)
     grids = first.grid(layer, mode), second.grid(layer, mode)
     if first.num_samples != second.num_samples or grids[0] != grids[1]:
         raise ValueError(
@@ -143,7 +145,7 @@ def compare_duplicates(recording: Recording, *, layer: str | None = None, mode: 
         >>> found.ids.tolist(), found.occurrences.tolist(), found.mean
         ([7], [3], 1.0)
     """
-    check_kind("recording", recording, Recording)
+    recording = in_step(recording, layer)
     experts = math.prod(recording.grid(layer, mode))
     known, group, sizes = recording.ids.unique(return_inverse=True, return_counts=True)
     several = sizes > 1
@@ -156,36 +158,58 @@ def compare_duplicates(recording: Recording, *, layer: str | None = None, mode: 
     for first in range(0, len(ids), step):
         count = min(step, len(ids) - first)
         sums = torch.zeros(count * experts, dtype=torch.float64)
-        for start, rows in finite_rows(recording, layer, mode):
-            mine = group[start : start + len(rows)] - first
-            sample, expert, value = rows.entries()
-            norms = torch.zeros(len(rows), dtype=torch.float64).index_add_(0, sample, value.double().square()).sqrt()
-            taken = ((mine >= 0) & (mine < count))[sample]
-            sample, expert = sample[taken], expert[taken]
-            sums.index_add_(0, mine[sample] * experts + expert, value[taken].double() / norms[sample])
-            empty = mine[(mine >= 0) & (mine < count) & (norms == 0)]
-            sums[empty * experts] = math.nan
+        for block in finite_blocks(recording, layer, mode, "duplicates"):
+            _add_unit_rows(block, group[block.start : block.start + len(block)] - first, sums.reshape(count, experts))
         squares.append(sums.reshape(count, experts).square().sum(dim=1))
     # Of unit vectors, || sum ||^2 is their number and twice the sum over all pairs.
     similarities = (torch.cat(squares) - occurrences) / (occurrences * (occurrences - 1))
     return Consistency(ids, similarities.clamp(-1, 1), occurrences)
 
 
+def _add_unit_rows(block: Block, group: Tensor, sums: Tensor) -> None:
+    """Add each sample's coefficients, as a vector of length 1, to its group's row of the sums, ``(g, N)``.
+
+    Samples whose group is no row of the sums are left out; a row of zeros makes its group's sum NaN.
+    """
+    count, experts = sums.shape
+    inside = (group >= 0) & (group < count)
+    if not block.rows.is_sparse:
+        for some, piece in block.pieces():
+            chosen, mine = inside[some], group[some]
+            if not bool(chosen.all()):
+                piece, mine = piece[chosen], mine[chosen]
+            wide = piece.double()
+            sums.index_add_(0, mine, wide.div_(torch.linalg.vector_norm(wide, dim=1, keepdim=True)))
+        return
+    sample, expert, value = block.entries
+    norms = torch.zeros(len(block), dtype=torch.float64).index_add_(0, sample, value.double().square()).sqrt()
+    taken = inside[sample]
+    sample, expert = sample[taken], expert[taken]
+    sums.view(-1).index_add_(0, group[sample] * experts + expert, value[taken].double() / norms[sample])
+    sums[group[inside & (norms == 0)], 0] = math.nan
+
+
 def _side_by_side(
     first: Recording, second: Recording, layer: str | None, mode: Mode
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
     """The coefficients of the same samples in two recordings, whose chunks may differ, ``(some samples, N)``."""
-    others = finite_rows(second, layer, mode)
+    others = _dense_pieces(second, layer, mode, "")
     begin, theirs = 0, torch.zeros(0, 0)
-    for start, rows in finite_rows(first, layer, mode):
-        mine = rows.dense().double()
+    for start, mine in _dense_pieces(first, layer, mode, "two recordings"):
         done = 0
         while done < len(mine):
             if start + done == begin + len(theirs):
-                begin, found = next(others)
-                theirs = found.dense().double()
+                begin, theirs = next(others)
                 continue
             offset = start + done - begin
             count = min(len(mine) - done, len(theirs) - offset)
             yield start + done, mine[done : done + count], theirs[offset : offset + count]
             done += count
+
+
+def _dense_pieces(recording: Recording, layer: str | None, mode: Mode, title: str) -> Iterator[tuple[int, Tensor]]:
+    """The coefficients, ``(some samples, N)``, float64, and the number of the first sample."""
+    for block in finite_blocks(recording, layer, mode, title):
+        whole = Block(block.start, Rows(block.rows.dense(), None, None, block.rows.num_experts))
+        for some, piece in whole.pieces():
+            yield block.start + some.start, piece.double()

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from factorized_moe._reading import check_room
-from factorized_moe._validation import check_kind, check_size
+from factorized_moe._validation import check_size
 from factorized_moe.interpret.measures.measurement import Measurement, expert_columns
-from factorized_moe.interpret.recording.recording import Mode, Recording
-from factorized_moe.interpret.recording.streaming import active_entries, check_threshold, finite_rows
+from factorized_moe.interpret.recording.coefficients import Mode
+from factorized_moe.interpret.recording.recording import Recording
+from factorized_moe.interpret.recording.streaming import Block, check_threshold, collect, in_step, reaches
 
-__all__ = ["LabelCounts", "LabelSpecialisation", "count_labels", "measure_label_specialisation"]
+__all__ = ["LabelCollector", "LabelCounts", "LabelSpecialisation", "count_labels", "measure_label_specialisation"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,13 +55,19 @@ class LabelCounts(Measurement):
 
 
 def count_labels(
-    recording: Recording, threshold: float = 0.0, *, layer: str | None = None, mode: Mode = 0
+    recording: Recording,
+    threshold: float = 0.0,
+    *,
+    labels: str | None = None,
+    layer: str | None = None,
+    mode: Mode = 0,
 ) -> LabelCounts:
     """Count for each expert the samples of each class on which it is active.
 
     Args:
         recording: A recording with labels.
         threshold: The least coefficient of an active expert; 0 for any above 0.
+        labels: Which of the recording's label sets, as for `Recording.label_set`.
         layer: The layer's name; may be left out if there is one layer only.
         mode: The number of an expert mode, or ``"product"`` for the experts of the whole grid.
 
@@ -80,30 +87,56 @@ def count_labels(
         [[4, 2], [4, 2]]
     """
     check_threshold(threshold)
-    check_kind("recording", recording, Recording)
-    grid = recording.grid(layer, mode)
-    experts = math.prod(grid)
-    labels = recording.labels
-    names = recording.class_names
-    highest = int(labels.max()) if len(labels) else -1
-    if names and highest >= len(names):
-        raise ValueError(f"a sample has label {highest}, but there are {len(names)} class names, for labels from 0")
-    check_room(f"names of {highest + 1:,} classes", 64 * (highest + 1), recording.num_bytes)
-    names = names or tuple(str(number) for number in range(highest + 1))
-    classes = len(names)
-    check_room(f"counts of {experts:,} experts and {classes:,} classes", 24 * experts * classes, recording.num_bytes)
-    counts = torch.zeros(experts * classes, dtype=torch.int64)
-    sums = torch.zeros(experts * classes, dtype=torch.float64)
-    for start, rows in finite_rows(recording, layer, mode):
-        mine = labels[start : start + len(rows)]
-        sample, expert, value = rows.entries()
-        sums.index_add_(0, expert * classes + mine[sample], value.double())
-        sample, expert, _ = active_entries(rows, threshold)
-        places = expert * classes + mine[sample]
-        counts.index_add_(0, places, torch.ones_like(places))
-    sizes = torch.bincount(labels, minlength=classes)
-    means = sums.reshape(experts, classes) / sizes
-    return LabelCounts(counts.reshape(experts, classes), means, sizes, names, threshold, grid)
+    recording = in_step(recording, layer)
+    found = LabelCollector(recording, labels, threshold, recording.grid(layer, mode))
+    collect(recording, layer, mode, "labels", found)
+    return found.result()
+
+
+class LabelCollector:
+    """Counts by class of the blocks so far.
+
+    Args:
+        recording: Where the blocks are from.
+        name: The name of its label set.
+        threshold: The least coefficient of an active expert; 0 for any above 0.
+        grid: The sizes of the expert modes that the experts are counted over.
+    """
+
+    def __init__(self, recording: Recording, name: str | None, threshold: float, grid: tuple[int, ...]) -> None:
+        given = recording.label_set(name)
+        self._labels, self._threshold, self._grid = given.labels, threshold, grid
+        highest = int(given.labels.max()) if len(given) else -1
+        check_room(f"names of {highest + 1:,} classes", 64 * (highest + 1), recording.num_bytes)
+        self._names = given.names()
+        experts, classes = math.prod(grid), len(self._names)
+        what = f"counts of {experts:,} experts and {classes:,} classes"
+        check_room(what, 24 * experts * classes, recording.num_bytes)
+        self._counts = torch.zeros(classes, experts, dtype=torch.int64)
+        self._sums = torch.zeros(classes, experts, dtype=torch.float64)
+
+    def add(self, block: Block) -> None:
+        """Take the next samples."""
+        mine = self._labels[block.start : block.start + len(block)]
+        experts = self._counts.shape[1]
+        if block.rows.is_sparse:
+            sample, expert, value = block.entries
+            self._sums.view(-1).index_add_(0, mine[sample] * experts + expert, value.double())
+            sample, expert, _ = block.active(self._threshold)
+            places = mine[sample] * experts + expert
+            self._counts.view(-1).index_add_(0, places, torch.ones_like(places))
+            return
+        counts = torch.zeros(self._counts.shape)  # float32 counts exactly up to 2**24 samples
+        for some, piece in block.pieces():
+            self._sums.index_add_(0, mine[some], piece.double())
+            counts.index_add_(0, mine[some], reaches(piece, self._threshold).float())
+        self._counts += counts.long()
+
+    def result(self) -> LabelCounts:
+        """What was seen so far."""
+        sizes = torch.bincount(self._labels, minlength=len(self._names))
+        means = self._sums.T / sizes
+        return LabelCounts(self._counts.T.contiguous(), means, sizes, self._names, self._threshold, self._grid)
 
 
 @dataclass(frozen=True, eq=False)

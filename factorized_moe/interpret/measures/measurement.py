@@ -12,14 +12,23 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from factorized_moe.interpret.measures.showing import is_large, one_line, table_of
+
 if TYPE_CHECKING:
     import pandas
 
-__all__ = ["Measurement", "expert_columns"]
+__all__ = ["Measurement", "expert_columns", "ranked_columns"]
 
 
 class Measurement(ABC):
-    """A result of a measurement: a frozen dataclass of numbers, tensors and texts."""
+    """A result of a measurement: a frozen dataclass of numbers, tensors and texts; in a notebook, a table."""
+
+    def __init_subclass__(cls) -> None:
+        if "__repr__" not in vars(cls):  # before the dataclass would make one that prints whole tensors
+            cls.__repr__ = one_line  # type: ignore[method-assign]
+
+    def _repr_html_(self) -> str | None:
+        return None if is_large(self) else table_of(self, self.columns())
 
     @abstractmethod
     def columns(self) -> dict[str, list[Any]]:
@@ -65,6 +74,28 @@ def expert_columns(grid: Sequence[int], repeat: int = 1) -> dict[str, list[int]]
         places = torch.unravel_index(numbers, tuple(grid))
         found |= {f"expert_{mode}": place.tolist() for mode, place in enumerate(places)}
     return found
+
+
+def ranked_columns(grid: Sequence[int], samples: Tensor, ids: Tensor, values: Tensor) -> dict[str, list[Any]]:
+    """The columns of a table with one row for each expert and sample that is there, each tensor ``(N, k)``.
+
+    Args:
+        grid: The sizes of the expert modes that the experts are counted over.
+        samples: The samples' numbers, -1 where there is none.
+        ids: Their ids.
+        values: Their coefficients.
+
+    Examples:
+        >>> ranked_columns((2,), torch.tensor([[4], [-1]]), torch.tensor([[9], [-1]]), torch.tensor([[0.5], [0.0]]))
+        {'expert': [0], 'rank': [0], 'sample': [4], 'id': [9], 'coefficient': [0.5]}
+    """
+    experts, kept = samples.shape
+    there = (samples >= 0).reshape(-1).tolist()
+    table: dict[str, list[Any]] = dict(expert_columns(grid, repeat=kept))
+    table["rank"] = list(range(kept)) * experts
+    for name, tensor in {"sample": samples, "id": ids, "coefficient": values}.items():
+        table[name] = tensor.reshape(-1).tolist()
+    return {name: [x for x, kept in zip(column, there, strict=True) if kept] for name, column in table.items()}
 
 
 def _plain(value: Any) -> Any:

@@ -9,58 +9,72 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from factorized_moe._validation import check_kind, check_size
-from factorized_moe.interpret.measures.measurement import Measurement, expert_columns
-from factorized_moe.interpret.recording.recording import Mode, Recording
-from factorized_moe.interpret.recording.streaming import finite_rows
+from factorized_moe._validation import check_seed, check_size
+from factorized_moe.interpret.measures.keeping import KeptSamples, draw_order
+from factorized_moe.interpret.measures.measurement import Measurement, ranked_columns
+from factorized_moe.interpret.recording.coefficients import Mode
+from factorized_moe.interpret.recording.recording import Recording
+from factorized_moe.interpret.recording.streaming import Block, collect, finite_blocks, in_step
 
-__all__ = ["TopExperts", "TopSamples", "find_top_experts", "find_top_samples"]
+__all__ = ["TopExperts", "TopSamples", "TopSamplesCollector", "find_top_experts", "find_top_samples", "ids_of"]
 
 
 @dataclass(frozen=True, eq=False)
 class TopSamples(Measurement):
     """For each expert the samples with its largest coefficients, the largest first.
 
+    Where more samples share the last coefficient than there is room for, those shown are drawn among them at random:
+    ``drawn`` of ``equal``. An expert whose coefficient is 1 for 261 samples has then 12 of them, not the first 12.
+
     Attributes:
         samples: The samples' numbers in the recording, ``(N, k)``, int64; -1 where fewer have a coefficient above 0.
         values: Their coefficients, ``(N, k)``; 0 where there is no sample.
         ids: Their ids, ``(N, k)``, int64; -1 where there is no sample.
+        equal: How many samples of the recording have the coefficient of the last sample shown, ``(N,)``, int64; 0
+            for an expert without samples.
         grid: The sizes of the expert modes that the experts are counted over.
     """
 
     samples: Tensor
     values: Tensor
     ids: Tensor
+    equal: Tensor
     grid: tuple[int, ...]
+
+    @property
+    def drawn(self) -> Tensor:
+        """How many of the ``equal`` samples are among those shown, ``(N,)``, int64."""
+        there = self.samples >= 0
+        last = torch.where(there, self.values, torch.inf).amin(dim=1, keepdim=True)
+        return ((self.values == last) & there).sum(dim=1)
 
     def columns(self) -> dict[str, list[Any]]:
         """One row for each expert and sample."""
-        experts, kept = self.samples.shape
-        there = (self.samples >= 0).reshape(-1)
-        table: dict[str, list[Any]] = dict(expert_columns(self.grid, repeat=kept))
-        table["rank"] = list(range(kept)) * experts
-        for name, tensor in {"sample": self.samples, "id": self.ids, "coefficient": self.values}.items():
-            table[name] = tensor.reshape(-1).tolist()
-        return {
-            name: [x for x, kept in zip(column, there.tolist(), strict=True) if kept] for name, column in table.items()
-        }
+        return ranked_columns(self.grid, self.samples, self.ids, self.values)
 
 
-def find_top_samples(recording: Recording, k: int = 10, *, layer: str | None = None, mode: Mode = 0) -> TopSamples:
-    """Find for each expert the samples with its largest coefficients; of equal ones those recorded earlier.
+def find_top_samples(
+    recording: Recording, k: int = 10, *, seed: int = 0, layer: str | None = None, mode: Mode = 0
+) -> TopSamples:
+    """Find for each expert the samples with its largest coefficients; among equal ones they are drawn at random.
+
+    Sparse gates reach exactly 1, often for hundreds of samples. The first of them recorded would say how the data are
+    sorted, not what the expert does; see also `sample_active` and `sample_quantiles`, which look below the top.
 
     Args:
         recording: The recording.
         k: How many samples to keep for each expert.
+        seed: Of the draw: the same seed gives the same samples.
         layer: The layer's name; may be left out if there is one layer only.
         mode: The number of an expert mode, or ``"product"`` for the experts of the whole grid.
 
     Raises:
-        TypeError: If ``k`` is not an int.
-        ValueError: If it is not positive, a coefficient is not finite, or there is no such layer or mode.
+        TypeError: If ``k`` or the seed is not an int.
+        ValueError: If ``k`` is not positive, a coefficient is not finite, or there is no such layer or mode.
 
     Examples:
         >>> from factorized_moe import CPMuMoE
@@ -68,32 +82,77 @@ def find_top_samples(recording: Recording, k: int = 10, *, layer: str | None = N
         >>> layer = CPMuMoE(8, 3, [2], rank=2)
         >>> with record(layer) as log:
         ...     y = layer(torch.randn(6, 8))
-        >>> find_top_samples(log.recording, k=3).samples.tolist()  # the gate of a new layer mixes uniformly
-        [[0, 1, 2], [0, 1, 2]]
+        >>> top = find_top_samples(log.recording, k=3)
+        >>> top.samples.shape, top.drawn.tolist(), top.equal.tolist()  # the gate of a new layer mixes uniformly
+        (torch.Size([2, 3]), [3, 3], [6, 6])
     """
-    k = check_size("k", k)
-    check_kind("recording", recording, Recording)
-    grid = recording.grid(layer, mode)
-    experts = math.prod(grid)
-    samples = torch.full((experts, k), -1)
-    values = torch.zeros(experts, k, dtype=recording.dtype)
-    for start, rows in finite_rows(recording, layer, mode):
-        sample, expert, value = rows.entries()
-        better = value > values[expert, -1]
-        sample, expert, value = sample[better] + start, expert[better], value[better]
-        if not len(expert):
-            continue
-        # What was kept so far comes first, so that a stable sort prefers it among equals.
-        changed, place = expert.unique(return_inverse=True)
-        owner = torch.cat([torch.arange(len(changed)).repeat_interleave(k), place])
-        all_values = torch.cat([values[changed].reshape(-1), value])
-        all_samples = torch.cat([samples[changed].reshape(-1), sample])
-        order = all_values.argsort(descending=True, stable=True)
-        order = order[owner[order].argsort(stable=True)]
-        counts = torch.bincount(owner, minlength=len(changed))  # k and more
-        best = order[(counts.cumsum(0) - counts)[:, None] + torch.arange(k)]
-        samples[changed], values[changed] = all_samples[best], all_values[best]
-    return TopSamples(samples, values, torch.where(samples < 0, -1, _ids(recording)[samples]), grid)
+    k, seed = check_size("k", k), check_seed(seed)
+    recording = in_step(recording, layer)
+    found = TopSamplesCollector(recording, k, seed, layer, mode)
+    collect(recording, layer, mode, "top samples", found)
+    return found.result()
+
+
+class TopSamplesCollector:
+    """The top samples of the blocks so far.
+
+    Args:
+        recording: Where the blocks are from.
+        k: How many samples to keep for each expert.
+        seed: Of the draw among equals.
+        layer: The layer's name.
+        mode: The expert mode.
+    """
+
+    def __init__(self, recording: Recording, k: int, seed: int, layer: str | None, mode: Mode) -> None:
+        self._recording, self._grid = recording, recording.grid(layer, mode)
+        self._kept = KeptSamples(math.prod(self._grid), k, recording.dtype, largest=True)
+        self._equal = torch.zeros(math.prod(self._grid), dtype=torch.int64)
+        self._order = draw_order(recording.num_samples, seed)
+
+    def add(self, block: Block) -> None:
+        """Take the next samples."""
+        order = self._order[block.start : block.start + len(block)]
+        last, place = self._last()
+        if block.rows.is_sparse:
+            sample, expert, value = block.entries
+            same = (value == last[expert]) & (value > 0)
+            self._equal += torch.bincount(expert[same], minlength=len(self._equal))
+            better = (value > last[expert]) | (same & (order[sample] < place[expert]))
+            self._offer(block.start, sample[better], expert[better], value[better], order)
+            return
+        for some, piece in block.pieces():
+            mine = order[some]
+            same = (piece == last) & (last > 0)
+            self._equal += torch.from_numpy(np.count_nonzero(same.numpy(), axis=0))
+            better = (piece > last) | (same & (mine[:, None] < place))
+            found = np.divmod(np.flatnonzero(better.numpy()), piece.shape[1])
+            rows, columns = torch.from_numpy(found[0]), torch.from_numpy(found[1])
+            if len(rows):
+                self._offer(block.start + some.start, rows, columns, piece[rows, columns], mine)
+                last, place = self._last()
+
+    def _last(self) -> tuple[Tensor, Tensor]:
+        """The coefficient and the place of the last sample kept of each expert."""
+        return self._kept.values[:, -1].contiguous(), self._kept.places[:, -1].contiguous()
+
+    def _offer(self, start: int, sample: Tensor, expert: Tensor, value: Tensor, order: Tensor) -> None:
+        if not len(sample):
+            return
+        before = self._kept.values[:, -1].clone()
+        changed, equal = self._kept.offer(sample + start, expert, value, order[sample])
+        # Samples equal to a new last one were above the old one: all of them were kept or are offered now.
+        risen = self._kept.values[changed, -1] > before[changed]
+        self._equal[changed[risen]] = equal[risen]
+
+    def result(self) -> TopSamples:
+        """What was seen so far."""
+        samples, values = self._kept.samples, self._kept.values
+        there = samples >= 0
+        last = torch.where(there, values, torch.inf).amin(dim=1, keepdim=True)
+        few = ((values == last) & there).sum(dim=1)  # of an expert with fewer than k samples, all are shown
+        equal = torch.where(there.all(dim=1), self._equal, few)
+        return TopSamples(samples, values, ids_of(self._recording, samples), equal, self._grid)
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,25 +201,47 @@ def find_top_experts(recording: Recording, k: int = 5, *, layer: str | None = No
         [[0, 1], [0, 1]]
     """
     k = check_size("k", k)
-    check_kind("recording", recording, Recording)
+    recording = in_step(recording, layer)
     recording.grid(layer, mode)
     experts = torch.full((recording.num_samples, k), -1)
     values = torch.zeros(recording.num_samples, k, dtype=recording.dtype)
-    for start, rows in finite_rows(recording, layer, mode):
-        sample, expert, value = rows.entries()
-        positive = value > 0
-        sample, expert, value = sample[positive], expert[positive], value[positive]
-        order = value.argsort(descending=True, stable=True)
-        order = order[sample[order].argsort(stable=True)]
-        counts = torch.bincount(sample, minlength=len(rows))
-        row = sample[order]
-        rank = torch.arange(len(order)) - (counts.cumsum(0) - counts)[row]
-        kept = rank < k
-        experts[start + row[kept], rank[kept]] = expert[order][kept]
-        values[start + row[kept], rank[kept]] = value[order][kept]
+    for block in finite_blocks(recording, layer, mode, "top experts"):
+        mine = slice(block.start, block.start + len(block))
+        if block.rows.is_sparse:
+            _top_of_entries(block, experts[mine], values[mine])
+        else:
+            for some, piece in block.pieces():
+                _top_of_piece(piece, experts[mine][some], values[mine][some])
     return TopExperts(experts, values, recording.ids)
 
 
-def _ids(recording: Recording) -> Tensor:
-    """The samples' ids with one more entry, so that a sample of -1 can be looked up in an empty recording too."""
-    return torch.cat([recording.ids, torch.tensor([-1])])
+def _top_of_entries(block: Block, experts: Tensor, values: Tensor) -> None:
+    """Write the top experts of sparse rows, ``(n, k)``."""
+    sample, expert, value = block.active(0.0)
+    order = value.argsort(descending=True, stable=True)
+    order = order[sample[order].argsort(stable=True)]
+    counts = torch.bincount(sample, minlength=len(block))
+    row = sample[order]
+    rank = torch.arange(len(order)) - (counts.cumsum(0) - counts)[row]
+    kept = rank < experts.shape[1]
+    experts[row[kept], rank[kept]] = expert[order][kept]
+    values[row[kept], rank[kept]] = value[order][kept]
+
+
+def _top_of_piece(piece: Tensor, experts: Tensor, values: Tensor) -> None:
+    """Write the top experts of dense rows, ``(m, k)``; torch leaves the order of equals open, so those are sorted."""
+    k = min(experts.shape[1], piece.shape[1])
+    best, place = piece.topk(min(k + 1, piece.shape[1]), dim=1)
+    tied = ((best[:, 1:] == best[:, :-1]) & (best[:, 1:] > 0)).any(dim=1)
+    if tied.any():
+        value, column = piece[tied].sort(dim=1, descending=True, stable=True)
+        best[tied], place[tied] = value[:, : best.shape[1]], column[:, : best.shape[1]]
+    there = best[:, :k] > 0
+    experts[:, :k] = torch.where(there, place[:, :k], -1)
+    values[:, :k] = torch.where(there, best[:, :k], 0.0)
+
+
+def ids_of(recording: Recording, samples: Tensor) -> Tensor:
+    """The ids of samples of any shape; -1 for -1."""
+    known = torch.cat([recording.ids, torch.tensor([-1])])  # one more, so that an empty recording can be asked too
+    return torch.where(samples < 0, -1, known[samples])

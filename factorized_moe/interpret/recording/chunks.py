@@ -13,6 +13,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from factorized_moe._reading import TensorHeader, check_modes, parse_json, read_
 from factorized_moe._writing import write_files
 from factorized_moe.interpret.recording.rows import Rows
 
-__all__ = ["Annotations", "Chunk", "StoredChunk", "read_chunk", "read_sizes", "write_chunk", "write_whole"]
+__all__ = ["Annotations", "Chunk", "Part", "StoredChunk", "read_chunk", "read_sizes", "write_chunk", "write_whole"]
 
 DTYPES = ("F16", "F32", "F64")
 """Of coefficients, as safetensors calls them."""
@@ -56,6 +57,12 @@ class Annotations:
         """Those of consecutive samples."""
         return Annotations(**{kind: getattr(self, kind)[samples] for kind in self.kinds})
 
+    def take(self, samples: Tensor) -> Annotations:
+        """Those of samples given by number, ``(m,)``."""
+        found = {kind: getattr(self, kind)[samples] for kind in ("ids", "labels") if getattr(self, kind) is not None}
+        texts = None if self.texts is None else tuple(self.texts[number] for number in samples.tolist())
+        return Annotations(**found, texts=texts)
+
     @classmethod
     def concatenate(cls, pieces: Sequence[Annotations]) -> Annotations:
         """Those of several pieces of the same kinds, one after the other."""
@@ -66,6 +73,37 @@ class Annotations:
             tensors = {kind: torch.cat(given) for kind, given in parts.items()}
             joined = cls(**tensors, texts=None if texts is None else tuple(itertools.chain.from_iterable(texts)))
         return joined
+
+
+class Part(Protocol):
+    """Some consecutive samples of a recording, wherever they are."""
+
+    @property
+    def start(self) -> int:
+        """The number of the first sample."""
+
+    @property
+    def num_samples(self) -> int:
+        """``n``."""
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The names of the layers."""
+
+    @property
+    def num_bytes(self) -> int:
+        """What it takes, in a file or in memory."""
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of annotations that its samples have."""
+
+    @property
+    def annotations(self) -> Annotations:
+        """What the samples are."""
+
+    def modes(self, layer: str) -> tuple[Rows, ...]:
+        """A layer's coefficients, for each expert mode."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,6 +126,11 @@ class Chunk:
     def layers(self) -> tuple[str, ...]:
         """The names of the layers."""
         return tuple(self.rows)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of annotations that its samples have."""
+        return self.annotations.kinds
 
     @property
     def num_bytes(self) -> int:
@@ -114,7 +157,7 @@ class StoredChunk:
             header = read_tensor_header(path)
             described = parse_json(header.metadata.get("chunk", ""), "its description")
             record_of(described, "its description", ("start", "samples", "layers"))
-            self.start = whole(described["start"], "start")
+            self.start: int = whole(described["start"], "start")
             self.num_samples = whole(described["samples"], "samples", 1)
             self.sizes = read_sizes(described["layers"])
             self._names = frozenset(header.shapes)
@@ -160,6 +203,11 @@ class StoredChunk:
     def layers(self) -> tuple[str, ...]:
         """The names of the layers."""
         return tuple(self.sizes)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of annotations that its samples have."""
+        return tuple(kind for kind in ("ids", "labels", "texts") if kind in self._names)
 
     def modes(self, layer: str) -> tuple[Rows, ...]:
         """A layer's coefficients, for each expert mode.
@@ -216,12 +264,10 @@ def read_sizes(value: object) -> dict[str, tuple[int, ...]]:
     return found
 
 
-def read_chunk(chunk: Chunk | StoredChunk) -> Chunk:
-    """A chunk with everything of it in memory."""
-    if isinstance(chunk, Chunk):
-        return chunk
-    rows = {layer: chunk.modes(layer) for layer in chunk.layers}
-    return Chunk(chunk.start, chunk.num_samples, rows, chunk.annotations)
+def read_chunk(part: Part) -> Chunk:
+    """A part with everything of it in memory."""
+    rows = {layer: part.modes(layer) for layer in part.layers}
+    return Chunk(part.start, part.num_samples, rows, part.annotations)
 
 
 def write_chunk(chunk: Chunk, path: Path) -> None:

@@ -5,9 +5,10 @@ Legend: ``*batch`` any leading shape, ``N_k`` experts of mode k.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,27 +16,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from factorized_moe._validation import check_strings
+from factorized_moe._validation import check_flag, check_strings
 from factorized_moe._writing import place_of
 from factorized_moe.interpret.finding import find_layers
+from factorized_moe.interpret.recording import given as limits
 from factorized_moe.interpret.recording.chunks import Annotations, Chunk, write_chunk
-from factorized_moe.interpret.recording.recording import (
-    HEADER_NAME,
-    Header,
-    Recording,
-    chunk_path,
-    chunk_paths,
-    open_recording,
-)
+from factorized_moe.interpret.recording.given import DTYPES, as_ints, as_texts
+from factorized_moe.interpret.recording.header import HEADER_NAME, Header, chunk_path, chunk_paths
+from factorized_moe.interpret.recording.opening import open_recording
+from factorized_moe.interpret.recording.padding import PaddingWatch
+from factorized_moe.interpret.recording.recording import Recording
 from factorized_moe.interpret.recording.rows import Rows
+from factorized_moe.interpret.recording.tracks import Call, Track
 from factorized_moe.layers import ExpertLayer
 
 __all__ = ["Recorder", "record"]
-
-CHUNK_ELEMENTS = 2**22
-"""Elements of a chunk's largest matrix of coefficients, written out dense: 16 MiB of float32."""
-
-DTYPES = (torch.float16, torch.float32, torch.float64)
 
 
 @contextmanager
@@ -46,6 +41,8 @@ def record(
     *,
     dtype: torch.dtype = torch.float32,
     class_names: Sequence[str] = (),
+    mask: str | None = "attention_mask",
+    in_step: bool = True,
 ) -> Iterator[Recorder]:
     """Record the coefficients of a model's uMoE layers, of all their expert modes, while it runs.
 
@@ -53,6 +50,11 @@ def record(
     of the first sequence come first. A block's two layers share one gate, which is recorded once. What is recorded is
     what the gate returns, after hooks that were registered on it earlier. The model's outputs stay the same, and
     nothing is left on it, also after an exception. Only non-zero coefficients are stored where that takes less space.
+
+    Padding is left out where the call says which it is: if the model, or a model of transformers within it that has
+    recorded layers, is called with an ``attention_mask`` ``(B, W)``, positions where it is 0 are not recorded, of every
+    layer that runs on ``(B, W)`` or ``(B * W,)``; where earlier positions are cached, of those that it runs on. A layer
+    recorded on its own does not see such a call: give `Recorder.annotate` a mask.
 
     In a folder, samples are written while the model runs, in chunks of at most 16 MiB when dense. A recording that was
     cut off can be opened up to its last whole chunk.
@@ -70,6 +72,9 @@ def record(
             exactly, ``torch.float16`` takes two thirds of the space where they are sparse and half elsewhere, and
             rounds them.
         class_names: The names of the classes, in the order of the labels.
+        mask: The name of the argument of the model's call that is 0 or False for padding; ``None`` to record all.
+        in_step: Whether all layers run on the same samples. Otherwise each has samples of its own, as the token layers
+            and the pooled head of a Mixer have; `Recording.in_step_with` gives those of one layer.
 
     Yields:
         The recorder: call its ``annotate`` after each batch, and read its ``recording`` after the ``with`` block.
@@ -94,18 +99,30 @@ def record(
     if dtype not in DTYPES:
         raise ValueError(f"dtype is torch.float16, torch.float32 or torch.float64, got {dtype}")
     check_strings("class_names", class_names)
+    check_flag("in_step", in_step)
+    if mask is not None and not isinstance(mask, str):
+        raise TypeError(f"mask is the name of an argument of the model's call, or None, got {mask!r}")
     sizes = tuple((name, layer.expert_dims) for name, layer in chosen.items())
-    recorder = Recorder(Header(sizes, dtype, tuple(class_names)), None if folder is None else Path(folder))
-    handles = [layer.gate.register_forward_hook(recorder._hook(name)) for name, layer in chosen.items()]
-    try:
-        yield recorder
-    except BaseException as error:
-        recorder._close_early(error)
-        raise
-    finally:
-        for handle in handles:
-            handle.remove()
+    folder = None if folder is None else Path(folder)
+    recorder = Recorder(Header(sizes, dtype, tuple(class_names)), folder, in_step)
+    with ExitStack() as undo:
+        if mask is not None:
+            recorder._padding = PaddingWatch(model, chosen, mask)
+            recorder._padding.attach(undo, _outside_graphs)
+        for name, layer in chosen.items():
+            undo.callback(layer.gate.register_forward_hook(_outside_graphs(recorder._hook(name))).remove)
+        try:
+            yield recorder
+        except BaseException as error:
+            recorder._close_early(error)
+            raise
     recorder._close()
+
+
+def _outside_graphs(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """A hook that runs as it is in a compiled model, after a break in the graph."""
+    # Without torch's compiler in the process there is no such model, and loading it takes seconds.
+    return torch.compiler.disable(hook) if "torch._dynamo" in sys.modules else hook
 
 
 class Recorder:
@@ -114,25 +131,24 @@ class Recorder:
     Args:
         header: The layers, and how to store them.
         folder: Where to write; ``None`` for memory.
+        in_step: Whether all layers run on the same samples.
 
     Raises:
         ValueError: If the folder holds another recording.
     """
 
-    def __init__(self, header: Header, folder: Path | None) -> None:
+    def __init__(self, header: Header, folder: Path | None, in_step: bool = True) -> None:
         self._header = header
         self._folder = folder
-        self._sizes = dict(header.layers)
-        self._chunk_samples = max(1, CHUNK_ELEMENTS // max(size for _, sizes in header.layers for size in sizes))
-        self._waiting: dict[str, list[tuple[Rows, ...]]] = {name: [] for name in self._sizes}
-        self._recorded = dict.fromkeys(self._sizes, 0)
-        self._annotations: list[Annotations] = []
-        self._annotated = 0
-        self._kinds: tuple[str, ...] = ()
-        self._written = 0
         self._chunks: list[Chunk] = []
         self._num_chunks = 0
         self._open = True
+        self._padding: PaddingWatch | None = None
+        groups = [header.layers] if in_step else [((name, sizes),) for name, sizes in header.layers]
+        self._tracks = [
+            Track(dict(group), limits.chunk_samples(sizes for _, sizes in group), self._store) for group in groups
+        ]
+        self._track_of = {layer: track for track in self._tracks for layer in track.sizes}
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
             if place_of(folder, HEADER_NAME).exists() or chunk_paths(folder):
@@ -142,7 +158,7 @@ class Recorder:
     @property
     def num_samples(self) -> int:
         """The samples recorded so far: of the layer that has most, where a forward pass is under way."""
-        return max(self._recorded.values())
+        return max(track.most for track in self._tracks)
 
     @property
     def recording(self) -> Recording:
@@ -163,82 +179,65 @@ class Recorder:
         labels: Tensor | Sequence[int] | None = None,
         ids: Tensor | Sequence[int] | None = None,
         texts: Sequence[str] | None = None,
+        mask: Tensor | Sequence[bool] | None = None,
     ) -> None:
         """Say what the samples are that were recorded since the last call: call it after each batch, or never.
 
+        Each may have one entry for each sample, or for each position that the layers ran on, padding included, or for
+        each input of the batch's first axis, such as a sequence, which is then that of all its samples. Where layers
+        have samples of their own (``in_step=False``), each takes what fits it.
+
         Args:
-            labels: The class of each sample, ints from 0; of any shape, taken in order.
+            labels: The class of each sample, ints from 0; of any shape, taken in order. Of padding, any int.
             ids: A number for each sample, such as its place in a data set; of any shape, taken in order.
             texts: A text for each sample, such as its token.
+            mask: Which samples count, bool or 0 and 1; of any shape, taken in order. The others are forgotten.
 
         Raises:
-            TypeError: If labels or ids are not ints, or a text is not a string.
+            TypeError: If labels or ids are not ints, a text is not a string, or the mask has other values.
             ValueError: If their number is not that of the samples, other annotations were given for earlier samples,
                 or a label is negative.
         """
-        given = Annotations(_ints("ids", ids), _ints("labels", labels), _strings(texts))
-        if not given.kinds:
-            raise ValueError("annotate got nothing; give labels, ids or texts")
-        if given.labels is not None and len(given.labels) and int(given.labels.min()) < 0:
-            raise ValueError(f"label {int(given.labels.min())} is negative; classes are numbered from 0")
-        expected = self._in_step() - self._annotated
+        given = Annotations(as_ints("ids", ids), as_ints("labels", labels), as_texts(texts))
+        if not given.kinds and mask is None:
+            raise ValueError("annotate got nothing; give labels, ids, texts or a mask")
+        if mask is not None:
+            kept = _as_mask(mask)
+            fits = [track.keep(kept) for track in self._tracks]
+            if not any(fits):
+                self._refuse("entries of a mask", len(kept))
+        fitting = [track.fitting(given) for track in self._tracks]
         for kind in given.kinds:
-            if len(getattr(given, kind)) != expected:
-                raise ValueError(
-                    f"got {len(getattr(given, kind))} {kind} for {expected} samples, those recorded since the last "
-                    "call of annotate; call it after every batch with one for each sample"
-                )
-        if given.kinds != self._kinds:
-            if self._annotated or self._written:
-                raise ValueError(
-                    f"annotate got {_listed(given.kinds)}, for earlier samples {_listed(self._kinds)}; "
-                    "give the same for every batch"
-                )
-            self._kinds = given.kinds
-        self._annotations.append(given)
-        self._annotated += expected
-        self._write(everything=False)
+            if not any(kind in found.kinds for found in fitting):
+                self._refuse(kind, len(getattr(given, kind)))
+        for track, found in zip(self._tracks, fitting, strict=True):
+            track.annotate(found)
+
+    def _refuse(self, what: str, count: int) -> None:
+        expected = " or ".join(str(number) for number in sorted({track.expected() for track in self._tracks}))
+        raise ValueError(
+            f"got {count} {what} for {expected} samples, those recorded since the last "
+            "call of annotate; call it after every batch with one for each sample"
+        )
 
     def _hook(self, layer: str) -> Callable[[nn.Module, Any, Sequence[Tensor]], None]:
+        track = self._track_of[layer]
+
         def take(gate: nn.Module, inputs: Any, coefficients: Sequence[Tensor]) -> None:
-            # A layer that runs again, after as many samples as all others, starts a new forward pass.
-            if not self._annotated and self._recorded[layer] and len(set(self._ran().values())) == 1:
-                self._write(everything=False)
-            self._take(layer, coefficients)
+            expected = track.sizes[layer]
+            if tuple(a.shape[-1] for a in coefficients) != expected:
+                shapes = [tuple(a.shape) for a in coefficients]
+                raise ValueError(f"the gate of layer {layer!r} returned shapes {shapes}, expected last axes {expected}")
+            lead = tuple(coefficients[0].shape[:-1])
+            kept = None if self._padding is None else self._padding.kept(lead)
+            matrices = [a.detach().reshape(-1, a.shape[-1]) for a in coefficients]
+            if kept is not None:
+                matrices = [matrix[kept.to(matrix.device)] for matrix in matrices]
+            rows = tuple(Rows.of(matrix.to(self._header.dtype)) for matrix in matrices)
+            everything = torch.ones(math.prod(lead), dtype=torch.bool) if kept is None else kept
+            track.take(layer, rows, Call(lead[0] if lead else 1, math.prod(lead[1:]), everything))
 
-        # In a compiled model this runs as it is, after a break in the graph. Without torch's compiler in the process
-        # there is none, and loading it takes seconds.
-        return torch.compiler.disable(take) if "torch._dynamo" in sys.modules else take
-
-    def _take(self, layer: str, coefficients: Sequence[Tensor]) -> None:
-        expected = self._sizes[layer]
-        if tuple(a.shape[-1] for a in coefficients) != expected:
-            shapes = [tuple(a.shape) for a in coefficients]
-            raise ValueError(f"the gate of layer {layer!r} returned shapes {shapes}, expected last axes {expected}")
-        if self._written and not self._recorded[layer]:
-            raise ValueError(
-                f"layer {layer!r} first ran when {self._written:,} samples of other layers were stored; "
-                "record it on its own"
-            )
-        dtype = self._header.dtype
-        rows = tuple(Rows.of(a.detach().reshape(-1, a.shape[-1]).to(dtype)) for a in coefficients)
-        self._waiting[layer].append(rows)
-        self._recorded[layer] += len(rows[0])
-
-    def _ran(self) -> dict[str, int]:
-        """The samples of each layer that ran."""
-        return {layer: samples for layer, samples in self._recorded.items() if samples}
-
-    def _in_step(self) -> int:
-        """The number of samples, if it is the same for all layers that ran."""
-        ran = self._ran()
-        least, most = min(ran, key=ran.__getitem__, default=""), max(ran, key=ran.__getitem__, default="")
-        if ran and ran[least] != ran[most]:
-            raise ValueError(
-                f"layer {least!r} ran on {ran[least]:,} samples and layer {most!r} on {ran[most]:,}; "
-                "record layers that run on different samples, or several times for each, on their own"
-            )
-        return ran.get(most, 0)
+        return take
 
     def flush(self) -> None:
         """Write the samples that wait for their chunk to fill; of no use but after a full disk.
@@ -248,34 +247,8 @@ class Recorder:
         Raises:
             OSError: If a chunk cannot be written.
         """
-        if self._annotated:
-            self._write(everything=True, until=self._annotated)
-        self._annotations = []
-        self._write(everything=True)
-
-    def _write(self, everything: bool, until: int | None = None) -> None:
-        """Turn waiting samples into chunks: all of them, or those that fill a chunk."""
-        ran = self._ran()
-        waiting = min(ran.values(), default=0) - self._written if until is None else until - self._written
-        if waiting < (1 if everything else self._chunk_samples):
-            return
-        rows = {
-            layer: tuple(Rows.concatenate(pieces) for pieces in zip(*self._waiting[layer], strict=True))
-            for layer in ran
-        }
-        annotations = Annotations.concatenate(self._annotations)
-        done = 0
-        try:
-            while waiting - done >= (1 if everything else self._chunk_samples):
-                taken = slice(done, min(done + self._chunk_samples, waiting))
-                chosen = {layer: tuple(mode[taken] for mode in modes) for layer, modes in rows.items()}
-                self._store(Chunk(self._written, taken.stop - done, chosen, annotations[taken]))
-                self._written += taken.stop - done
-                done = taken.stop
-        finally:
-            rest = slice(done, None)
-            self._waiting |= {layer: [tuple(mode[rest] for mode in modes)] for layer, modes in rows.items()}
-            self._annotations = [annotations[rest]]
+        for track in self._tracks:
+            track.flush()
 
     def _store(self, chunk: Chunk) -> None:
         if self._folder is None:
@@ -285,7 +258,7 @@ class Recorder:
                 write_chunk(chunk, chunk_path(self._folder, self._num_chunks))
             except OSError as error:
                 error.add_note(
-                    f"The first {self._written:,} samples are whole in {self._folder}. Later ones wait in memory: "
+                    f"The first {chunk.start:,} samples are whole in {self._folder}. Later ones wait in memory: "
                     "make space, and they are written at the end of the recording, or when you call flush()."
                 )
                 raise
@@ -295,21 +268,22 @@ class Recorder:
         """Write what waits, and only then complain."""
         self._open = False
         self.flush()
-        self._header = replace(self._header, num_samples=self._written)
+        self._header = replace(self._header, num_samples=sum(track.written for track in self._tracks))
         if self._folder is not None:
             self._header.write(self._folder)
-        silent = [layer for layer, samples in self._recorded.items() if not samples]
-        if silent:
-            raise ValueError(
-                f"layer {silent[0]!r} never ran while recording, or on no samples; leave it out by layers=[...]. A "
-                "model compiled and called before runs without hooks: call torch.compiler.reset() first"
-            )
-        samples = self._in_step()
-        if 0 < self._annotated < samples:
-            raise ValueError(
-                f"the last {samples - self._annotated:,} samples have no annotations, earlier ones have; they are "
-                "recorded: call annotate after every batch"
-            )
+        for track in self._tracks:
+            if track.silent:
+                raise ValueError(
+                    f"layer {track.silent[0]!r} never ran while recording, or on no samples; leave it out by "
+                    "layers=[...]. A model compiled and called before runs without hooks: call torch.compiler.reset() "
+                    "first"
+                )
+            samples = track.in_step()
+            if 0 < track.annotated < samples:
+                raise ValueError(
+                    f"the last {samples - track.annotated:,} samples have no annotations, earlier ones have; they are "
+                    "recorded: call annotate after every batch"
+                )
 
     def _close_early(self, reason: BaseException) -> None:
         """Keep what was recorded before an exception, which stays the one that is raised."""
@@ -331,23 +305,9 @@ def _check_gates(layers: Mapping[str, ExpertLayer]) -> None:
             )
 
 
-def _ints(kind: str, given: Tensor | Sequence[int] | None) -> Tensor | None:
-    """As int64 in one row."""
-    if given is None:
-        return None
+def _as_mask(given: Tensor | Sequence[bool]) -> Tensor:
+    """As bool in one row."""
     tensor = torch.as_tensor(given).detach().cpu().reshape(-1)
-    if tensor.numel() and (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool):
-        raise TypeError(f"{kind} are ints, got {tensor.dtype}")
-    return tensor.to(torch.int64, copy=True)
-
-
-def _strings(texts: Sequence[str] | None) -> tuple[str, ...] | None:
-    if texts is None:
-        return None
-    if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
-        raise TypeError("texts is a sequence with one string for each sample")
-    return tuple(texts)
-
-
-def _listed(kinds: Sequence[str]) -> str:
-    return " and ".join(kinds) or "nothing"
+    if tensor.dtype != torch.bool and not bool(((tensor == 0) | (tensor == 1)).all()):
+        raise TypeError(f"mask is bool, or 0 and 1, got {tensor.dtype} with other values")
+    return tensor != 0

@@ -3,116 +3,47 @@
 Legend: ``n`` samples of the recording, ``N`` experts of one mode.
 
 In a folder, ``recording.json`` says which layers there are and ``chunk-000000.safetensors`` and so on hold the samples
-in order. Each chunk says of itself which samples it holds, so a recording that was cut off is readable up to its last
-whole chunk.
+in order. Each chunk says of itself which samples of which layers it holds, so a recording that was cut off is readable
+up to its last whole chunk, and layers that ran on different numbers of samples have chunks of their own.
 """
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import reduce
-from pathlib import Path
-from typing import Literal, TypeAlias
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from factorized_moe._reading import listed, read_json, record_of, text, whole
-from factorized_moe._scalars import is_whole
-from factorized_moe._validation import check_kind, check_path
-from factorized_moe._writing import READY, place_of
-from factorized_moe.interpret.recording.chunks import Annotations, Chunk, StoredChunk, read_sizes, write_whole
-from factorized_moe.interpret.recording.rows import Rows
+from factorized_moe._validation import check_kind
+from factorized_moe.interpret.recording.chunks import Annotations, Part
+from factorized_moe.interpret.recording.coefficients import LayerCoefficients
+from factorized_moe.interpret.recording.given import given_parts
+from factorized_moe.interpret.recording.header import Header
+from factorized_moe.interpret.recording.label_sets import LabelSet
+from factorized_moe.interpret.recording.views import ChunkView, mean_chunks, selected
 
-__all__ = ["HEADER_NAME", "Header", "Mode", "Recording", "chunk_path", "chunk_paths", "open_recording"]
+__all__ = ["Recording"]
 
-HEADER_NAME = "recording.json"
-FORMAT = "factorized_moe recording"
-VERSION = 1
-HERE = FORMAT, VERSION
-DTYPES = {"float16": torch.float16, "float32": torch.float32, "float64": torch.float64}
-
-PRODUCTS = 2**21
-"""Products of several modes' coefficients that are made at a time: 32 MiB with their experts' numbers."""
-
-Mode: TypeAlias = int | Literal["product"]
-"""The number of an expert mode, or all of them together."""
+RECORDED = "labels"
+"""What the labels are called that were given while recording."""
 
 
-@dataclass(frozen=True)
-class Header:
-    """What is known of a recording before its first sample.
-
-    Attributes:
-        layers: The name of each layer and the sizes of its expert modes.
-        dtype: The type that coefficients are stored in.
-        class_names: The names of the classes, in the order of the labels; empty if not given.
-        num_samples: The number of samples, once the recording came to its end; ``None`` before.
-    """
-
-    layers: tuple[tuple[str, tuple[int, ...]], ...]
-    dtype: torch.dtype
-    class_names: tuple[str, ...] = ()
-    num_samples: int | None = None
-
-    def write(self, folder: Path) -> None:
-        """Write the header into a folder, in place of an earlier one."""
-        content = {
-            "format": FORMAT,
-            "version": VERSION,
-            "layers": {name: list(sizes) for name, sizes in self.layers},
-            "dtype": str(self.dtype).removeprefix("torch."),
-            "class_names": list(self.class_names),
-            "num_samples": self.num_samples,
-        }
-        write_whole(folder / HEADER_NAME, (json.dumps(content, indent=1) + "\n").encode())
-
-    @classmethod
-    def read(cls, folder: Path) -> Header:
-        """The header of a recording in a folder."""
-        path = place_of(folder, HEADER_NAME)
-        if not path.is_file():
-            raise ValueError(f"{folder} holds no recording: there is no {HEADER_NAME} in it")
-        keys = ("format", "version", "layers", "dtype", "class_names", "num_samples")
-        try:
-            content = read_json(path)
-            if isinstance(content, dict) and (form := (content.get("format"), content.get("version"))) != HERE:
-                raise ValueError(
-                    f"it is of format {form[0]!r}, version {form[1]!r}; "
-                    f"this library reads {FORMAT!r}, version {VERSION}"
-                )
-            record_of(content, "it", keys)
-            dtype, samples = text(content["dtype"], "dtype"), content["num_samples"]
-            if dtype not in DTYPES:
-                raise ValueError(f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
-            return cls(
-                layers=tuple(read_sizes(content["layers"]).items()),
-                dtype=DTYPES[dtype],
-                class_names=tuple(listed(content["class_names"], "class_names", text)),
-                num_samples=None if samples is None else whole(samples, "num_samples"),
-            )
-        except ValueError as error:
-            raise ValueError(f"{path} is not the header of a recording: {error}") from error
-
-
-class Recording:
+class Recording(LayerCoefficients):
     """Coefficients of a model's gates for a number of samples: what `record` leaves, and `open_recording` opens.
 
-    Nothing is read from a folder before it is asked for; `chunks` reads one chunk at a time.
+    Nothing is read from a folder before it is asked for; `chunks` reads one chunk at a time. What `select`,
+    `concatenate`, `with_labels` and `mean_by_id` return reads the same chunks.
 
     Args:
         header: What is known without the samples.
         parts: The chunks, in order.
+        label_sets: Label sets by name, beside the labels of the chunks.
 
     Attributes:
         layers: The names of the layers that ran, in the model's order.
         dtype: The type that coefficients are stored in.
-        class_names: The names of the classes; empty if none were given.
         complete: Whether the recording came to its end, or was cut off.
-        num_samples: ``n``.
         num_bytes: What its chunks take, in files or in memory.
 
     Examples:
@@ -130,132 +61,247 @@ class Recording:
         (torch.Size([8, 5]), torch.Size([8]))
     """
 
-    def __init__(self, header: Header, parts: Sequence[Chunk | StoredChunk]) -> None:
-        self.layers = parts[0].layers if parts else tuple(name for name, _ in header.layers)
-        self.dtype = header.dtype
-        self.class_names = header.class_names
-        self.complete = header.num_samples is not None
-        self.num_samples = sum(part.num_samples for part in parts)
-        self.num_bytes = sum(part.num_bytes for part in parts)
-        self._expert_dims = dict(header.layers)
-        self._parts = tuple(parts)
+    def __init__(self, header: Header, parts: Sequence[Part], label_sets: Mapping[str, LabelSet] | None = None) -> None:
+        super().__init__(header, parts)
+        self._label_sets = dict(label_sets or {})
 
-    def expert_dims(self, layer: str | None = None) -> tuple[int, ...]:
-        """The sizes of a layer's expert modes.
-
-        Args:
-            layer: The layer's name; may be left out if there is one layer only.
-
-        Raises:
-            ValueError: If no layer of this name was recorded, or there are several and none is named.
-        """
-        return self._expert_dims[self.resolve(layer)]
-
-    def resolve(self, layer: str | None = None) -> str:
-        """The name of a layer of the recording.
+    @classmethod
+    def from_coefficients(
+        cls,
+        coefficients: Tensor | Sequence[Tensor] | Mapping[str, Tensor | Sequence[Tensor]],
+        *,
+        labels: Tensor | Sequence[int] | Sequence[str] | None = None,
+        ids: Tensor | Sequence[int] | None = None,
+        texts: Sequence[str] | None = None,
+        class_names: Sequence[str] = (),
+    ) -> Recording:
+        """A recording of coefficients that are at hand: of a gate that is not ours, or of another program.
 
         Args:
-            layer: The layer's name; may be left out if there is one layer only.
+            coefficients: One layer's, ``(*batch, N)``, which is called ``"model"``; a sequence with one such tensor for
+                each expert mode; or several layers' by name. Nothing is copied: leave them as they are.
+            labels: The class of each sample, ints from 0 or a string each.
+            ids: A number for each sample.
+            texts: A text for each sample.
+            class_names: The names of the classes.
 
         Raises:
-            ValueError: If no layer of this name was recorded, or there are several and none is named.
+            TypeError: If something is of another type; coefficients are float16, float32 or float64.
+            ValueError: If numbers of samples differ, or there is no layer or expert.
+
+        Examples:
+            >>> router = torch.softmax(torch.randn(100, 8), dim=-1)
+            >>> Recording.from_coefficients({"layers.3.router": router}, labels=["noun", "verb"] * 50)
+            Recording(100 samples, layers ['layers.3.router'])
         """
-        if layer is not None:
-            check_kind("layer", layer, str)
-        if layer is None and len(self.layers) == 1:
-            return self.layers[0]
-        if layer in self.layers:
-            return str(layer)
-        names = ", ".join(map(repr, self.layers))
-        if layer is None:
-            raise ValueError(f"the recording has {len(self.layers)} layers, name one of them: {names}")
-        reason = "never ran" if layer in self._expert_dims else "was not recorded"
-        raise ValueError(f"layer {layer!r} {reason}; the recording has {names}")
+        known = None if labels is None else LabelSet.of(RECORDED, labels, class_names)
+        given = None if known is None else known.labels
+        header, parts = given_parts(coefficients, given, ids, texts, known.class_names if known else class_names)
+        return cls(header, parts)
 
-    def chunks(self) -> Iterator[Chunk | StoredChunk]:
-        """The samples in order, some at a time.
+    @classmethod
+    def concatenate(cls, recordings: Sequence[Recording]) -> Recording:
+        """Several recordings of the same layers, one after the other; what is on a disk stays there.
 
-        Yields:
-            Chunks: each has ``start`` and ``num_samples``, ``modes(layer)`` with the coefficients of each expert mode
-            as `Rows`, and ``annotations``.
-        """
-        yield from self._parts
-
-    def grid(self, layer: str | None = None, mode: Mode = 0) -> tuple[int, ...]:
-        """The sizes of the expert modes that a mode's experts are counted over: one, or all for ``"product"``.
+        Label sets that all of them have are joined, classes of one name to one class; the others are left out.
 
         Args:
-            layer: The layer's name; may be left out if there is one layer only.
-            mode: The number of an expert mode, or ``"product"``.
+            recordings: The recordings, at least one.
 
         Raises:
-            ValueError: If there is no such layer or mode.
+            TypeError: If one is none.
+            ValueError: If there is none, or their layers or types differ.
+
+        Examples:
+            >>> halves = [Recording.from_coefficients(torch.rand(3, 4)) for _ in range(2)]
+            >>> Recording.concatenate(halves)
+            Recording(6 samples, layers ['model'])
         """
+        check_kind("recordings", recordings, Sequence)
+        if not recordings:
+            raise ValueError("there is no recording to concatenate")
+        for recording in recordings:
+            check_kind("recording", recording, Recording)
+        first = recordings[0]
+        for number, other in enumerate(recordings):
+            mine, theirs = ([(name, r.expert_dims(name)) for name in r.layers] for r in (first, other))
+            if mine != theirs or first.dtype != other.dtype:
+                raise ValueError(
+                    f"recording {number} has layers {theirs} of {other.dtype}, the first one {mine} of {first.dtype}; "
+                    "concatenate recordings of the same layers"
+                )
+        starts = torch.tensor([0, *(recording.num_samples for recording in recordings)]).cumsum(0).tolist()
+        parts = [
+            ChunkView(part, part.start + start)
+            for recording, start in zip(recordings, starts, strict=False)
+            for part in recording._parts
+        ]
+        common = [name for name in first.label_names if all(name in other.label_names for other in recordings)]
+        sets = {name: LabelSet.concatenate([other.label_set(name) for other in recordings]) for name in common}
+        whole = all(recording.complete for recording in recordings)
+        header = replace(first._header, class_names=(), num_samples=starts[-1] if whole else None)
+        return cls(header, parts, sets)
+
+    def in_step_with(self, layer: str | None = None) -> Recording:
+        """The layers that ran on the same samples as one; the recording itself where all did.
+
+        Args:
+            layer: The layer's name; may be left out if all layers ran on the same samples.
+
+        Raises:
+            ValueError: If there is no such layer, or there are several and none is named.
+        """
+        if len(self._tracks) < 2:
+            return self
         name = self.resolve(layer)
-        sizes = self._expert_dims[name]
-        if mode == "product":
-            return sizes
-        if not is_whole(mode) or not 0 <= mode < len(sizes):
-            raise ValueError(
-                f"mode {mode!r} is not one of the {len(sizes)} expert modes of layer {name!r}, counted from 0, "
-                "nor 'product'"
-            )
-        return (sizes[mode],)
+        layers = next(layers for layers in self._tracks if name in layers)
+        return Recording(self._header, self._tracks[layers], self._label_sets)
 
-    def stream(self, layer: str | None = None, mode: Mode = 0) -> Iterator[tuple[int, Rows]]:
-        """The coefficients of one expert mode, some samples at a time.
+    def with_labels(
+        self,
+        labels: Tensor | Sequence[int] | Sequence[str] | LabelSet | None = None,
+        class_names: Sequence[str] = (),
+        **named: Tensor | Sequence[int] | Sequence[str] | LabelSet,
+    ) -> Recording:
+        """The same recording, its samples labelled anew or in several respects; nothing is copied or read.
 
         Args:
-            layer: The layer's name; may be left out if there is one layer only.
-            mode: The number of an expert mode, or ``"product"``: the experts of the whole grid, numbered with the last
-                mode fastest, each with the product of its coefficients in all modes.
-
-        Returns:
-            Pairs of the number of the first sample and the coefficients from there on.
+            labels: The class of each sample, in place of those given while recording: ints from 0, or a string each.
+            class_names: The names of these classes.
+            named: Further label sets by name, such as ``composer=[...]``, added to those that there are.
 
         Raises:
-            ValueError: If there is no such layer or mode.
-        """
-        self.grid(layer, mode)
-        name = self.resolve(layer)
-        if mode == "product":
-            return (found for part in self._parts for found in _products(part.start, part.modes(name)))
-        return ((part.start, part.modes(name)[mode]) for part in self._parts)
+            TypeError: If labels are neither ints nor strings.
+            ValueError: If there is not one for each sample, or one is negative or beyond the class names.
 
-    def coefficients(self, layer: str | None = None, mode: Mode = 0) -> Tensor:
-        """All coefficients of one expert mode as a matrix, which is built: see `stream` for large recordings.
+        Examples:
+            >>> recording = Recording.from_coefficients(torch.rand(4, 3))
+            >>> recording = recording.with_labels(key=["C", "G", "C", "G"], composer=[0, 0, 1, 1])
+            >>> recording.label_names, recording.label_set("key").class_names
+            (('key', 'composer'), ('C', 'G'))
+        """
+        given = named if labels is None else {RECORDED: labels, **named}
+        sets = dict(self._label_sets)
+        for name, each in given.items():
+            names = class_names if name == RECORDED else ()
+            sets[name] = each if isinstance(each, LabelSet) else LabelSet.of(name, each, names)
+            if len(sets[name]) != self.num_samples:
+                raise ValueError(f"got {len(sets[name]):,} {name} for {self.num_samples:,} samples; give one for each")
+        return Recording(self._header, self._parts, sets)
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """The names of the label sets; ``"labels"`` is the one given while recording."""
+        recorded = RECORDED not in self._label_sets and bool(self._parts) and self._all_have(RECORDED)
+        return (*((RECORDED,) if recorded else ()), *self._label_sets)
+
+    def label_set(self, name: str | None = None) -> LabelSet:
+        """The samples' classes in one respect.
 
         Args:
-            layer: The layer's name; may be left out if there is one layer only.
-            mode: The number of an expert mode, or ``"product"`` as for `stream`.
-
-        Returns:
-            The coefficients, ``(n, N)``.
+            name: The label set's name; may be left out if there is one only, or for the one called ``"labels"``.
 
         Raises:
-            ValueError: If there is no such layer or mode.
+            ValueError: If there is no such label set, or there are several and none is named.
         """
-        matrix = torch.zeros(self.num_samples, math.prod(self.grid(layer, mode)), dtype=self.dtype)
-        for start, rows in self.stream(layer, mode):
-            matrix[start : start + len(rows)] = rows.dense()
-        return matrix
+        if name is None and RECORDED not in self._label_sets and self._label_sets and not self._all_have(RECORDED):
+            if len(self._label_sets) > 1:
+                names = ", ".join(map(repr, self._label_sets))
+                raise ValueError(f"the recording has {len(self._label_sets)} label sets, name one of them: {names}")
+            name = next(iter(self._label_sets))
+        name = RECORDED if name is None else name
+        if name in self._label_sets:
+            return self._label_sets[name]
+        if name != RECORDED:
+            names = ", ".join(map(repr, self.label_names)) or "none"
+            raise ValueError(f"the recording has no label set {name!r}; it has {names}: give it by with_labels")
+        found = [found.labels for found in self._annotations(RECORDED) if found.labels is not None]
+        return LabelSet(torch.cat(found) if found else torch.zeros(0, dtype=torch.int64), self._header.class_names)
+
+    def select(self, mask: Tensor | Sequence[bool]) -> Recording:
+        """Some of the samples, under new numbers; coefficients are read when they are asked for, part by part.
+
+        Args:
+            mask: Whether each sample is kept, ``(n,)``, bool, such as ``recording.label_set("key").mask("C")``.
+
+        Raises:
+            TypeError: If it is no mask of bools.
+            ValueError: If it has not one entry for each sample.
+
+        Examples:
+            >>> recording = Recording.from_coefficients(torch.eye(3), labels=[0, 1, 1])
+            >>> recording.select(recording.labels == 1).coefficients()
+            tensor([[0., 1., 0.],
+                    [0., 0., 1.]])
+        """
+        kept = torch.as_tensor(mask).cpu()
+        if kept.dtype != torch.bool:
+            raise TypeError(f"mask is bool, one entry for each sample, got {kept.dtype}")
+        if kept.shape != (self.num_samples,):
+            raise ValueError(f"mask has shape {tuple(kept.shape)}, expected ({self.num_samples},), one for each sample")
+        sets = {name: found[kept] for name, found in self._label_sets.items()}
+        header = self._header if not self.complete else replace(self._header, num_samples=int(kept.sum()))
+        return Recording(header, list(selected(self._parts, kept)), sets)
+
+    def groups(self, name: str | None = None) -> Iterator[tuple[str, Recording]]:
+        """The samples of each class of a label set that occurs, as recordings of their own, by the classes' names.
+
+        Args:
+            name: The label set's name, as for `label_set`.
+        """
+        found = self.label_set(name)
+        for number, title in enumerate(found.names()):
+            chosen = found.labels == number
+            if chosen.any():
+                yield title, self.select(chosen)
+
+    def mean_by_id(self) -> Recording:
+        """One sample for each id: the mean coefficients of all samples that have it, such as a note in many windows.
+
+        It is made anew, some ids at a time, whenever it is read. The order is that of the first sample of each id, and
+        labels and texts are that sample's. With several expert modes, the means are of each mode.
+
+        Examples:
+            >>> recording = Recording.from_coefficients(torch.eye(3), ids=[7, 8, 7])
+            >>> recording.mean_by_id().coefficients()
+            tensor([[0.5000, 0.0000, 0.5000],
+                    [0.0000, 1.0000, 0.0000]])
+        """
+        known, group = self.ids.unique(return_inverse=True)
+        count = len(known)
+        first = torch.full((count,), self.num_samples).scatter_reduce(0, group, torch.arange(len(group)), "amin")
+        order = first.argsort()
+        rank = torch.empty_like(order).scatter_(0, order, torch.arange(count))
+        first = first[order]
+        annotations = Annotations.concatenate([part.annotations for part in self._parts]).take(first)
+        annotations = replace(annotations, ids=known[order])
+        experts = max(size for layer in self.layers for size in self._expert_dims[layer])
+        parts = list(mean_chunks(self._parts, rank[group], annotations, experts))
+        sets = {name: found[first] for name, found in self._label_sets.items()}
+        return Recording(replace(self._header, num_samples=count if self.complete else None), parts, sets)
 
     @property
     def ids(self) -> Tensor:
         """The numbers given to the samples, ``(n,)``; their numbers in the recording if none were given."""
-        if not any("ids" in part.annotations.kinds for part in self._parts):
+        if not any("ids" in part.kinds for part in self._parts):
             return torch.arange(self.num_samples)
         return torch.cat([found.ids for found in self._annotations("ids") if found.ids is not None])
 
     @property
     def labels(self) -> Tensor:
-        """The classes of the samples, ``(n,)``, int64.
+        """The classes of the samples, ``(n,)``, int64: those of `label_set`.
 
         Raises:
-            ValueError: If some sample has no label.
+            ValueError: If some sample has no label, or there are several label sets and none is called ``"labels"``.
         """
-        found = [found.labels for found in self._annotations("labels") if found.labels is not None]
-        return torch.cat(found) if found else torch.zeros(0, dtype=torch.int64)
+        return self.label_set().labels
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the classes of `labels`; empty if they have none."""
+        only = next(iter(self._label_sets.values())) if len(self._label_sets) == 1 else None
+        default = self._label_sets.get(RECORDED, None if self._all_have(RECORDED) and self._parts else only)
+        return self._header.class_names if default is None else default.class_names
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -267,103 +313,27 @@ class Recording:
         return tuple(text for found in self._annotations("texts") for text in found.texts or ())
 
     def has(self, kind: str) -> bool:
-        """Whether every sample has ``"ids"``, ``"labels"`` or ``"texts"``."""
-        return all(kind in part.annotations.kinds for part in self._parts)
+        """Whether every sample has ``"ids"``, ``"labels"`` or ``"texts"``; labels that `labels` gives."""
+        if kind == RECORDED and self._label_sets and not self._all_have(RECORDED):
+            return RECORDED in self._label_sets or len(self._label_sets) == 1
+        return self._all_have(kind)
+
+    def _all_have(self, kind: str) -> bool:
+        return all(kind in part.kinds for part in self._parts)
 
     def _annotations(self, kind: str) -> list[Annotations]:
         found = []
         for part in self._parts:
-            annotations = part.annotations
-            if kind not in annotations.kinds:
+            if kind not in part.kinds:
                 last = part.start + part.num_samples - 1
                 raise ValueError(
                     f"samples {part.start} to {last} were recorded without {kind}; while recording, "
                     f"call log.annotate({kind}=...) after every batch"
                 )
-            found.append(annotations)
+            found.append(part.annotations)
         return found
 
     def __repr__(self) -> str:
         state = "" if self.complete else ", cut off"
-        return f"Recording({self.num_samples:,} samples, layers {list(self.layers)}{state})"
-
-
-def open_recording(folder: str | Path) -> Recording:
-    """Open a recording in a folder, up to its last whole chunk if it was cut off.
-
-    Args:
-        folder: The folder that `record` wrote to; it may still be written.
-
-    Raises:
-        ValueError: If the folder holds no recording, or a chunk is missing or damaged; where the recording was cut off,
-            one before the last.
-
-    Examples:
-        >>> import tempfile
-        >>> from factorized_moe import CPMuMoE
-        >>> from factorized_moe.interpret import record
-        >>> layer = CPMuMoE(8, 3, [6], rank=2)
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     with record(layer, folder=folder):
-        ...         y = layer(torch.randn(4, 8))
-        ...     open_recording(folder)
-        Recording(4 samples, layers ['model'])
-    """
-    folder = check_path("folder", folder)
-    header = Header.read(folder)
-    paths = chunk_paths(folder)
-    parts: list[Chunk | StoredChunk] = []
-    samples = 0
-    for number, path in enumerate(paths):
-        if path.name != chunk_path(folder, number).name:
-            raise ValueError(f"{chunk_path(folder, number)} is missing: put it back, or delete the later ones")
-        try:
-            part = StoredChunk(path)
-        except ValueError:
-            if path != paths[-1] or header.num_samples is not None:
-                raise
-            break  # the machine stopped while it was written
-        _check_part(part, header, parts)
-        if part.start != samples:
-            raise ValueError(f"{path} starts with sample {part.start}, expected {samples}: is it of another recording?")
-        samples += part.num_samples
-        parts.append(part)
-    if header.num_samples is not None and header.num_samples != samples:
-        raise ValueError(
-            f"{folder} holds {samples:,} samples of the {header.num_samples:,} that were recorded: the last chunks are "
-            f"missing, put {chunk_path(folder, len(parts)).name} and later ones back"
-        )
-    return Recording(header, parts)
-
-
-def _check_part(part: StoredChunk, header: Header, before: Sequence[Chunk | StoredChunk]) -> None:
-    """Refuse a chunk of other layers, sizes or types than the recording's."""
-    known = dict(header.layers)
-    if any(known.get(layer) != sizes for layer, sizes in part.sizes.items()):
-        raise ValueError(f"{part.path} has layers {part.sizes}, but the recording {known}: is it of another recording?")
-    if part.dtype != f"F{header.dtype.itemsize * 8}":
-        raise ValueError(f"{part.path} has coefficients of type {part.dtype}, but the recording of {header.dtype}")
-    if before and part.layers != before[0].layers:
-        raise ValueError(f"{part.path} has layers {part.layers}, but the chunks before it {before[0].layers}")
-
-
-def _products(start: int, modes: Sequence[Rows]) -> Iterator[tuple[int, Rows]]:
-    """The products of all modes' coefficients, for as many samples at a time as have `PRODUCTS` of them."""
-    counts = torch.stack([rows.nonzeros() for rows in modes]).double().prod(dim=0)
-    first = 0
-    while first < len(counts):
-        fitting = int((counts[first:].cumsum(0) <= PRODUCTS).sum())
-        samples = slice(first, first + max(1, fitting))
-        yield start + first, reduce(Rows.outer, (rows[samples] for rows in modes))
-        first = samples.stop
-
-
-def chunk_paths(folder: Path) -> list[Path]:
-    """The files of all chunks, in order; also those that an interruption left to be moved."""
-    names = {path.name for place in (folder, folder / READY) for path in place.glob("chunk-*.safetensors")}
-    return [place_of(folder, name) for name in sorted(names)]
-
-
-def chunk_path(folder: Path, number: int) -> Path:
-    """The file of a chunk."""
-    return folder / f"chunk-{number:06d}.safetensors"
+        counts = [sum(part.num_samples for part in parts) for parts in self._tracks.values()] or [0]
+        return f"Recording({' + '.join(f'{count:,}' for count in counts)} samples, layers {list(self.layers)}{state})"

@@ -96,6 +96,23 @@ class Rows:
         counts = self.counts[start:stop].clone()
         return Rows(self.values[entries].clone(), self.columns[entries].clone(), counts, self.num_experts)
 
+    def take(self, samples: Tensor) -> Rows:
+        """The samples of these numbers, ``(m,)``, in their order, copied.
+
+        Examples:
+            >>> Rows.of(torch.eye(3)).take(torch.tensor([2, 0])).dense()
+            tensor([[0., 0., 1.],
+                    [1., 0., 0.]])
+        """
+        if self.counts is None or self.columns is None:
+            return Rows(self.values[samples], None, None, self.num_experts)
+        counts = self.counts.long()
+        ends, taken = counts.cumsum(0), counts[samples]
+        begins = taken.cumsum(0) - taken
+        first = (ends - counts)[samples] - begins
+        entries = torch.repeat_interleave(first, taken) + torch.arange(int(taken.sum()))
+        return Rows(self.values[entries], self.columns[entries], self.counts[samples], self.num_experts)
+
     @property
     def is_sparse(self) -> bool:
         """Whether only the non-zero coefficients are kept."""
@@ -129,6 +146,9 @@ class Rows:
             >>> first.outer(second).dense()
             tensor([[0.0000, 0.1000, 0.4000, 0.0000, 0.1000, 0.4000]])
         """
+        if not (self.is_sparse or other.is_sparse):
+            values = (self.values[:, :, None] * other.values[:, None, :]).flatten(1)
+            return Rows(values, None, None, self.num_experts * other.num_experts)
         mine, theirs = self.nonzeros(), other.nonzeros()
         counts = mine * theirs
         row = torch.repeat_interleave(torch.arange(len(counts)), counts)

@@ -1,21 +1,144 @@
-"""What the measurements of recordings share: a stream of coefficients that are numbers, and which of them count.
+"""What the measurements of recordings share: one pass over coefficients that are numbers, for several of them at once.
 
-Legend: ``n`` samples, ``z`` coefficients that count.
+Rows that are stored dense are handed on dense, some at a time, so that what is made of them stays in the processor's
+cache: for 4,096 x 1,024 softmax coefficients a float64 copy took 34 ms as a whole and 6 ms in pieces, and finding the
+entries that are not 0 takes longer than most measures.
+
+Legend: ``n`` samples of a block, ``m`` of a piece of it, ``N`` experts, ``z`` coefficients that count.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import cached_property
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from factorized_moe._bars import if_slow
 from factorized_moe._scalars import is_number
-from factorized_moe.interpret.recording.recording import Mode, Recording
+from factorized_moe._validation import check_kind
+from factorized_moe.interpret.recording.coefficients import Mode
+from factorized_moe.interpret.recording.recording import Recording
 from factorized_moe.interpret.recording.rows import Rows
 
-__all__ = ["active_entries", "check_threshold", "finite_rows"]
+__all__ = [
+    "Block",
+    "Collector",
+    "active_entries",
+    "check_threshold",
+    "collect",
+    "finite_blocks",
+    "finite_rows",
+    "in_step",
+    "reaches",
+]
+
+PIECE_ELEMENTS = 2**17
+"""Elements of the pieces of a dense block: half a MiB of float32, a MiB of what is made of them in float64."""
+
+
+class Block:
+    """Consecutive samples of one expert mode, every coefficient finite; what several collectors ask for is found once.
+
+    Args:
+        start: The number of the first sample.
+        rows: The coefficients.
+
+    Attributes:
+        start: The number of the first sample.
+        rows: The coefficients.
+        least: The smallest stored coefficient; 0 if none is stored.
+        most: The largest one.
+    """
+
+    def __init__(self, start: int, rows: Rows) -> None:
+        self.start, self.rows = start, rows
+        self.least, self.most = (float(end) for end in rows.values.aminmax()) if rows.values.numel() else (0.0, 0.0)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @cached_property
+    def entries(self) -> tuple[Tensor, Tensor, Tensor]:
+        """As `Rows.entries`."""
+        return self.rows.entries()
+
+    def active(self, threshold: float) -> tuple[Tensor, Tensor, Tensor]:
+        """The samples, experts and values, each ``(z,)``, of the coefficients above 0 that reach a threshold."""
+        sample, expert, value = self.entries
+        active = reaches(value, threshold)
+        return sample[active], expert[active], value[active]
+
+    def pieces(self) -> Iterator[tuple[slice, Tensor]]:
+        """Of a block that is stored dense, the coefficients of some samples at a time, ``(m, N)``, and which they are.
+
+        The slices are of the block; nothing is copied.
+        """
+        values = self.rows.values
+        step = max(1, PIECE_ELEMENTS // max(1, values.shape[1]))
+        for first in range(0, len(values), step):
+            some = slice(first, min(first + step, len(values)))
+            yield some, values[some]
+
+
+def in_step(recording: Recording, layer: str | None) -> Recording:
+    """Of a recording whose layers have samples of their own, those of one layer.
+
+    Raises:
+        TypeError: If it is no recording.
+        ValueError: If there is no such layer.
+    """
+    check_kind("recording", recording, Recording)
+    return recording.in_step_with(layer)
+
+
+class Collector(Protocol):
+    """What gathers one measure, block after block."""
+
+    def add(self, block: Block) -> None:
+        """Take the next samples."""
+
+
+def collect(recording: Recording, layer: str | None, mode: Mode, title: str, *collectors: Collector) -> None:
+    """Give every block of an expert mode to all collectors, in one pass over the recording.
+
+    Args:
+        recording: The recording.
+        layer: The layer's name.
+        mode: The expert mode.
+        title: What is measured, for the progress bar.
+        collectors: What takes the blocks.
+
+    Raises:
+        ValueError: If a coefficient is not finite, or there is no such layer or mode.
+    """
+    for block in finite_blocks(recording, layer, mode, title):
+        for collector in collectors:
+            collector.add(block)
+
+
+def finite_blocks(recording: Recording, layer: str | None, mode: Mode, title: str = "") -> Iterator[Block]:
+    """The blocks of an expert mode, in order; a progress bar shows if that takes long and there is a title.
+
+    Raises:
+        ValueError: If a coefficient is not finite, or there is no such layer or mode.
+    """
+    stream = recording.stream(layer, mode)
+    with if_slow(title, recording.num_samples if title else 0, "sample") as bar:
+        for start, rows in stream:
+            block = Block(start, rows)
+            if not (math.isfinite(block.least) and math.isfinite(block.most)):
+                row, expert, values = rows.entries()
+                first = int((~torch.isfinite(values)).nonzero()[0])
+                raise ValueError(
+                    f"sample {start + int(row[first])} of layer {recording.resolve(layer)!r} has the coefficient "
+                    f"{float(values[first])} for expert {int(expert[first])}; measurements need finite ones"
+                )
+            yield block
+            bar.update(len(rows))
 
 
 def finite_rows(recording: Recording, layer: str | None, mode: Mode) -> Iterator[tuple[int, Rows]]:
@@ -24,21 +147,19 @@ def finite_rows(recording: Recording, layer: str | None, mode: Mode) -> Iterator
     Raises:
         ValueError: If one is not, or there is no such layer or mode.
     """
-    for start, rows in recording.stream(layer, mode):
-        if not torch.isfinite(rows.values).all():
-            row, expert, values = rows.entries()
-            first = int((~torch.isfinite(values)).nonzero()[0])
-            raise ValueError(
-                f"sample {start + int(row[first])} of layer {recording.resolve(layer)!r} has the coefficient "
-                f"{float(values[first])} for expert {int(expert[first])}; measurements need finite ones"
-            )
-        yield start, rows
+    for block in finite_blocks(recording, layer, mode):
+        yield block.start, block.rows
+
+
+def reaches(values: Tensor, threshold: float) -> Tensor:
+    """Which coefficients are above 0 and reach a threshold, bool of the same shape."""
+    return (values > 0) if threshold == 0 else (values >= threshold)
 
 
 def active_entries(rows: Rows, threshold: float) -> tuple[Tensor, Tensor, Tensor]:
     """The samples, experts and values, each ``(z,)``, of the coefficients above 0 that reach a threshold."""
     sample, expert, value = rows.entries()
-    active = (value > 0) if threshold == 0 else (value >= threshold)
+    active = reaches(value, threshold)
     return sample[active], expert[active], value[active]
 
 

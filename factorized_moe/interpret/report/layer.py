@@ -14,13 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from factorized_moe._reading import check_room
+from factorized_moe._scalars import is_whole
 from factorized_moe.interpret.measures.activity import measure_load
 from factorized_moe.interpret.measures.labelling import count_labels
 from factorized_moe.interpret.measures.ranking import find_top_samples
 from factorized_moe.interpret.measures.specialisation import Polysemanticity
 from factorized_moe.interpret.measures.spectra import ExpertSpectra
-from factorized_moe.interpret.recording.recording import Mode, Recording
-from factorized_moe.interpret.report.samples import Texts
+from factorized_moe.interpret.recording.coefficients import Mode
+from factorized_moe.interpret.recording.recording import Recording
+from factorized_moe.interpret.report.samples import Patches, Texts
 from factorized_moe.interpret.report.streams import expert_histograms, top_tokens, values_around
 
 __all__ = ["LayerSummary", "mode_name"]
@@ -138,28 +140,32 @@ class LayerSummary:
         mode: Mode = 0,
         *,
         threshold: float = 0.5,
-        texts: Texts | None = None,
+        texts: Texts | Patches | None = None,
+        context: int = RADIUS,
         polysemanticity: Polysemanticity | None = None,
         spectra: ExpertSpectra | None = None,
         description: str = "",
     ) -> LayerSummary:
         """Reduce the coefficients of one expert mode to what a report shows, reading chunk by chunk.
 
-        Of texts, an expert's top samples are its largest tokens of different texts, so that no text fills the list.
+        Of texts, an expert's top samples are its largest tokens of different texts, so that no text fills the list;
+        of patches its largest patches of different images.
 
         Args:
             recording: The recording; with labels, how each expert's coefficients divide among the classes is found.
             layer: The layer's name; may be left out if there is one layer only.
             mode: The number of an expert mode, or ``"product"`` for the experts of the whole grid.
             threshold: The coefficient from which an expert counts as taking a sample.
-            texts: The texts that the samples are the tokens of.
+            texts: The texts that the samples are the tokens of, or the images that they are the patches of.
+            context: Of texts, how many tokens to keep on either side of a top token.
             polysemanticity: What taking out each expert did.
             spectra: The singular values of each expert's matrix.
             description: A line on what the layer is.
 
         Raises:
-            ValueError: If there is no such layer or mode, a coefficient is not finite, or the texts have another
-                number of tokens than the recording has samples.
+            TypeError: If the context is no int.
+            ValueError: If there is no such layer or mode, a coefficient is not finite, the context is negative, or the
+                texts have another number of tokens, or the images of patches, than the recording has samples.
 
         Examples:
             >>> import torch
@@ -174,11 +180,14 @@ class LayerSummary:
         """
         name = recording.resolve(layer)
         experts = math.prod(recording.grid(name, mode))
-        check_room(f"a summary of {experts:,} experts", BYTES_PER_EXPERT * experts, recording.num_bytes)
+        if not is_whole(context) or context < 0:
+            raise (ValueError if is_whole(context) else TypeError)(f"context must be an int from 0 up, got {context!r}")
+        size = BYTES_PER_EXPERT + 24 * TOP_TEXTS * max(0, context - RADIUS)
+        check_room(f"a summary of {experts:,} experts", size * experts, recording.num_bytes)
         load = measure_load(recording, threshold, layer=name, mode=mode)
         end = max(1.0, float(load.largest.max())) if len(load.largest) else 1.0
         labelled = recording.num_samples > 0 and recording.has("labels")
-        context = None
+        around = None
         if texts is None:
             top = find_top_samples(recording, TOP_IMAGES, layer=name, mode=mode)
             samples, values = top.samples, top.values
@@ -186,10 +195,12 @@ class LayerSummary:
             if len(texts) != recording.num_samples:
                 raise ValueError(
                     f"the texts have {len(texts)} tokens, the recording {recording.num_samples} samples; "
-                    "expected one sample for each token of all texts, in order"
+                    "expected one sample for each token of all texts, in order, or for each patch of all images"
                 )
-            samples, values = top_tokens(recording, texts, TOP_TEXTS, name, mode)
-            context = values_around(recording, texts, samples, RADIUS, name, mode).numpy()
+            count = TOP_IMAGES if isinstance(texts, Patches) else TOP_TEXTS
+            samples, values = top_tokens(recording, texts, count, name, mode)
+            if isinstance(texts, Texts):
+                around = values_around(recording, texts, samples, int(context), name, mode).numpy()
         return cls(
             name=mode_name(name, mode, len(recording.expert_dims(name))),
             description=description,
@@ -202,7 +213,7 @@ class LayerSummary:
             histogram_end=end,
             top_samples=samples.numpy(),
             top_coefficients=values.float().numpy(),
-            context=context,
+            context=around,
             class_share=_class_share(recording, name, mode) if labelled else None,
             accuracy_drop=None if polysemanticity is None else polysemanticity.accuracy_drop.cpu().numpy(),
             polysemanticity=None if polysemanticity is None else polysemanticity.scores.cpu().numpy(),
@@ -226,6 +237,9 @@ class LayerSummary:
         around = self.top_samples.astype(np.int64)[..., None] + np.arange(-radius, radius + 1)  # (N, K, W)
         numbers: Array = around[~np.isnan(self.context.astype(float))]
         return numbers
+
+    def __repr__(self) -> str:
+        return f"LayerSummary({self.name!r}, {self.num_experts:,} experts, {self.num_samples:,} samples)"
 
     @property
     def num_experts(self) -> int:

@@ -11,9 +11,10 @@ import math
 import torch
 from torch import Tensor
 
-from factorized_moe.interpret.recording.recording import Mode, Recording
+from factorized_moe.interpret.recording.coefficients import Mode
+from factorized_moe.interpret.recording.recording import Recording
 from factorized_moe.interpret.recording.streaming import finite_rows
-from factorized_moe.interpret.report.samples import Texts
+from factorized_moe.interpret.report.samples import Patches, Texts
 
 __all__ = ["expert_histograms", "top_tokens", "values_around"]
 
@@ -39,12 +40,12 @@ def expert_histograms(recording: Recording, bins: int, end: float, layer: str, m
     return histograms
 
 
-def top_tokens(recording: Recording, texts: Texts, k: int, layer: str, mode: Mode) -> tuple[Tensor, Tensor]:
+def top_tokens(recording: Recording, texts: Texts | Patches, k: int, layer: str, mode: Mode) -> tuple[Tensor, Tensor]:
     """For each expert its largest token in each of the texts where that is largest, so that no text fills the list.
 
     Args:
-        recording: The recording, whose samples are the tokens of the texts in order.
-        texts: The texts.
+        recording: The recording, whose samples are the tokens of the texts, or the patches of the images, in order.
+        texts: The texts, or the patches: then an image is what a text is.
         k: How many texts to keep for each expert.
         layer: The layer's name.
         mode: The expert mode.

@@ -1,6 +1,5 @@
 """All counterfactuals of a mode in one pass are those of as many separate interventions."""
 
-import importlib
 from collections.abc import Callable
 
 import pytest
@@ -9,11 +8,9 @@ from torch import Tensor, nn
 
 from factorized_moe import FactorizedExpertTensor, GatedMuMoEBlock, MuMoE, MuMoEBlock, available_decompositions
 from factorized_moe.interpret import Ablate, Bias, counterfactuals, expert_contributions, intervene
+from factorized_moe.interpret.interventions import last_layer
 
 CLASSES = 5
-MODULE = importlib.import_module(
-    "factorized_moe.interpret.interventions.counterfactuals"
-)  # the package has the function
 
 
 def experts_layer(
@@ -90,7 +87,8 @@ KINDS += ["after", "inner", "block", "gated block", "dictionary"]
 def test_equal_to_separate_interventions(
     kind: str, positions: tuple[int, ...], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(MODULE, "MOST_ELEMENTS", 200)  # several groups of experts
+    monkeypatch.setattr(last_layer, "MOST_ELEMENTS", 200)  # several times what is gathered
+    monkeypatch.setattr(last_layer, "GROUP_ELEMENTS", 100)  # several groups of experts
     model, layer, sizes, options = make(kind, dtype)
     model.eval()
     inputs = torch.randn(40, *positions, 4, dtype=dtype)
@@ -314,3 +312,51 @@ def test_one_prediction_is_its_own_mean() -> None:
     with intervene(model, Ablate(1)):
         without = model(inputs)
     torch.testing.assert_close(found.mean_effect[1], (model(inputs) - without)[0], rtol=0, atol=1e-9)
+
+
+class Peaked(nn.Module):
+    """A gate that gives one expert nearly all, and the others the rest."""
+
+    def __init__(self, left: float) -> None:
+        super().__init__()
+        self.left = left
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        logits = x @ torch.linspace(-1, 1, 8 * 64, dtype=x.dtype).sin().reshape(8, 64)
+        rest = torch.softmax(logits, dim=-1) * self.left
+        return (rest + (1 - self.left) * nn.functional.one_hot(logits.argmax(-1), 64),)
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["last", "after"])
+@pytest.mark.parametrize("left", [1e-2, 1e-4, 1e-6])
+def test_an_expert_that_holds_nearly_all_is_taken_out_as_exactly_as_by_a_run(left: float, after: bool) -> None:
+    """In float32 the difference of two outputs that are nearly equal is rounding, and its largest entry chance."""
+    torch.manual_seed(0)
+    layer = MuMoE(8, CLASSES, expert_dims=[64], rank=6, decomposition="cp", gate=Peaked(left)).eval()
+    rest = nn.Sequential(nn.Linear(CLASSES, 7, bias=False), nn.Softmax(-1)) if after else None
+    model = layer if rest is None else nn.Sequential(layer, rest).eval()
+    inputs, labels = torch.randn(200, 8), torch.randint(CLASSES, (200,))
+    found = counterfactuals(model, [(inputs, labels)], after=rest)
+    name = "model" if rest is None else "0"
+    changed, _, correct = separately(model, inputs, labels, name, 0, 64, model)
+    assert torch.equal(found.changed, changed)
+    assert torch.equal(found.correct_without, correct)
+    assert changed.sum() > 50
+
+
+@pytest.mark.parametrize("kind", ["sparsemax", "softmax", "inner"])
+def test_some_of_the_experts(kind: str) -> None:
+    model, layer, _, _ = make(kind, torch.float64)
+    inputs, labels = torch.randn(40, 4, dtype=torch.float64), torch.randint(CLASSES, (40,))
+    every = counterfactuals(model.eval(), [(inputs, labels)], layer)
+    assert every.experts.tolist() == list(range(6))
+    for chosen in ([4, 1], torch.tensor([5])):
+        some = counterfactuals(model, [(inputs, labels)], layer, experts=chosen)
+        assert some.experts.tolist() == list(chosen)
+        for part in ("remade", "changed", "correct_without"):
+            assert torch.equal(getattr(some, part), getattr(every, part)[torch.as_tensor(chosen)])
+        torch.testing.assert_close(some.mean_effect, every.mean_effect[torch.as_tensor(chosen)])
+        assert some.columns()["expert"] == list(chosen)
+    for wrong, message in ((6, "expert 6 is out of range"), ([1, 1], "different numbers")):
+        with pytest.raises(ValueError, match=message):
+            counterfactuals(model, [inputs], layer, experts=wrong)  # type: ignore[arg-type]

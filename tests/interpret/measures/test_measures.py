@@ -25,10 +25,13 @@ from factorized_moe.interpret import (
     measure_label_specialisation,
     measure_load,
     record,
+    sample_active,
+    sample_quantiles,
 )
-from factorized_moe.interpret.measures import activity, consistency
-from factorized_moe.interpret.recording import recorder, recording
-from factorized_moe.interpret.recording.recording import Mode
+from factorized_moe.interpret.measures import coactivation, consistency
+from factorized_moe.interpret.recording import coefficients as recorded_coefficients
+from factorized_moe.interpret.recording import given as limits
+from factorized_moe.interpret.recording.coefficients import Mode
 from factorized_moe.interpret.recording.rows import Rows
 
 SAMPLES, DIMS, CLASSES = 40, (5, 4), 3
@@ -67,8 +70,8 @@ def recorded(
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many chunks, and few products and groups at a time."""
-    monkeypatch.setattr(recorder, "CHUNK_ELEMENTS", 5 * 9)
-    monkeypatch.setattr(recording, "PRODUCTS", 50)
+    monkeypatch.setattr(limits, "CHUNK_ELEMENTS", 5 * 9)
+    monkeypatch.setattr(recorded_coefficients, "PRODUCTS", 50)
     monkeypatch.setattr(consistency, "GROUP_ELEMENTS", 33)
 
 
@@ -156,13 +159,92 @@ def test_coactivation_of_few_pairs_among_many_experts() -> None:
 @pytest.mark.parametrize("k", [1, 3, 50])
 def test_top_samples(case: Case, k: int) -> None:
     found, mode, dense, _ = case
-    top = find_top_samples(found, k, mode=mode)
-    for expert in range(dense.shape[1]):
-        order = sorted(range(SAMPLES), key=lambda n, e=expert: (-float(dense[n, e]), n))
-        order = [n for n in order if dense[n, expert] > 0][:k]
-        assert top.samples[expert].tolist() == order + [-1] * (k - len(order))
-        torch.testing.assert_close(top.values[expert, : len(order)], dense[order, expert])
+    top = find_top_samples(found, k, mode=mode, seed=3)
+    for expert, column in enumerate(dense.T):
+        values = sorted((float(value) for value in column if value > 0), reverse=True)[:k]
+        shown = top.samples[expert, : len(values)].tolist()
+        assert len(set(shown)) == len(shown)
+        torch.testing.assert_close(top.values[expert, : len(values)], torch.tensor(values, dtype=dense.dtype))
+        torch.testing.assert_close(column[shown], top.values[expert, : len(values)])
+        assert top.samples[expert, len(values) :].unique().tolist() in ([], [-1])
+        last = values[-1] if values else math.nan
+        assert int(top.equal[expert]) == int((column == last).sum())
+        assert int(top.drawn[expert]) == values.count(last)
     assert torch.equal(top.ids, top.samples)
+
+
+def test_the_draw_is_the_same_for_a_seed_whatever_the_chunks_and_their_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(1)
+    tied = torch.randint(1, 4, (60, 3)) / 4
+    found = find_top_samples(recorded(tied), 4, seed=5).samples
+    monkeypatch.setattr(limits, "CHUNK_ELEMENTS", 1000)
+    assert torch.equal(find_top_samples(recorded(tied), 4, seed=5).samples, found)
+    sparse = recorded(torch.cat([tied, torch.zeros(60, 9)], dim=1))
+    assert torch.equal(find_top_samples(sparse, 4, seed=5).samples[:3], found)
+    assert not torch.equal(find_top_samples(recorded(tied), 4, seed=6).samples, found)
+
+
+def test_every_equal_sample_has_the_same_chance() -> None:
+    found = recorded(torch.cat([torch.ones(20, 1), torch.full((20, 1), 0.5)]))
+    drawn = torch.cat([find_top_samples(found, 5, seed=seed).samples.flatten() for seed in range(400)])
+    times = drawn.bincount(minlength=40)
+    assert times[20:].sum() == 0
+    # 100 times each on average, with a standard deviation of 8.7: all within 4.5 of them.
+    assert 61 <= int(times[:20].min()) <= int(times[:20].max()) <= 139
+
+
+# Two galleries as they were shown: experts that saturate at 1 for many images, recorded in the order of a sorted set.
+BAGS = ["sandal"] * 12 + ["pullover"] * 16 + ["dress"] * 5 + ["bag"] * 168 + ["boot"] * 60
+TROUSERS = ["t-shirt"] * 7 + ["trouser"] * 248
+
+
+@pytest.mark.parametrize(("kinds", "shown_before"), [(BAGS, "sandal"), (TROUSERS, "t-shirt")], ids=["bags", "trousers"])
+def test_galleries_that_misled(kinds: list[str], shown_before: str) -> None:
+    """By order of recording a gallery showed what is rare; a draw shows what is common, and says of how many."""
+    names = sorted(set(kinds))
+    found = recorded(
+        torch.ones(len(kinds), 1), labels=torch.tensor([names.index(kind) for kind in kinds]), names=tuple(names)
+    )
+    before = [kinds[sample] for sample in range(12)]  # of equal ones those recorded earlier
+    assert before.count(shown_before) >= 7
+    top = find_top_samples(found, 12)
+    after = [kinds[sample] for sample in top.samples[0].tolist()]
+    commonest = max(names, key=kinds.count)
+    assert (int(top.drawn[0]), int(top.equal[0])) == (12, len(kinds))
+    assert max(names, key=after.count) == commonest
+    share = [
+        sum(kinds[sample] == commonest for sample in find_top_samples(found, 12, seed=seed).samples[0].tolist()) / 12
+        for seed in range(100)
+    ]
+    # The share of the commonest kind is that of all equal samples; the mean of 100 galleries is off by at most 0.015.
+    assert sum(share) / 100 == pytest.approx(kinds.count(commonest) / len(kinds), abs=0.06)
+
+
+@pytest.mark.parametrize("threshold", [0, 0.1])
+@pytest.mark.parametrize("k", [1, 4, 60])
+def test_samples_drawn_among_the_active_ones(case: Case, k: int, threshold: float) -> None:
+    found, mode, dense, _ = case
+    active = (dense >= threshold) & (dense > 0)
+    for sampled in (sample_active, sample_quantiles):
+        drawn = sampled(found, k, threshold, mode=mode, seed=2)
+        assert drawn.samples.shape == (dense.shape[1], k)
+        assert torch.equal(drawn.counts, active.sum(0))
+        for expert, samples in enumerate(drawn.samples.tolist()):
+            there = [sample for sample in samples if sample >= 0]
+            assert len(set(there)) == len(there) == min(k, int(active[:, expert].sum()))
+            assert active[there, expert].all()
+            values = dense[there, expert]
+            torch.testing.assert_close(drawn.values[expert, : len(there)], values)
+            assert values.tolist() == sorted(values.tolist(), reverse=True)
+
+
+def test_draws_are_even_and_quantiles_are_spread() -> None:
+    torch.manual_seed(0)
+    column = torch.rand(50, 1).sort(dim=0).values.flip(0).clamp(min=1e-3)
+    found = recorded(torch.cat([column, 0 * column], dim=1))
+    times = torch.cat([sample_active(found, 5, seed=seed).samples[0] for seed in range(400)]).bincount(minlength=50)
+    assert 12 <= int(times.min()) <= int(times.max()) <= 68  # 40 on average, with a standard deviation of 6
+    assert sample_quantiles(found, 5).samples.tolist() == [[5, 15, 25, 35, 45], [-1] * 5]
 
 
 @pytest.mark.parametrize("k", [1, 3, 30])
@@ -257,6 +339,8 @@ def results(found: Recording) -> list[Measurement]:
         measure_histogram(found),
         measure_coactivation(found),
         find_top_samples(found, mode="product"),
+        sample_active(found, mode="product"),
+        sample_quantiles(found),
         find_top_experts(found),
         counts,
         measure_label_specialisation(counts),
@@ -334,7 +418,7 @@ def test_measurements_refuse(monkeypatch: pytest.MonkeyPatch) -> None:
     for measure in (measure_load, measure_histogram, measure_coactivation, find_top_samples, find_top_experts):
         with pytest.raises(ValueError, match=r"sample 17 of layer 'model' has the coefficient nan for expert 2"):
             measure(recorded(broken))
-    monkeypatch.setattr(activity, "MOST_COACTIVE", 3)
+    monkeypatch.setattr(coactivation, "MOST_COACTIVE", 3)
     with pytest.raises(ValueError, match="co-activation of 4 experts takes 4 x 4 counts, 3 experts are the most"):
         measure_coactivation(found)
 

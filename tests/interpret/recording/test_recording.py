@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from factorized_moe import CPMuMoE, MuMoE, MuMoEBlock
 from factorized_moe.interpret import Recorder, Recording, find_layers, open_recording, record
-from factorized_moe.interpret.recording import recorder
+from factorized_moe.interpret.recording import given as limits
 from factorized_moe.interpret.recording.rows import Rows
 
 SAMPLES = 10
@@ -47,7 +47,7 @@ def model() -> Model:
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks of 7 samples: no multiple of a batch."""
-    monkeypatch.setattr(recorder, "CHUNK_ELEMENTS", 6 * 7)
+    monkeypatch.setattr(limits, "CHUNK_ELEMENTS", 6 * 7)
 
 
 def batches(count: int = 5, dtype: torch.dtype = torch.float32) -> list[Tensor]:
@@ -187,8 +187,8 @@ def test_killed_process_leaves_whole_chunks(model: Model, tmp_path: Path) -> Non
 import os, torch
 from factorized_moe import CPMuMoE
 from factorized_moe.interpret import record
-from factorized_moe.interpret.recording import recorder
-recorder.CHUNK_ELEMENTS = 6 * 7
+from factorized_moe.interpret.recording import given as limits
+limits.CHUNK_ELEMENTS = 6 * 7
 torch.manual_seed(1)
 layer = CPMuMoE(8, 8, [6], rank=2).eval()
 torch.nn.init.normal_(layer.gate.projection.weight)
@@ -346,7 +346,7 @@ def test_annotations_must_fit(model: Model) -> None:
         ([{"texts": "word"}], TypeError, "texts is a sequence with one string for each sample"),
         ([{"texts": [b"a"] * 4}], TypeError, "texts is a sequence with one string for each sample"),
         ([{"labels": [1] * 4}, {"ids": [1] * 4}], ValueError, "annotate got ids, for earlier samples labels; give"),
-        ([{}], ValueError, "annotate got nothing; give labels, ids or texts"),
+        ([{}], ValueError, "annotate got nothing; give labels, ids, texts or a mask"),
     ]:
         with pytest.raises(error, match=message):
             annotated(*given)
