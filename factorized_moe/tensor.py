@@ -199,7 +199,7 @@ class FactorizedExpertTensor(nn.Module):
                 the mode. Modes left out at the end are kept.
 
         Returns:
-            The matrix ``(I (+1), O)``, with the kept expert modes in front.
+            The matrix ``(I (+1), O)``, the bias its last row if there is one, with the kept expert modes in front.
 
         Raises:
             TypeError: If an index is not an int or ``None``.

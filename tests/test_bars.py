@@ -20,8 +20,10 @@ class Terminal(io.StringIO):
 
 @pytest.fixture
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Everything counts as slow."""
+    """Everything counts as slow, and every step is drawn."""
+    plain = _bars.progress
     monkeypatch.setattr(_bars, "SLOW", 1e-9)
+    monkeypatch.setattr(_bars, "progress", lambda **options: plain(mininterval=0, miniters=1, **options))
 
 
 def shown(monkeypatch: pytest.MonkeyPatch, stream: io.StringIO) -> str:

@@ -27,9 +27,6 @@ from factorized_moe.surgery import save, save_pretrained
 from factorized_moe.surgery.distillation.training_state import write_state
 from studies.common.runs import finish as finish_runs
 
-torch.set_num_threads(1)
-given.CHUNK_ELEMENTS = 4 * 5  # five samples of four experts
-
 
 def fill(module: nn.Module, value: int) -> nn.Module:
     with torch.no_grad():
@@ -100,6 +97,8 @@ def run(writer: str, folder: Path, fatal: int, value: int) -> None:
 
 
 def main() -> None:
+    torch.set_num_threads(1)
+    given.CHUNK_ELEMENTS = 4 * 5  # five samples of four experts
     for line in sys.stdin:
         writer, folder, fatal, value = line.rstrip("\n").split("\t")
         if (child := os.fork()) == 0:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from factorized_moe._scalars import is_whole
-from factorized_moe._text_tables import text_table
+from factorized_moe._text_tables import html_table, text_table
 from factorized_moe.contraction.operations import Add, Operation
 from factorized_moe.network import BATCH, TensorNetwork
 
@@ -135,19 +135,32 @@ class ContractionPlan:
         return replace(self, batch_size=batch_size, steps=tuple(rescaled(step) for step in self.steps))
 
     def __repr__(self) -> str:
+        return "\n".join([self._heading, f"  {self._costs}", text_table(self._rows, indent="  ")])
+
+    def _repr_html_(self) -> str:
+        return html_table(self._rows, self._heading, left=2, more=self._costs)
+
+    @property
+    def _rows(self) -> list[tuple[str, str, str, str]]:
         rows = [("step", "operation", "FLOPs", "elements")]
         rows += [(s.formula, type(s.operation).__name__, f"{s.flops:,}", f"{s.elements:,}") for s in self.steps]
+        return rows
+
+    @property
+    def _heading(self) -> str:
         other = ""
         if self.runs_from > 1:
             other = f"; from {self.runs_from:,} samples on, another plan runs for fewer"
         elif self.runs_until is not None:
             other = f"; up to {self.runs_until:,} samples, another plan runs for more"
-        lines = [
-            f"ContractionPlan for {len(self.network.nodes)} nodes, batch size {self.batch_size:,}{other}",
-            f"  {self.flops:,} FLOPs; elements: {self.elements_moved:,} moved, "
-            f"{self.largest_intermediate:,} in the largest intermediate, {self.saved_activations:,} saved for training",
-        ]
-        return "\n".join([*lines, text_table(rows, indent="  ")])
+        return f"ContractionPlan for {len(self.network.nodes)} nodes, batch size {self.batch_size:,}{other}"
+
+    @property
+    def _costs(self) -> str:
+        return (
+            f"{self.flops:,} FLOPs; elements: {self.elements_moved:,} moved, "
+            f"{self.largest_intermediate:,} in the largest intermediate, {self.saved_activations:,} saved for training"
+        )
 
 
 def check_batch_size(batch_size: int) -> int:

@@ -1,6 +1,8 @@
 """What the experts of a trained layer do: measures of specialisation, from coefficients and predictions."""
 
 from factorized_moe.interpret.finding import find_layers
+from factorized_moe.interpret.interventions.attributing import attribute_to_experts
+from factorized_moe.interpret.interventions.bonds import bond_contributions, scale_bond
 from factorized_moe.interpret.interventions.counterfactuals import counterfactuals
 from factorized_moe.interpret.interventions.editing import ExpertThreshold, choose_strength
 from factorized_moe.interpret.interventions.intervening import InterventionHandle, intervene
@@ -20,6 +22,7 @@ from factorized_moe.interpret.measures.coactivation import Coactivation, measure
 from factorized_moe.interpret.measures.consistency import Consistency, compare_duplicates, compare_recordings
 from factorized_moe.interpret.measures.contributions import Contribution, expert_contributions
 from factorized_moe.interpret.measures.fairness import GroupMeasures, measure_groups
+from factorized_moe.interpret.measures.inner_products import distance, inner
 from factorized_moe.interpret.measures.labelling import (
     LabelCounts,
     LabelSpecialisation,
@@ -27,6 +30,7 @@ from factorized_moe.interpret.measures.labelling import (
     measure_label_specialisation,
 )
 from factorized_moe.interpret.measures.measurement import Measurement
+from factorized_moe.interpret.measures.probing import LabelProbes, probe_labels
 from factorized_moe.interpret.measures.ranking import TopExperts, TopSamples, find_top_experts, find_top_samples
 from factorized_moe.interpret.measures.sampling import ActiveSamples, sample_active, sample_quantiles
 from factorized_moe.interpret.measures.specialisation import (
@@ -48,6 +52,7 @@ from factorized_moe.interpret.measures.usage import (
     measure_usage,
     watch_usage,
 )
+from factorized_moe.interpret.measures.vocabulary import WrittenTokens, average_inputs, find_written_tokens
 from factorized_moe.interpret.recording.chunks import Annotations, Chunk
 from factorized_moe.interpret.recording.label_sets import LabelSet
 from factorized_moe.interpret.recording.opening import open_recording
@@ -75,6 +80,7 @@ __all__ = [
     "Intervention",
     "InterventionHandle",
     "LabelCounts",
+    "LabelProbes",
     "LabelSet",
     "LabelSpecialisation",
     "Load",
@@ -89,6 +95,10 @@ __all__ = [
     "TopSamples",
     "Usage",
     "UsageWatcher",
+    "WrittenTokens",
+    "attribute_to_experts",
+    "average_inputs",
+    "bond_contributions",
     "choose_strength",
     "class_accuracy",
     "class_level_polysemanticity",
@@ -96,11 +106,14 @@ __all__ = [
     "compare_recordings",
     "count_labels",
     "counterfactuals",
+    "distance",
     "expert_contributions",
     "experts_in_use",
     "find_layers",
     "find_top_experts",
     "find_top_samples",
+    "find_written_tokens",
+    "inner",
     "intervene",
     "measure_coactivation",
     "measure_groups",
@@ -111,8 +124,10 @@ __all__ = [
     "measure_spectra",
     "measure_usage",
     "open_recording",
+    "probe_labels",
     "record",
     "sample_active",
     "sample_quantiles",
+    "scale_bond",
     "watch_usage",
 ]

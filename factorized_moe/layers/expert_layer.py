@@ -17,6 +17,7 @@ from factorized_moe.budgets import Budget, SizeLike
 from factorized_moe.decompositions import Decomposition
 from factorized_moe.decompositions.base import Initialisation
 from factorized_moe.gating import ExpertGate
+from factorized_moe.layers.summary import summary_html
 from factorized_moe.network import TensorNetwork
 from factorized_moe.tensor import FactorizedExpertTensor
 
@@ -181,6 +182,9 @@ class ExpertLayer(nn.Module):
             What JSON can hold, and modules for activations that `factorized_moe.surgery` can describe.
         """
         raise TypeError(f"{type(self).__name__} does not say its own_arguments, so it cannot be described or saved")
+
+    def _repr_html_(self) -> str:
+        return summary_html(self, self.expert_tensors, self.gate)
 
     def reset_parameters(self) -> None:
         """Fill all parameters anew, as after construction; a gate of your own too, if it has ``reset_parameters``."""

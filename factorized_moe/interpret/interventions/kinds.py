@@ -179,59 +179,66 @@ class Scale(CoefficientIntervention):
         return coefficients * factors.index_fill(0, self._index(coefficients), self.factor)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Force(CoefficientIntervention):
-    """Give experts a coefficient for every input: ``a_n = value``, the others kept and not renormalised.
+    """Give experts a coefficient: ``a_n = value``, the others kept and not renormalised.
 
     Args:
         experts: As for `Intervention`.
-        value: The coefficient.
+        value: The coefficient, a number for every input, or a tensor that broadcasts to ``(*batch, experts)``: of shape
+            ``(tokens, 1)``, one for each position of a sequence.
 
     Raises:
-        ValueError: If the value is not finite.
+        TypeError: If the value is no number and no tensor of numbers.
+        ValueError: If the value is not finite, or a tensor does not fit the coefficients when the model runs.
 
     Examples:
         >>> Force(0, 1.0).change(torch.tensor([0.25, 0.25, 0.5]))
         tensor([1.0000, 0.2500, 0.5000])
+        >>> Force(0, torch.tensor([[1.0], [0.0]])).change(torch.full((2, 2), 0.5))
+        tensor([[1.0000, 0.5000],
+                [0.0000, 0.5000]])
     """
 
-    value: float = 1.0
+    value: float | Tensor = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_number(self, "value", self.value)
+        _check_values(self, "value", self.value)
 
     def change(self, coefficients: Tensor) -> Tensor:
         """``a_n = value``."""
-        return coefficients.index_fill(-1, self._index(coefficients), self.value)
+        values = _for_experts(self, "value", self.value, coefficients)
+        return coefficients.index_copy(-1, self._index(coefficients), values)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Add(CoefficientIntervention):
-    """Add to experts' coefficients for every input: ``a_n + amount``, the others kept.
+    """Add to experts' coefficients: ``a_n + amount``, the others kept.
 
     Args:
         experts: As for `Intervention`.
-        amount: What is added.
+        amount: What is added, as for `Force`: a number, or a tensor with a value for each position.
 
     Raises:
-        ValueError: If the amount is not finite.
+        TypeError: As for `Force`.
+        ValueError: As for `Force`.
 
     Examples:
         >>> Add(2, 1.5).change(torch.tensor([0.25, 0.25, 0.5]))
         tensor([0.2500, 0.2500, 2.0000])
     """
 
-    amount: float
+    amount: float | Tensor
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_number(self, "amount", self.amount)
+        _check_values(self, "amount", self.amount)
 
     def change(self, coefficients: Tensor) -> Tensor:
         """``a_n + amount``."""
-        amounts = coefficients.new_zeros(coefficients.shape[-1])
-        return coefficients + amounts.index_fill(0, self._index(coefficients), self.amount)
+        amounts = _for_experts(self, "amount", self.amount, coefficients)
+        return coefficients.index_add(-1, self._index(coefficients), amounts)
 
 
 @dataclass(frozen=True)
@@ -351,3 +358,24 @@ def _check_number(intervention: Intervention, name: str, value: float) -> None:
         raise TypeError(f"{type(intervention).__name__}: {name} is a number, got {value!r}")
     if not math.isfinite(value):
         raise ValueError(f"{type(intervention).__name__}: {name} must be finite, got {value}")
+
+
+def _check_values(intervention: Intervention, name: str, value: float | Tensor) -> None:
+    if not isinstance(value, Tensor):
+        _check_number(intervention, name, value)
+        return
+    check_values(f"{type(intervention).__name__}: {name}", value)
+    if not value.isfinite().all():
+        raise ValueError(f"{type(intervention).__name__}: {name} must be finite, and a value of the tensor is not")
+
+
+def _for_experts(intervention: Intervention, name: str, value: float | Tensor, coefficients: Tensor) -> Tensor:
+    """A value for each position and changed expert, ``(*batch, experts)``."""
+    shape = (*coefficients.shape[:-1], len(intervention.numbers))
+    given = torch.as_tensor(value, device=coefficients.device, dtype=coefficients.dtype)
+    if given.ndim > len(shape) or any(m not in (1, n) for m, n in zip(given.shape[::-1], shape[::-1], strict=False)):
+        raise ValueError(
+            f"{type(intervention).__name__}: {name} has shape {tuple(given.shape)}, which does not broadcast to "
+            f"{shape}: positions, then experts"
+        )
+    return given.expand(shape)

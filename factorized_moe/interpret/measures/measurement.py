@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from factorized_moe.interpret.measures.showing import is_large, one_line, table_of
+
 if TYPE_CHECKING:
     import pandas
 
@@ -19,7 +21,14 @@ __all__ = ["Measurement", "expert_columns", "ranked_columns"]
 
 
 class Measurement(ABC):
-    """A result of a measurement: a frozen dataclass of numbers, tensors and texts."""
+    """A result of a measurement: a frozen dataclass of numbers, tensors and texts; in a notebook, a table."""
+
+    def __init_subclass__(cls) -> None:
+        if "__repr__" not in vars(cls):  # before the dataclass would make one that prints whole tensors
+            cls.__repr__ = one_line  # type: ignore[method-assign]
+
+    def _repr_html_(self) -> str | None:
+        return None if is_large(self) else table_of(self, self.columns())
 
     @abstractmethod
     def columns(self) -> dict[str, list[Any]]:

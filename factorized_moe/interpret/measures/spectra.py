@@ -78,6 +78,9 @@ class ExpertSpectra(Measurement):
 def measure_spectra(experts: FactorizedExpertTensor) -> ExpertSpectra:
     """The singular values of every expert's matrix ``(I, O)``, biases left out.
 
+    With biases, ``experts.expert(i)`` has one row more, the bias, which has a norm but no direction of the input: its
+    singular values are others. Those here are of ``experts.expert(i)[:-1]``.
+
     They are the roots of the eigenvalues of ``A A^T`` in float64, whatever the parameters' type: exact to about 1e-8 of
     an expert's largest, so smaller ones are noise.
 

@@ -18,8 +18,8 @@ from factorized_moe._validation import check_kind
 from factorized_moe.interpret.measures.specialisation import Polysemanticity
 from factorized_moe.interpret.measures.spectra import ExpertSpectra
 from factorized_moe.interpret.recording.recording import Recording
-from factorized_moe.interpret.report.layer import LayerSummary, mode_name
-from factorized_moe.interpret.report.samples import Images, Texts
+from factorized_moe.interpret.report.layer import RADIUS, LayerSummary, mode_name
+from factorized_moe.interpret.report.samples import Images, Patches, Texts
 
 __all__ = ["ReportData"]
 
@@ -45,7 +45,7 @@ class ReportData:
     facts: Sequence[tuple[str, str]] = ()
     classes: Sequence[str] = ()
     labels: NDArray[Any] | None = None
-    inputs: Images | Texts | None = None
+    inputs: Images | Patches | Texts | None = None
 
     def __post_init__(self) -> None:
         names = [layer.name for layer in self.layers]
@@ -55,7 +55,7 @@ class ReportData:
         counts |= {} if self.labels is None else {"labels": len(self.labels)}
         counts |= {} if self.inputs is None else {"inputs": len(self.inputs)}
         if len(set(counts.values())) > 1:
-            raise ValueError(f"the number of samples differs: {counts}; a text has one for each token")
+            raise ValueError(f"the number of samples differs: {counts}; expected one for each token or patch")
         if self.labels is not None and (self.labels.ndim != 1 or self.labels.dtype.kind not in "iu"):
             raise ValueError(f"labels are {self.labels.dtype} of shape {self.labels.shape}, expected ints (n,)")
         if self.labels is not None and len(self.labels) and int(self.labels.min()) < -1:
@@ -71,9 +71,10 @@ class ReportData:
         recording: Recording,
         title: str,
         *,
-        inputs: Images | Texts | None = None,
+        inputs: Images | Patches | Texts | None = None,
         facts: Sequence[tuple[str, str]] = (),
         threshold: float = 0.5,
+        context: int = RADIUS,
         descriptions: Mapping[str, str] = MappingProxyType({}),
         effects: Mapping[str, Polysemanticity] = MappingProxyType({}),
         spectra: Mapping[str, ExpertSpectra] = MappingProxyType({}),
@@ -86,10 +87,12 @@ class ReportData:
         Args:
             recording: The recording. Labels and class names, where it has them, are shown.
             title: What the run is called.
-            inputs: The images, or the texts whose tokens the samples are; without them the texts of the recording,
-                each for itself, if it has any.
+            inputs: The images, or the images or texts whose patches or tokens the samples are; without them the texts
+                of the recording, each for itself, if it has any.
             facts: Names and values for the overview.
             threshold: The coefficient from which an expert counts as taking a sample.
+            context: Of texts, how many tokens the page holds on either side of a top token. It shows 12 and the others
+                on demand.
             descriptions: A line on what a layer is.
             effects: What taking out each expert of a layer did.
             spectra: The singular values of each expert's matrix.
@@ -125,7 +128,8 @@ class ReportData:
                 layer,
                 mode,
                 threshold=threshold,
-                texts=inputs if isinstance(inputs, Texts) else None,
+                texts=None if isinstance(inputs, Images) else inputs,
+                context=context,
                 polysemanticity=effects.get(name),
                 spectra=spectra.get(name),
                 description=descriptions.get(name, ""),
@@ -143,6 +147,10 @@ class ReportData:
             labels=None if labels is None else labels.numpy(),
             inputs=inputs,
         )
+
+    def __repr__(self) -> str:
+        inputs = "no inputs" if self.inputs is None else f"{len(self.inputs):,} {type(self.inputs).__name__.lower()}"
+        return f"ReportData({self.title!r}, {len(self.layers)} layers, {len(self.classes)} classes, {inputs})"
 
     def _check_layer(self, layer: LayerSummary) -> None:
         for field in ("class_share", "accuracy_drop"):

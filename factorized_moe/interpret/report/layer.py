@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from factorized_moe._reading import check_room
+from factorized_moe._scalars import is_whole
 from factorized_moe.interpret.measures.activity import LoadCollector
 from factorized_moe.interpret.measures.labelling import LabelCollector, LabelCounts
 from factorized_moe.interpret.measures.ranking import TopSamplesCollector
@@ -22,7 +23,7 @@ from factorized_moe.interpret.measures.spectra import ExpertSpectra
 from factorized_moe.interpret.recording.coefficients import Mode
 from factorized_moe.interpret.recording.recording import Recording
 from factorized_moe.interpret.recording.streaming import Collector, collect, in_step
-from factorized_moe.interpret.report.samples import Texts
+from factorized_moe.interpret.report.samples import Patches, Texts
 from factorized_moe.interpret.report.streams import ContextCollector, ExpertHistograms, NoNegatives, TopTokens
 
 __all__ = ["LayerSummary", "mode_name"]
@@ -144,28 +145,32 @@ class LayerSummary:
         mode: Mode = 0,
         *,
         threshold: float = 0.5,
-        texts: Texts | None = None,
+        texts: Texts | Patches | None = None,
+        context: int = RADIUS,
         polysemanticity: Polysemanticity | None = None,
         spectra: ExpertSpectra | None = None,
         description: str = "",
     ) -> LayerSummary:
         """Reduce the coefficients of one expert mode to what a report shows, reading chunk by chunk.
 
-        Of texts, an expert's top samples are its largest tokens of different texts, so that no text fills the list.
+        Of texts, an expert's top samples are its largest tokens of different texts, so that no text fills the list;
+        of patches its largest patches of different images.
 
         Args:
             recording: The recording; with labels, how each expert's coefficients divide among the classes is found.
             layer: The layer's name; may be left out if there is one layer only.
             mode: The number of an expert mode, or ``"product"`` for the experts of the whole grid.
             threshold: The coefficient from which an expert counts as taking a sample.
-            texts: The texts that the samples are the tokens of.
+            texts: The texts that the samples are the tokens of, or the images that they are the patches of.
+            context: Of texts, how many tokens to keep on either side of a top token.
             polysemanticity: What taking out each expert did.
             spectra: The singular values of each expert's matrix.
             description: A line on what the layer is.
 
         Raises:
-            ValueError: If there is no such layer or mode, a coefficient is not finite, or the texts have another
-                number of tokens than the recording has samples.
+            TypeError: If the context is no int.
+            ValueError: If there is no such layer or mode, a coefficient is not finite, the context is negative, or the
+                texts have another number of tokens, or the images of patches, than the recording has samples.
 
         Examples:
             >>> import torch
@@ -182,16 +187,20 @@ class LayerSummary:
         name = recording.resolve(layer)
         grid = recording.grid(name, mode)
         experts = math.prod(grid)
-        check_room(f"a summary of {experts:,} experts", BYTES_PER_EXPERT * experts, recording.num_bytes)
+        if not is_whole(context) or context < 0:
+            raise (ValueError if is_whole(context) else TypeError)(f"context must be an int from 0 up, got {context!r}")
+        size = BYTES_PER_EXPERT + 24 * TOP_TEXTS * max(0, context - RADIUS)
+        check_room(f"a summary of {experts:,} experts", size * experts, recording.num_bytes)
         if texts is not None and len(texts) != recording.num_samples:
             raise ValueError(
                 f"the texts have {len(texts)} tokens, the recording {recording.num_samples} samples; "
-                "expected one sample for each token of all texts, in order"
+                "expected one sample for each token of all texts, in order, or for each patch of all images"
             )
         # Two passes: where the histograms end, and around which tokens to look, is known after the first.
         load, counts = LoadCollector(grid, threshold), None
         images = None if texts is not None else TopSamplesCollector(recording, TOP_IMAGES, 0, name, mode)
-        tokens = None if texts is None else TopTokens(texts, experts, TOP_TEXTS, recording.dtype)
+        kept = TOP_IMAGES if isinstance(texts, Patches) else TOP_TEXTS
+        tokens = None if texts is None else TopTokens(texts, experts, kept, recording.dtype)
         first: list[Collector] = [load, *(found for found in (images, tokens) if found is not None)]
         if recording.num_samples > 0 and recording.has("labels"):
             counts = LabelCollector(recording, None, 0.0, grid)
@@ -205,7 +214,7 @@ class LayerSummary:
             samples, values = tokens.result()
         end = max(1.0, float(loads.largest.max())) if len(loads.largest) else 1.0
         histograms = ExpertHistograms(experts, BINS, end)
-        around = None if texts is None else ContextCollector(texts, samples, RADIUS)
+        around = ContextCollector(texts, samples, int(context)) if isinstance(texts, Texts) else None
         second: list[Collector] = [histograms] if around is None else [histograms, around]
         collect(recording, name, mode, f"layer {name}, second pass", *second)
         return cls(
@@ -245,6 +254,9 @@ class LayerSummary:
         around = self.top_samples.astype(np.int64)[..., None] + np.arange(-radius, radius + 1)  # (N, K, W)
         numbers: Array = around[~np.isnan(self.context.astype(float))]
         return numbers
+
+    def __repr__(self) -> str:
+        return f"LayerSummary({self.name!r}, {self.num_experts:,} experts, {self.num_samples:,} samples)"
 
     @property
     def num_experts(self) -> int:

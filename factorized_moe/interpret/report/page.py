@@ -31,6 +31,7 @@ SCRIPTS = (
     "table.js",
     "expert.js",
     "compare.js",
+    "export.js",
     "keyboard.js",
     "main.js",
 )

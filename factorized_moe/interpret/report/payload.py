@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from factorized_moe.interpret.report.data import ReportData
 from factorized_moe.interpret.report.encoding import data_uri, pack
 from factorized_moe.interpret.report.layer import PER_EXPERT, LayerSummary
-from factorized_moe.interpret.report.samples import Images, Texts
+from factorized_moe.interpret.report.samples import Images, Patches, Texts
 
 __all__ = ["run_payload"]
 
@@ -66,14 +66,21 @@ def _inputs_payload(data: ReportData) -> dict[str, Any] | None:
         return None
     shown = [_shown(layer, data.inputs) for layer in data.layers]
     numbers = np.unique(np.concatenate([np.zeros(0, np.int64), *shown]))
+    if isinstance(data.inputs, Patches):
+        numbers = np.unique(numbers // data.inputs.per_image)
+        patches = {"kind": "patches", "grid": list(data.inputs.grid), "prefix": data.inputs.prefix}
+        return _images_payload(numbers, data.inputs.pixels) | patches
     if isinstance(data.inputs, Images):
-        images = [data_uri(_reduced(data.inputs.pixels[number])) for number in numbers.tolist()]
-        coarse = max(data.inputs.pixels.shape[1:3]) <= COARSE_SIDE
-        return {"kind": "images", "numbers": pack(numbers), "images": images, "coarse": coarse}
+        return _images_payload(numbers, data.inputs.pixels) | {"kind": "images"}
     tokens = list(chain.from_iterable(data.inputs.texts))
     words: dict[str, int] = {}
     word_of_token = [words.setdefault(tokens[number], len(words)) for number in numbers.tolist()]
     return {"kind": "texts", "numbers": pack(numbers), "tokens": pack(np.array(word_of_token, int)), "words": [*words]}
+
+
+def _images_payload(numbers: NDArray[Any], pixels: NDArray[Any]) -> dict[str, Any]:
+    images = [data_uri(_reduced(pixels[number])) for number in numbers.tolist()]
+    return {"numbers": pack(numbers), "images": images, "coarse": max(pixels.shape[1:3]) <= COARSE_SIDE}
 
 
 def _reduced(image: NDArray[Any]) -> NDArray[Any]:
@@ -87,7 +94,7 @@ def _reduced(image: NDArray[Any]) -> NDArray[Any]:
     return means
 
 
-def _shown(layer: LayerSummary, inputs: Images | Texts) -> NDArray[Any]:
+def _shown(layer: LayerSummary, inputs: Images | Patches | Texts) -> NDArray[Any]:
     """The numbers of the inputs that the page shows of a layer."""
     top = layer.top_samples.astype(np.int64)
     if not isinstance(inputs, Texts) or layer.context is None:

@@ -23,6 +23,7 @@ from factorized_moe.interpret.measures.labelling import LabelCounts, LabelSpecia
 from factorized_moe.interpret.measures.ranking import TopSamples
 from factorized_moe.interpret.measures.specialisation import Polysemanticity
 from factorized_moe.interpret.measures.spectra import ExpertSpectra
+from factorized_moe.interpret.report.samples import Patches
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,11 +38,13 @@ __all__ = [
     "plot_polysemanticity",
     "plot_spectra",
     "plot_top_images",
+    "plot_top_patches",
     "shade_tokens",
 ]
 
 COLOUR = "#1c5d8c"
 SECOND_COLOUR = "#b4581a"
+FRAME = "#ffd400"
 
 
 def plot_load(load: Load, axes: Axes | None = None) -> Axes:
@@ -211,23 +214,49 @@ def plot_top_images(top: TopSamples, images: Tensor, expert: int, axes: Axes | N
     Raises:
         ValueError: If there is no such expert, or fewer images than samples.
     """
-    if not 0 <= expert < len(top.samples):
-        raise ValueError(f"expert {expert} is not one of the {len(top.samples)} experts, counted from 0")
-    chosen = top.samples[expert][top.samples[expert] >= 0]
+    chosen = _chosen(top, expert)
     if len(chosen) and int(chosen.max()) >= len(images):
         raise ValueError(f"{len(images)} images, but sample {int(chosen.max())} is a top one; give all recorded images")
-    axes = _axes(axes)
-    height, width = images.shape[1:3]
-    gap = max(1, width // 8)
-    sheet = np.full((height, max(1, len(chosen)) * (width + gap) - gap, *images.shape[3:]), 255, dtype=np.uint8)
-    for place, sample in enumerate(chosen.tolist()):
-        left = place * (width + gap)
-        sheet[:, left : left + width] = images[sample].numpy(force=True)
-        value = float(top.values[expert, place])
-        axes.text(left + width / 2, height + 0.5, f"{value:.2f}", ha="center", va="top", fontsize=8)
-    axes.imshow(sheet, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-    axes.set_title(f"expert {expert}" if len(chosen) else f"expert {expert}: no image", fontsize=9, loc="left")
-    axes.set_axis_off()
+    return _gallery(images[chosen].numpy(force=True), top, expert, _axes(axes))[0]
+
+
+def plot_top_patches(top: TopSamples, patches: Patches, expert: int, axes: Axes | None = None) -> Axes:
+    """An expert's top patches, each as its whole image with a frame about the patch, with their coefficients.
+
+    Args:
+        top: From `find_top_samples`. Several of its patches may be of one image; a report page shows different ones.
+        patches: The recorded images and how they are cut, from `factorized_moe.interpret.report.Patches`.
+        expert: The expert.
+        axes: Where to draw; new axes by default.
+
+    Returns:
+        The axes, with all images as one. A token before the patches has no frame.
+
+    Raises:
+        ValueError: If there is no such expert, or fewer patches than samples.
+
+    Examples:
+        >>> patches = Patches(np.zeros((2, 8, 8), dtype=np.uint8), grid=(2, 2))
+        >>> samples, values = torch.tensor([[5, 2]]), torch.tensor([[0.9, 0.5]])
+        >>> axes = plot_top_patches(TopSamples(samples, values, samples, (1,)), patches, 0)
+        >>> [frame.get_xy() for frame in axes.patches]  # the second image's second patch, the first one's third
+        [(3.5, -0.5), (8.5, 3.5)]
+    """
+    from matplotlib.patches import Rectangle
+
+    chosen = _chosen(top, expert).tolist()
+    if chosen and max(chosen) >= len(patches):
+        raise ValueError(
+            f"{len(patches)} patches, but sample {max(chosen)} is a top one; give all recorded images, "
+            "the grid that they are cut into and the tokens before it"
+        )
+    places = [patches.place(sample) for sample in chosen]
+    axes, step = _gallery(patches.pixels[[image for image, _, _ in places]], top, expert, _axes(axes))
+    size = [side / parts for side, parts in zip(patches.pixels.shape[1:3], patches.grid, strict=True)]
+    for place, (_, row, column) in enumerate(places):
+        if row >= 0:
+            corner = (place * step + column * size[1] - 0.5, row * size[0] - 0.5)
+            axes.add_patch(Rectangle(corner, size[1], size[0], fill=False, edgecolor=FRAME, linewidth=1.5))
     return axes
 
 
@@ -273,6 +302,29 @@ def _axes(axes: Axes | None) -> Axes:
     except ImportError as error:
         raise ImportError("plots need matplotlib: pip install 'factorized-moe[plots]'") from error
     return Figure(figsize=(6.0, 3.6), layout="constrained").add_subplot()
+
+
+def _chosen(top: TopSamples, expert: int) -> Tensor:
+    """The top samples of an expert."""
+    if not 0 <= expert < len(top.samples):
+        raise ValueError(f"expert {expert} is not one of the {len(top.samples)} experts, counted from 0")
+    return top.samples[expert][top.samples[expert] >= 0]
+
+
+def _gallery(images: NDArray[Any], top: TopSamples, expert: int, axes: Axes) -> tuple[Axes, int]:
+    """Images side by side with their coefficients, and how far one is from the next."""
+    height, width = images.shape[1:3]
+    step = width + max(1, width // 8)
+    sheet = np.full((height, max(1, len(images)) * step - step + width, *images.shape[3:]), 255, dtype=np.uint8)
+    for place, image in enumerate(images):
+        left = place * step
+        sheet[:, left : left + width] = image
+        value = float(top.values[expert, place])
+        axes.text(left + width / 2, height + 0.5, f"{value:.2f}", ha="center", va="top", fontsize=8)
+    axes.imshow(sheet, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    axes.set_title(f"expert {expert}" if len(images) else f"expert {expert}: no image", fontsize=9, loc="left")
+    axes.set_axis_off()
+    return axes, step
 
 
 def _matrix(axes: Axes, values: NDArray[Any], label: str) -> None:

@@ -19,7 +19,7 @@ from factorized_moe.interpret.recording.header import HEADER_NAME
 from factorized_moe.interpret.recording.opening import open_recording
 from factorized_moe.interpret.report.data import ReportData
 from factorized_moe.interpret.report.layer import PER_EXPERT, LayerSummary
-from factorized_moe.interpret.report.samples import Images, Texts
+from factorized_moe.interpret.report.samples import Images, Patches, Texts
 
 __all__ = ["REPORT_FILE", "load_run", "run_bytes", "save_run"]
 
@@ -65,7 +65,7 @@ def run_bytes(data: ReportData) -> bytes:
     }
     if data.labels is not None:
         arrays["labels"] = np.ascontiguousarray(data.labels)
-    if isinstance(data.inputs, Images):
+    if isinstance(data.inputs, Images | Patches):
         arrays["pixels"] = np.ascontiguousarray(data.inputs.pixels)
     content = {
         "format": FORMAT,
@@ -73,6 +73,7 @@ def run_bytes(data: ReportData) -> bytes:
         "facts": [list(map(str, fact)) for fact in data.facts],
         "classes": list(map(str, data.classes)),
         "texts": [list(text) for text in data.inputs.texts] if isinstance(data.inputs, Texts) else None,
+        "patches": [*data.inputs.grid, data.inputs.prefix] if isinstance(data.inputs, Patches) else None,
         "layers": [
             {field.name: getattr(layer, field.name) for field in fields(layer) if field.name not in PER_EXPERT}
             for layer in data.layers
@@ -107,7 +108,8 @@ def _read(file: Path) -> ReportData:
         content = parse_json(header.metadata.get("report", ""), "its description")
         if isinstance(content, dict) and content.get("format") != FORMAT:
             raise ValueError(f"it is of format {content.get('format')!r}, this library reads {FORMAT!r}")
-        record_of(content, "its description", ("format", "title", "facts", "classes", "texts", "layers"))
+        needed = ("format", "title", "facts", "classes", "texts", "layers")
+        record_of(content, "its description", needed, optional=("patches",))
         layers = listed(content["layers"], "layers", _layer)
         known = {f"layers.{place}.{field}" for place in range(len(layers)) for field in PER_EXPERT}
         if unknown := sorted(header.shapes.keys() - known - {"labels", "pixels"}):
@@ -141,12 +143,21 @@ def _fact(value: Any, name: str) -> tuple[str, str]:
     return pair[0], pair[1]
 
 
+def _three(value: Any) -> list[int]:
+    if len(found := listed(value, "patches", lambda size, name: whole(size, name))) != 3:
+        raise ValueError(f"patches has {len(found)} numbers, expected the grid's rows, its columns and the prefix")
+    return found
+
+
 def _rebuilt(content: dict[str, Any], described: list[dict[str, Any]], arrays: dict[str, Any]) -> ReportData:
-    inputs: Images | Texts | None = None
+    inputs: Images | Patches | Texts | None = None
     if content["texts"] is not None:
         inputs = Texts(listed(content["texts"], "texts", lambda tokens, name: listed(tokens, name, text)))
     if "pixels" in arrays:
         inputs = Images(arrays["pixels"])
+        if content.get("patches") is not None:
+            rows, columns, prefix = _three(content["patches"])
+            inputs = Patches(arrays["pixels"], (rows, columns), prefix)
     layers = []
     for place, layer in enumerate(described):
         found: dict[str, Any] = {field: arrays.get(f"layers.{place}.{field}") for field in PER_EXPERT}

@@ -1,6 +1,6 @@
-"""What the samples of a run were, as a report shows them: images, or the tokens of texts.
+"""What the samples of a run were, as a report shows them: images, patches of images, or the tokens of texts.
 
-Legend: ``n`` samples: images, or the tokens of all texts; ``H`` height, ``W`` width of an image in pixels.
+Legend: ``n`` images, or the tokens of all texts; ``H`` height, ``W`` width of an image in pixels.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Images", "Texts"]
+from factorized_moe._scalars import is_whole
+
+__all__ = ["Images", "Patches", "Texts"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,14 +35,70 @@ class Images:
     pixels: NDArray[Any]
 
     def __post_init__(self) -> None:
-        shape = self.pixels.shape
-        if self.pixels.dtype != np.uint8 or not (len(shape) == 3 or (len(shape) == 4 and shape[3] == 3)):
-            raise ValueError(
-                f"pixels have shape {shape} and type {self.pixels.dtype}, expected (n, H, W) or (n, H, W, 3) of uint8"
-            )
+        _check_pixels(self.pixels)
 
     def __len__(self) -> int:
         return len(self.pixels)
+
+
+@dataclass(frozen=True, eq=False)
+class Patches:
+    """The inputs were the patches of images, counted through all images in order, row after row.
+
+    Attributes:
+        pixels: The whole images, as for `Images`.
+        grid: The rows and columns of patches that the model cuts an image into.
+        prefix: The tokens before the patches of each image: 1 for a vision transformer with a class token.
+
+    Raises:
+        TypeError: If the grid or the prefix is no whole number.
+        ValueError: If the pixels have another shape or type, the grid is empty, or the prefix is negative.
+
+    Examples:
+        A vision transformer with patches of 8 x 8 pixels and a class token.
+
+        >>> patches = Patches(np.zeros((5, 32, 32, 3), dtype=np.uint8), grid=(4, 4), prefix=1)
+        >>> len(patches), patches.place(17 + 1 + 6), patches.place(17)
+        (85, (1, 1, 2), (1, -1, -1))
+    """
+
+    pixels: NDArray[Any]
+    grid: tuple[int, int]
+    prefix: int = 0
+
+    def __post_init__(self) -> None:
+        _check_pixels(self.pixels)
+        sizes = tuple(self.grid)
+        if len(sizes) != 2 or not all(is_whole(size) for size in (*sizes, self.prefix)):
+            raise TypeError(f"grid is {self.grid!r} and prefix {self.prefix!r}, expected (rows, columns) and an int")
+        if min(sizes) < 1 or self.prefix < 0:
+            raise ValueError(
+                f"grid is {sizes} and prefix {self.prefix}, expected at least one patch and no less than 0"
+            )
+        object.__setattr__(self, "grid", tuple(int(size) for size in sizes))
+        object.__setattr__(self, "prefix", int(self.prefix))
+
+    @property
+    def per_image(self) -> int:
+        """The samples of one image: its patches and what comes before them."""
+        return self.prefix + self.grid[0] * self.grid[1]
+
+    def __len__(self) -> int:
+        return len(self.pixels) * self.per_image
+
+    @property
+    def offsets(self) -> NDArray[np.int64]:
+        """The number of the first sample of each image, and last the number of all samples, ``(n + 1,)``."""
+        return np.arange(len(self.pixels) + 1, dtype=np.int64) * self.per_image
+
+    def place(self, sample: int) -> tuple[int, int, int]:
+        """The image of a sample, and its row and column in the grid, -1 and -1 before the patches.
+
+        Args:
+            sample: The sample's number.
+        """
+        image, place = divmod(sample, self.per_image)
+        return image, *(divmod(place - self.prefix, self.grid[1]) if place >= self.prefix else (-1, -1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,3 +129,11 @@ class Texts:
     def offsets(self) -> NDArray[np.int64]:
         """The number of the first token of each text, and last the number of all tokens, ``(len(texts) + 1,)``."""
         return np.cumsum([0, *(len(text) for text in self.texts)], dtype=np.int64)
+
+
+def _check_pixels(pixels: NDArray[Any]) -> None:
+    shape = pixels.shape
+    if pixels.dtype != np.uint8 or not (len(shape) == 3 or (len(shape) == 4 and shape[3] == 3)):
+        raise ValueError(
+            f"pixels have shape {shape} and type {pixels.dtype}, expected (n, H, W) or (n, H, W, 3) of uint8"
+        )

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from factorized_moe.interpret.measures.keeping import draw_order
 from factorized_moe.interpret.recording.streaming import Block
-from factorized_moe.interpret.report.samples import Texts
+from factorized_moe.interpret.report.samples import Patches, Texts
 
 __all__ = ["ContextCollector", "ExpertHistograms", "NoNegatives", "TopTokens"]
 
@@ -59,14 +59,14 @@ class TopTokens:
     Of equal tokens, and of texts whose largest are equal, those that come first in a random order.
 
     Args:
-        texts: The texts, whose tokens the samples are in order.
+        texts: The texts, whose tokens the samples are in order; or patches, of which an image is what a text is.
         experts: ``N``.
         k: How many texts to keep for each expert.
         dtype: The type of the coefficients.
         seed: Of the order.
     """
 
-    def __init__(self, texts: Texts, experts: int, k: int, dtype: torch.dtype, seed: int = 0) -> None:
+    def __init__(self, texts: Texts | Patches, experts: int, k: int, dtype: torch.dtype, seed: int = 0) -> None:
         self._ends, self._experts, self._k = torch.from_numpy(texts.offsets[1:]), experts, k
         self._order = draw_order(len(texts), seed)
         self._best = torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=dtype)
@@ -85,8 +85,8 @@ class TopTokens:
     def _offer(self, start: int, sample: Tensor, expert: Tensor, value: Tensor) -> None:
         chance = value >= self._last[expert]
         offered = sample[chance] + start, expert[chance], value[chance]
-        samples, experts, values = (torch.cat([kept, new]) for kept, new in zip(self._best, offered, strict=True))
-        self._best = _best_of_texts(samples, experts, values, self._order, self._ends, self._k)
+        sample, expert, value = (torch.cat([kept, new]) for kept, new in zip(self._best, offered, strict=True))
+        self._best = _best_of_texts(sample, expert, value, self._order, self._ends, self._k)
         _, expert, value = self._best
         full = torch.bincount(expert, minlength=self._experts) == self._k
         last = torch.full_like(self._last, math.inf).scatter_reduce(0, expert, value, "amin")

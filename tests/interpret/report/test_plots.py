@@ -45,7 +45,11 @@ COUNTS = LabelCounts(
     grid=(3,),
 )
 TOP = TopSamples(
-    torch.tensor([[2, 0], [-1, -1]]), torch.tensor([[0.9, 0.5], [0, 0]]), torch.tensor([[2, 0], [-1, -1]]), (2,)
+    torch.tensor([[2, 0], [-1, -1]]),
+    torch.tensor([[0.9, 0.5], [0, 0]]),
+    torch.tensor([[2, 0], [-1, -1]]),
+    torch.tensor([1, 0]),
+    (2,),
 )
 
 

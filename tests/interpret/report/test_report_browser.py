@@ -1,5 +1,8 @@
 """The report page in a real browser, from its file: what a reader clicks and types, and that data stays data."""
 
+import html
+import itertools
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -13,7 +16,7 @@ from torch import Tensor, nn
 
 from factorized_moe import MuMoE
 from factorized_moe.interpret import ExpertSpectra, Polysemanticity, Recording, record
-from factorized_moe.interpret.report import Images, ReportData, Texts, write_report
+from factorized_moe.interpret.report import Images, Patches, ReportData, Texts, report_json, report_page, write_report
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = [
@@ -97,6 +100,14 @@ def text_run() -> ReportData:
     )
 
 
+def patch_run() -> ReportData:
+    """Two images of 2 x 3 patches after one token; expert 0 takes the second image's last patch, expert 1 its token."""
+    patches = Patches(np.zeros((2, 20, 30), dtype=np.uint8), grid=(2, 3), prefix=1)
+    coefficients = torch.full((14, 2), 0.01)
+    coefficients[13, 0] = coefficients[7, 1] = 0.9
+    return ReportData.from_recording(recorded(coefficients, torch.zeros(14).long(), ("x",)), "Patches", inputs=patches)
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
@@ -117,8 +128,11 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
         "compared": write_report(folder / "compared.html", first, compare=second),
         "texts": write_report(folder / "texts.html", text_run()),
         "large": write_report(folder / "large.html", large),
+        "patches": write_report(folder / "patches.html", patch_run()),
     }
-    return SimpleNamespace(first=first, **{name: path.as_uri() for name, path in written.items()})
+    parts = SimpleNamespace(first=first, second=second, folder=folder)
+    vars(parts).update({name: path.as_uri() for name, path in written.items()})
+    return parts
 
 
 @pytest.fixture
@@ -355,3 +369,138 @@ def test_phones_need_no_sideways_scrolling(page: Page, pages: SimpleNamespace, k
         page.goto(getattr(pages, kind) + view)
         page.wait_for_selector("h1")
         assert page.evaluate("document.documentElement.scrollWidth") <= 390, view
+
+
+def many_classes() -> ReportData:
+    """Every expert has a fiftieth of each class, and the classes are 50."""
+    names = tuple(f"a class with the long name {n}" for n in range(50))
+    data = recorded(torch.full((50, 30), 0.9), torch.arange(50), names)
+    pixels = np.zeros((50, 6, 6), dtype=np.uint8)
+    return ReportData.from_recording(data, "Many", inputs=Images(pixels))
+
+
+def test_heat_map_has_equal_columns_and_a_scale(page: Page, pages: SimpleNamespace) -> None:
+    page.goto(write_report(pages.folder / "many.html", many_classes()).as_uri())
+    widths = page.eval_on_selector_all(".heat tbody tr:first-child td", "all => all.map(x => x.offsetWidth)")
+    assert max(widths) - min(widths) <= 1
+    assert page.get_by_role("img", name="Shades from 0% to 2%").count() == 1
+    shade = page.eval_on_selector(".heat tbody td", "cell => getComputedStyle(cell).backgroundColor")
+    assert float(shade.split()[-1].rstrip(")")) == pytest.approx(0.9, abs=0.01)  # the whole shade, of two percent
+
+
+def test_long_captions_move_nothing(page: Page, pages: SimpleNamespace) -> None:
+    for width in (1280, 390):
+        page.set_viewport_size({"width": width, "height": 800})
+        page.goto(f"{write_report(pages.folder / 'many.html', many_classes()).as_uri()}#/head/expert/0")
+        rows = page.eval_on_selector_all(".gallery img", "all => all.map(x => x.getBoundingClientRect().top)")
+        columns = page.evaluate("getComputedStyle(document.querySelector('.gallery')).gridTemplateColumns").split()
+        assert len(set(rows)) == -(-len(rows) // len(columns))
+
+
+@pytest.mark.parametrize("kind", ["images", "texts", "compared"])
+def test_accessibility_tree(page: Page, pages: SimpleNamespace, kind: str) -> None:
+    for view in ("#/", "#/head", "#/head/expert/0", "#/~compare"):
+        page.goto("about:blank")
+        page.goto(getattr(pages, kind) + view)
+        levels = page.eval_on_selector_all("main :is(h1, h2, h3)", "all => all.map(x => Number(x.tagName[1]))")
+        assert levels[0] == 1
+        assert all(after - before <= 1 for before, after in itertools.pairwise(levels)), (view, levels)
+        names = page.eval_on_selector_all("dl > div", "all => all.map(x => [...x.children].map(y => y.tagName).join())")
+        assert set(names) <= {"DT,DD"}
+    page.goto("about:blank")
+    page.goto(f"{getattr(pages, kind)}#/head/expert/0")
+    tree = page.locator("main").aria_snapshot()
+    assert tree.index("term: mean coefficient") < tree.index("definition", tree.index("term: mean coefficient"))
+
+
+def test_coefficients_of_tokens_as_numbers(page: Page, pages: SimpleNamespace) -> None:
+    page.goto(f"{pages.texts}#/head/expert/1")
+    assert page.locator(".snippet sub").count() == 0
+    page.keyboard.press("n")
+    button = page.get_by_role("button", name="Numbers", pressed=True)
+    assert page.locator(".snippet").first.locator("sub").all_inner_texts() == ["0.90"] * 4
+    assert "0.90" in page.locator(".snippet").first.aria_snapshot()
+    button.click()
+    assert page.locator(".snippet sub").count() == 0
+
+
+def test_context_is_lengthened_on_demand(page: Page, pages: SimpleNamespace) -> None:
+    texts = Texts([[f"t{n} " for n in range(60)]])
+    coefficients = torch.full((60, 1), 0.01)
+    coefficients[30] = 0.9
+    data = ReportData.from_recording(
+        recorded(coefficients, torch.zeros(60).long(), ("x",)), "Long", inputs=texts, context=20
+    )
+    page.goto(f"{write_report(pages.folder / 'long.html', data).as_uri()}#/head/expert/0")
+    tokens = page.locator(".snippet").locator("span, mark")
+    assert tokens.count() == 25
+    page.get_by_role("button", name="More context").click()
+    assert (tokens.count(), tokens.first.inner_text().strip()) == (41, "t10")
+    assert page.evaluate("document.activeElement.textContent") == "Less"
+    page.keyboard.press("Enter")
+    assert tokens.count() == 25
+
+
+def test_printed_list_is_short_and_full(page: Page, pages: SimpleNamespace) -> None:
+    page.goto(f"{pages.large}#/head")
+    page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+    assert experts(page) == list(range(200))
+    assert page.locator("tbody .spacer").count() == 0
+    assert page.get_by_text("The first 200 of 4,096 experts").is_visible()
+    page.evaluate("window.dispatchEvent(new Event('afterprint'))")
+    assert page.locator("tbody .spacer").count() == 2
+    assert page.pdf().count(b"/Type /Page\n") in range(4, 9)  # about thirty rows a page
+    page.goto("about:blank")
+    page.goto(f"{pages.images}#/head/expert/0")
+    assert page.pdf().count(b"/Type /Page\n") <= 2
+
+
+def test_paper_is_light(page: Page, pages: SimpleNamespace) -> None:
+    page.emulate_media(color_scheme="dark", media="print")
+    page.goto(pages.images)
+    assert page.evaluate("getComputedStyle(document.documentElement).getPropertyValue('--ink')") == "#1c1e22"
+
+
+@pytest.mark.parametrize("kind", ["compared", "texts", "patches"])
+def test_download_is_what_python_writes(page: Page, pages: SimpleNamespace, kind: str) -> None:
+    page.goto(getattr(pages, kind))
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save the data").click()
+    given = {
+        "compared": lambda: report_json(pages.first, pages.second),
+        "texts": lambda: report_json(text_run()),
+        "patches": lambda: report_json(patch_run()),
+    }
+    assert json.loads(download.value.path().read_text(encoding="utf-8")) == json.loads(given[kind]())
+    assert download.value.suggested_filename.endswith(".json")
+
+
+@pytest.mark.parametrize("sandbox", ["", 'sandbox="allow-scripts"'])
+def test_inside_a_notebooks_frame(page: Page, pages: SimpleNamespace, sandbox: str) -> None:
+    """As `IPython.display.HTML` and others embed a page: the frame has no address of its own."""
+    outer = pages.folder / "notebook.html"
+    inner = html.escape(report_page(pages.first))
+    outer.write_text(f'<title>A notebook</title><iframe {sandbox} width=1000 height=700 srcdoc="{inner}"></iframe>')
+    page.goto(outer.as_uri())
+    frame = page.frame_locator("iframe")
+    frame.get_by_role("link", name="All 8 experts").click()
+    expect(frame.locator("h1")).to_have_text("head")
+    frame.get_by_role("searchbox").fill("cow")
+    expect(frame.locator(".count")).to_have_text("3 of 8 experts")
+    frame.locator("tbody th a").first.click()
+    expect(frame.locator("h1")).to_have_text("Expert 5")
+    assert (page.title(), page.url) == ("A notebook", outer.as_uri())
+
+
+def test_a_frame_is_about_the_patch(page: Page, pages: SimpleNamespace) -> None:
+    page.goto(f"{pages.patches}#/head/expert/0")
+    first = page.locator(".gallery li").first
+    assert first.locator("img").get_attribute("alt") == "patch in row 2, column 3 of input 1, x"
+    image, frame = first.locator("img").bounding_box(), first.locator(".frame").bounding_box()
+    assert frame["x"] - image["x"] == pytest.approx(image["width"] * 2 / 3, abs=1)
+    assert frame["y"] - image["y"] == pytest.approx(image["height"] / 2, abs=1)
+    assert (frame["width"], frame["height"]) == pytest.approx((image["width"] / 3, image["height"] / 2), abs=1)
+    assert page.locator(".gallery li").count() == 2  # one patch of each image
+    page.goto(f"{pages.patches}#/head/expert/1")
+    assert page.locator(".gallery .frame").first.is_hidden()
+    assert page.locator(".gallery li").first.inner_text().split("\n")[-1] == "no patch"

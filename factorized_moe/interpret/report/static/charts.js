@@ -70,7 +70,7 @@ function fallingChart({ series, label, ends, height = 150 }) {
 function frame(width, height, base, label, [left, right]) {
   return shape(
     'svg',
-    { width, height, role: 'img', 'aria-label': label },
+    { width, height, viewBox: `0 0 ${width} ${height}`, role: 'img', 'aria-label': label },
     shape('line', { class: 'axis', x1: GUTTER, x2: width, y1: base, y2: base }),
     shape('text', { class: 'tick', x: GUTTER, y: base + 15 }, left),
     shape('text', { class: 'tick', x: width, y: base + 15, 'text-anchor': 'end' }, right),
@@ -115,9 +115,10 @@ function barList(rows, end, label) {
   );
 }
 
-/** A grid of shares from 0 to 1: classes down, experts across. */
+/** A grid of shares: classes down, experts across; the darkest shade is the largest share, as the scale below says. */
 function heatMap(layer, experts, classes) {
   const names = layer.run.classes;
+  const top = roundedUp(Math.max(0.01, ...experts.map((expert) => Math.max(...classes.map((n) => layer.class_share.row(expert)[n])))));
   const links = experts.map((expert) =>
     element('th', { scope: 'col' }, element('a', { href: expertLink(layer, expert), title: `expert ${expert}` }, String(expert))),
   );
@@ -126,17 +127,36 @@ function heatMap(layer, experts, classes) {
       const share = layer.class_share.row(expert)[n];
       const cell = element('td', { title: `expert ${expert}, ${names[n]}: ${percent(share)}` });
       cell.append(element('span', { class: 'unseen' }, percent(share)));
-      cell.style.backgroundColor = heat(share);
+      cell.style.backgroundColor = heat(share / top);
       return cell;
     });
     return element('tr', {}, element('th', { scope: 'row', title: names[n] }, given(names[n])), cells);
   });
   const head = element('thead', {}, element('tr', {}, element('td', {}), links));
+  const digits = String(Math.max(0, ...experts)).length;
+  const table = element('table', { class: 'heat' }, head, element('tbody', {}, rows));
+  table.style.setProperty('--columns', experts.length);
+  table.style.setProperty('--cell', `${Math.max(16, 7 * digits + 4)}px`);
+  return [
+    element('div', { class: 'scroll', tabindex: 0, role: 'region', 'aria-label': 'Experts and labels' }, table),
+    heatScale(top),
+  ];
+}
+
+/** What the shades of a heat map stand for. */
+function heatScale(top) {
   return element(
-    'div',
-    { class: 'scroll', tabindex: 0, role: 'region', 'aria-label': 'Experts and labels' },
-    element('table', { class: 'heat' }, head, element('tbody', {}, rows)),
+    'p',
+    { class: 'scale', role: 'img', 'aria-label': `Shades from 0% to ${percent(top)}` },
+    element('span', {}, '0%'),
+    element('span', { class: 'shades' }),
+    element('span', {}, percent(top)),
   );
+}
+
+/** The next of 1, 2, 5, 10, 20, 50, 100 percent, so that scales are comparable. */
+function roundedUp(share) {
+  return [0.01, 0.02, 0.05, 0.1, 0.2, 0.5].find((step) => share <= step) || 1;
 }
 
 /** The colour for a share of the full shade. */

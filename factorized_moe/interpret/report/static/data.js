@@ -15,17 +15,33 @@ function readRun(raw) {
   return run;
 }
 
-/** The inputs that the page shows; `place` finds one by its number. */
+/** The inputs that the page shows, each found by its number; of patches, the images that they are of. */
 function readInputs(raw) {
   if (!raw) return null;
   const places = new Map();
   unpack(raw.numbers).values.forEach((number, place) => places.set(number, place));
   const tokens = raw.tokens && unpack(raw.tokens).values;
+  const patch = raw.kind === 'patches' ? (number) => placeOfPatch(raw, number) : null;
   return {
     kind: raw.kind,
     coarse: raw.coarse,
-    image: (number) => raw.images[places.get(number)],
+    patch,
+    image: (number) => raw.images[places.get(patch ? patch(number).image : number)],
     token: (number) => raw.words[tokens[places.get(number)]],
+  };
+}
+
+/** Where a patch is: its image's number, its row and column, -1 for a token before the patches; and the grid. */
+function placeOfPatch({ grid: [rows, columns], prefix }, number) {
+  const each = prefix + rows * columns;
+  const place = (number % each) - prefix;
+  const inside = place >= 0;
+  return {
+    image: Math.floor(number / each),
+    row: inside ? Math.floor(place / columns) : -1,
+    column: inside ? place % columns : -1,
+    rows,
+    columns,
   };
 }
 
@@ -85,14 +101,15 @@ function topInputs(layer, expert) {
   })).filter((input) => input.number >= 0);
 }
 
-/** The tokens around an expert's top token of a rank, each with its coefficient and whether it is the top token. */
-function snippet(layer, expert, input) {
+/** The tokens around an expert's top token of a rank, up to `radius` to either side, each with its coefficient and
+ *  whether it is the top token. */
+function snippet(layer, expert, input, radius = Infinity) {
   const { inputs } = layer.run;
   if (!layer.context) return [{ text: inputs.token(input.number), coefficient: input.coefficient, top: true }];
   const size = layer.context.shape[2];
   const values = layer.context.row(expert).subarray(input.rank * size, (input.rank + 1) * size);
   return Array.from(values, (value, place) => ({ value, number: input.number + place - (size - 1) / 2 }))
-    .filter(({ value }) => !Number.isNaN(value))
+    .filter(({ value, number }) => !Number.isNaN(value) && Math.abs(number - input.number) <= radius)
     .map(({ value, number }) => ({
       text: inputs.token(number),
       coefficient: value,

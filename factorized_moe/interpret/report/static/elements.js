@@ -46,5 +46,5 @@ function percent(share) {
 }
 
 function plural(count, word) {
-  return `${whole.format(count)} ${word}${count === 1 ? '' : 's'}`;
+  return `${whole.format(count)} ${word}${count === 1 ? '' : word.endsWith('ch') ? 'es' : 's'}`;
 }

@@ -27,12 +27,18 @@ function expertView(state) {
       element(
         'dl',
         { class: 'figures' },
-        expertFigures(layer, expert).map(([name, value]) => element('div', {}, element('dd', {}, value), element('dt', {}, name))),
+        expertFigures(layer, expert).map(([name, value]) => element('div', {}, element('dt', {}, name), element('dd', {}, value))),
       ),
-      panel('Top inputs', topNote(layer), gallery(layer, expert)),
+      part('Top inputs', topNote(layer), gallery(layer, expert)),
       element('div', { class: 'columns' }, expertPanels(layer, expert)),
     ],
-    keys: { next: () => go(1), previous: () => go(-1), right: () => go(1), left: () => go(-1) },
+    keys: {
+      next: () => go(1),
+      previous: () => go(-1),
+      right: () => go(1),
+      left: () => go(-1),
+      numbers: () => document.querySelector('.numbers')?.click(),
+    },
     up: tableLink(layer, listOf(state)),
   };
 }
@@ -46,7 +52,10 @@ function listName({ sort, query, layer }) {
 }
 
 function topNote(layer) {
-  const kind = layer.run.inputs && layer.run.inputs.kind === 'texts' ? 'Tokens are shaded by the expert\u2019s coefficient; the top one is underlined. ' : '';
+  const kind = {
+    texts: 'Tokens are shaded by the expert\u2019s coefficient; the top one is underlined. ',
+    patches: 'Whole images, each with a frame about the patch. ',
+  }[layer.run.inputs && layer.run.inputs.kind] || '';
   return `${kind}Coefficients of at least ${layer.threshold} are in bold.`;
 }
 
@@ -62,12 +71,15 @@ function expertFigures(layer, expert) {
   return figures;
 }
 
+/** A part of this page, whose headings follow the page's own. */
+const part = (title, note, content) => panel(title, note, content, 2);
+
 function expertPanels(layer, expert) {
   const { classes } = layer.run;
   const panels = [];
   if (layer.class_share) {
     panels.push(
-      panel(
+      part(
         'Labels',
         'How the expert\u2019s coefficients divide among the labels',
         classBars(layer.class_share.row(expert), classes, (value) => percent(value), 'Share of each label'),
@@ -76,7 +88,7 @@ function expertPanels(layer, expert) {
   }
   if (layer.accuracy_drop) {
     panels.push(
-      panel(
+      part(
         'Without this expert',
         'The share of each class\u2019s accuracy that is lost when its coefficient is set to 0',
         classBars(layer.accuracy_drop.row(expert), classes, (value) => lost(value), 'Accuracy lost in each class'),
@@ -84,7 +96,7 @@ function expertPanels(layer, expert) {
     );
   }
   panels.push(
-    panel(
+    part(
       'Coefficients',
       'How many inputs have each coefficient, on a logarithmic scale',
       histogramChart([layer.histogram.row(expert)], layer, `Histogram of the coefficients of expert ${expert}`),
@@ -93,7 +105,7 @@ function expertPanels(layer, expert) {
   if (layer.spectrum) {
     const values = layer.spectrum.row(expert);
     panels.push(
-      panel(
+      part(
         'Spectrum',
         'The singular values of the expert\u2019s matrix',
         columnChart({

@@ -8,13 +8,14 @@ const KEYS = [
   [['Home', 'End'], 'first and last row'],
   [['Enter'], 'open'],
   [['Esc'], 'clear the search, or go up'],
+  [['n'], 'coefficients of tokens as numbers'],
   [['d'], 'dark or light'],
   [['?'], 'these keys'],
 ];
 
 const ACTIONS = {
   j: 'next', k: 'previous', ArrowDown: 'next', ArrowUp: 'previous', ArrowRight: 'right', ArrowLeft: 'left',
-  Home: 'first', End: 'last', '/': '/', Enter: 'Enter',
+  Home: 'first', End: 'last', '/': '/', Enter: 'Enter', n: 'numbers',
 };
 
 const help = element(

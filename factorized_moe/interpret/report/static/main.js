@@ -85,6 +85,15 @@ function recallTheme() {
   }
 }
 
+/** Follow a link within the page. In a frame without an address of its own, such as a notebook's, the browser would take
+ *  the link to be the notebook's and load that into the frame. */
+function followInside(event) {
+  const link = event.target.closest('a[href^="#/"]');
+  if (!link || event.button || event.ctrlKey || event.metaKey || event.shiftKey || event.altKey) return;
+  event.preventDefault();
+  location.hash = link.getAttribute('href');
+}
+
 /** Draw what has come into view, and keep the place, so that going back returns to it. */
 let drawing = 0;
 function scrolled() {
@@ -98,7 +107,11 @@ function scrolled() {
 history.scrollRestoration = 'manual';
 recallTheme();
 document.body.append(help);
-document.querySelector('.foot').append('Made by factorized-moe. Everything on this page is in this file. ', element('button', { type: 'button', class: 'plain', onclick: () => help.showModal() }, 'Keys'));
+document.querySelector('.foot').append(
+  element('p', {}, 'Made by factorized-moe. Everything on this page is in this file.'),
+  element('button', { type: 'button', class: 'plain', onclick: () => help.showModal() }, 'Keys'),
+  element('button', { type: 'button', class: 'plain', onclick: download }, 'Save the data (JSON)'),
+);
 document.querySelector('.skip').addEventListener('click', (event) => {
   event.preventDefault(); // the address is the view's
   page.focus();
@@ -106,6 +119,9 @@ document.querySelector('.skip').addEventListener('click', (event) => {
 window.addEventListener('scroll', scrolled, { passive: true });
 window.addEventListener('resize', scrolled, { passive: true });
 document.addEventListener('click', saveKept, true); // before a link is followed
+document.addEventListener('click', followInside);
+window.addEventListener('beforeprint', () => current.printing?.(true));
+window.addEventListener('afterprint', () => current.printing?.(false));
 window.addEventListener('hashchange', () => show(true));
 listenToKeys(() => current);
 show(false);

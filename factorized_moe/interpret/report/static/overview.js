@@ -21,7 +21,7 @@ function overviewView(state) {
 function summaryLine(run) {
   const experts = run.layers.reduce((sum, layer) => sum + layer.num_experts, 0);
   const inputs = run.layers.length ? run.layers[0].num_samples : 0;
-  const kind = run.inputs ? { images: 'image', texts: 'token' }[run.inputs.kind] : 'input';
+  const kind = run.inputs ? { images: 'image', patches: 'patch', texts: 'token' }[run.inputs.kind] : 'input';
   return `${plural(experts, 'expert')} in ${plural(run.layers.length, 'layer')}, on ${plural(inputs, kind)}`;
 }
 
@@ -64,7 +64,7 @@ function layerCard(layer) {
     element(
       'dl',
       { class: 'figures' },
-      layerFigures(layer).map(([name, value]) => element('div', {}, element('dd', {}, value), element('dt', {}, name))),
+      layerFigures(layer).map(([name, value]) => element('div', {}, element('dt', {}, name), element('dd', {}, value))),
     ),
     element('div', { class: 'columns' }, loadPanel([layer]), coefficientPanel([layer])),
     layer.class_share && layer.num_experts ? classPanel(layer) : null,
@@ -72,8 +72,9 @@ function layerCard(layer) {
   );
 }
 
-function panel(title, note, ...content) {
-  return element('section', { class: 'panel' }, element('h3', {}, title), note ? element('p', { class: 'note' }, note) : null, content);
+/** A part of the page with a heading one level below what it stands under: a layer's name, or the page's own. */
+function panel(title, note, content, level = 3) {
+  return element('section', { class: 'panel' }, element(`h${level}`, {}, title), note ? element('p', { class: 'note' }, note) : null, content);
 }
 
 function loadPanel(layers) {
@@ -118,18 +119,19 @@ function histogramChart(series, layer, label) {
 
 /** The experts of most load against the classes, those of one class next to each other. */
 function classPanel(layer) {
-  const experts = layer.experts
+  const busiest = layer.experts
     .filter((n) => layer.topClass[n] >= 0)
     .sort((a, b) => layer.load.values[b] - layer.load.values[a] || layer.mean.values[b] - layer.mean.values[a])
     .slice(0, MOST_ROWS)
     .sort((a, b) => layer.topClass[a] - layer.topClass[b] || layer.entropy[a] - layer.entropy[b]);
   const used = new Map();
-  for (const n of experts) used.set(layer.topClass[n], (used.get(layer.topClass[n]) || 0) + 1);
+  for (const n of busiest) used.set(layer.topClass[n], (used.get(layer.topClass[n]) || 0) + 1);
   const all = layer.run.classes.map((_, place) => place);
   const classes =
     all.length <= MOST_CLASSES
       ? all
       : all.sort((a, b) => (used.get(b) || 0) - (used.get(a) || 0)).slice(0, MOST_CLASSES).sort((a, b) => a - b);
+  const experts = busiest.filter((n) => classes.includes(layer.topClass[n])); // no column whose label has no row
   const left = [];
   if (experts.length < layer.num_experts) left.push(`${experts.length} of ${plural(layer.num_experts, 'expert')}, those of most load`);
   if (classes.length < all.length) left.push(`${classes.length} of ${all.length} labels`);

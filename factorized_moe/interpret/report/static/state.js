@@ -82,7 +82,7 @@ function listOf({ sort, descending, query }) {
 /** Change the address without a new entry in the history. */
 function replaceHash(state) {
   saveKept();
-  history.replaceState(history.state, '', formatHash(state));
+  history.replaceState(history.state, '', location.href.replace(/#.*/, '') + formatHash(state)); // in a frame, not relative to its parent
 }
 
 let kept = {};

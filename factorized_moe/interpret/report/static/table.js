@@ -1,6 +1,7 @@
 // Long lists: sorted, searched, and only the rows in view are in the document, so that thousands stay smooth.
 
 const ROW = 48; // pixels, as in the style
+const MOST_PRINTED = 200; // rows on paper
 
 /** The experts of a layer in the order of a list's state. A state without a sort is in order of number. */
 function orderedExperts(layer, state) {
@@ -136,6 +137,7 @@ function listView({ items, columns, state, link, textOf, word, caption }) {
   let shown = ordered(items, columns, state, textOf);
   let current = Math.min(history.state?.row ?? -1, shown.length - 1);
   let drawn = new Map(); // the rows in the document by their place
+  let onPaper = false;
 
   const search = element('input', {
     type: 'search',
@@ -158,6 +160,7 @@ function listView({ items, columns, state, link, textOf, word, caption }) {
     body,
   );
   const nothing = element('p', { class: 'nothing', hidden: true });
+  const cut = element('p', { class: 'note', hidden: true });
 
   function headerCell(column, onsort) {
     const properties = { scope: 'col', class: column.kind || 'first', title: column.help };
@@ -197,6 +200,7 @@ function listView({ items, columns, state, link, textOf, word, caption }) {
 
   /** Put the rows in view into the document, with space for the others above and below. */
   function draw() {
+    if (onPaper) return;
     const above = Math.floor(-body.getBoundingClientRect().top / ROW) - 12;
     const start = Math.max(0, Math.min(above - (above % 8), shown.length - 1));
     const stop = Math.min(shown.length, start + Math.ceil(window.innerHeight / ROW) + 36);
@@ -207,6 +211,16 @@ function listView({ items, columns, state, link, textOf, word, caption }) {
     for (let place = start; place < stop; place++) drawn.set(place, earlier.get(place) || row(shown[place], place));
     body.replaceChildren(spacer(start), ...drawn.values(), spacer(shown.length - stop));
     if (focused) focusRow(current, false);
+  }
+
+  /** On paper there is no scrolling: the first rows alone, and how many are left out. */
+  function printing(on) {
+    onPaper = on;
+    drawn = new Map();
+    cut.hidden = !on || shown.length <= MOST_PRINTED;
+    cut.textContent = `The first ${MOST_PRINTED} of ${plural(shown.length, word)}; sort or search the list to print others.`;
+    if (on) body.replaceChildren(...shown.slice(0, MOST_PRINTED).map(row));
+    else draw();
   }
 
   function spacer(rows) {
@@ -254,7 +268,8 @@ function listView({ items, columns, state, link, textOf, word, caption }) {
   }
 
   return {
-    nodes: [element('div', { class: 'tools' }, search, count), table, nothing],
+    nodes: [element('div', { class: 'tools' }, search, count), table, nothing, cut],
+    printing,
     shown: update, // once the nodes are in the document
     restored: () => current >= 0 && focusRow(current, false),
     scrolled: draw,
