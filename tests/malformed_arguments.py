@@ -55,6 +55,8 @@ from factorized_moe.interpret import (
     measure_usage,
     open_recording,
     record,
+    sample_active,
+    sample_quantiles,
 )
 from factorized_moe.interpret.report import ReportData, load_run
 from factorized_moe.parallel import Machine, shard, shards_of
@@ -299,7 +301,17 @@ def calls() -> dict[str, Call]:
         ),
         "measure_coactivation": (measure_coactivation, {"recording": recording}, of),
         "count_labels": (count_labels, {"recording": recording}, of),
-        "find_top_samples": (find_top_samples, {"recording": recording}, {**of, "k": "count"}),
+        "find_top_samples": (find_top_samples, {"recording": recording}, {**of, "k": "count", "seed": "seed"}),
+        "sample_active": (
+            sample_active,
+            {"recording": recording},
+            {**of, "k": "count", "seed": "seed", "threshold": "threshold"},
+        ),
+        "sample_quantiles": (
+            sample_quantiles,
+            {"recording": recording},
+            {**of, "k": "count", "seed": "seed", "threshold": "threshold"},
+        ),
         "find_top_experts": (find_top_experts, {"recording": recording}, {**of, "k": "count"}),
         "compare_duplicates": (compare_duplicates, {"recording": recording}, of),
         "from_recording": (

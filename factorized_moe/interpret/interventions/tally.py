@@ -24,7 +24,6 @@ class Counterfactuals(Measurement):
 
     Attributes:
         num_predictions: The number of predictions, one for each sample (and position).
-        experts: The numbers of the experts that were taken out, ``(N,)``.
         remade: For each expert the number of predictions that were made again without it, ``(N,)``: all others are of
             samples that give it a coefficient of 0.
         changed: For each expert the number of predictions that are others without it, ``(N,)``.
@@ -32,21 +31,22 @@ class Counterfactuals(Measurement):
         class_sizes: The number of predictions whose label is each class, ``(C,)``; ``None`` without labels.
         correct: Those of them that are correct, ``(C,)``; ``None`` without labels.
         correct_without: The same without each expert, ``(N, C)``; ``None`` without labels.
+        experts: The numbers of the experts that were taken out, ``(N,)``; ``None`` for all of the mode.
     """
 
     num_predictions: int
-    experts: Tensor
     remade: Tensor
     changed: Tensor
     mean_effect: Tensor
     class_sizes: Tensor | None = None
     correct: Tensor | None = None
     correct_without: Tensor | None = None
+    experts: Tensor | None = None
 
     def columns(self) -> dict[str, list[Any]]:
         """One row for each expert; with labels, how many correct predictions are lost without it."""
         found = {
-            "expert": self.experts.tolist(),
+            "expert": list(range(len(self.remade))) if self.experts is None else self.experts.tolist(),
             "remade": self.remade.tolist(),
             "changed": self.changed.tolist(),
         }
@@ -164,10 +164,10 @@ class Tally:
     def result(self) -> Counterfactuals:
         """The counts and means so far."""
         effect = self._effect / max(1, self._predictions)
-        counts = (self._predictions, self._experts, self._remade, self._changed, effect)
+        counts = (self._predictions, self._remade, self._changed, effect)
         if self._sizes is None or self._correct is None or self._gained is None:
-            return Counterfactuals(*counts)
-        return Counterfactuals(*counts, self._sizes, self._correct, self._correct + self._gained)
+            return Counterfactuals(*counts, experts=self._experts)
+        return Counterfactuals(*counts, self._sizes, self._correct, self._correct + self._gained, self._experts)
 
 
 def _gains(before: Tensor, after: Tensor, labels: Tensor, classes: int) -> Tensor:

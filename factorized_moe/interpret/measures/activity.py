@@ -141,6 +141,7 @@ class LoadCollector:
     """
 
     def __init__(self, grid: tuple[int, ...], threshold: float) -> None:
+        check_threshold(threshold)
         self._grid, self._threshold = grid, threshold
         self._counts = torch.zeros(math.prod(grid), dtype=torch.int64)
         self._sums = torch.zeros(math.prod(grid), dtype=torch.float64)
@@ -268,7 +269,7 @@ class _HistogramCollector:
         for _, piece in block.pieces():
             self._counts += self._count(piece)
             self._largest += self._count(piece.amax(dim=1)) if piece.shape[1] else 0
-        zeros = 0 if block.least > 0 else int((block.rows.values == 0).sum())
+        zeros = 0 if block.range[0] > 0 else int((block.rows.values == 0).sum())
         self._nonzeros += block.rows.values.numel() - zeros
         if zeros:
             self._counts -= zeros * self._count(torch.zeros(1, dtype=block.rows.values.dtype))

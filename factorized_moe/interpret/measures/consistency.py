@@ -16,8 +16,7 @@ from torch import Tensor
 from factorized_moe.interpret.measures.measurement import Measurement
 from factorized_moe.interpret.recording.coefficients import Mode
 from factorized_moe.interpret.recording.recording import Recording
-from factorized_moe.interpret.recording.rows import Rows
-from factorized_moe.interpret.recording.streaming import Block, finite_blocks, in_step
+from factorized_moe.interpret.recording.streaming import Block, finite_blocks, in_step, pieces_of
 
 __all__ = ["Consistency", "compare_duplicates", "compare_recordings"]
 
@@ -112,6 +111,9 @@ def compare_recordings(first: Recording, second: Recording, *, layer: str | None
     for number in modes:  # the cosine of outer products is the product of the modes' cosines
         for start, mine, theirs in _side_by_side(first, second, layer, number):
             norms = torch.linalg.vector_norm(mine, dim=1) * torch.linalg.vector_norm(theirs, dim=1)
+            if not norms.isfinite().all():
+                for recording in (first, second):
+                    _refuse_infinite(recording, layer, number)
             similarities[start : start + len(mine)] *= (mine * theirs).sum(dim=1) / norms
     ids = first.ids if first.has("ids") else second.ids
     return Consistency(ids, similarities.clamp(-1, 1), torch.full_like(ids, 2))
@@ -158,35 +160,51 @@ def compare_duplicates(recording: Recording, *, layer: str | None = None, mode: 
     for first in range(0, len(ids), step):
         count = min(step, len(ids) - first)
         sums = torch.zeros(count * experts, dtype=torch.float64)
-        for block in finite_blocks(recording, layer, mode, "duplicates"):
-            _add_unit_rows(block, group[block.start : block.start + len(block)] - first, sums.reshape(count, experts))
-        squares.append(sums.reshape(count, experts).square().sum(dim=1))
+        for block in finite_blocks(recording, layer, mode, "duplicates", checked=False):
+            mine = group[block.start : block.start + len(block)] - first
+            if not _add_unit_rows(block, mine, sums.reshape(count, experts)):
+                _refuse_infinite(recording, layer, mode)
+        squares.append(torch.linalg.vector_norm(sums.reshape(count, experts), dim=1).square())
     # Of unit vectors, || sum ||^2 is their number and twice the sum over all pairs.
     similarities = (torch.cat(squares) - occurrences) / (occurrences * (occurrences - 1))
     return Consistency(ids, similarities.clamp(-1, 1), occurrences)
 
 
-def _add_unit_rows(block: Block, group: Tensor, sums: Tensor) -> None:
+def _refuse_infinite(recording: Recording, layer: str | None, mode: Mode) -> None:
+    """Say which coefficient is not finite."""
+    for _ in finite_blocks(recording, layer, mode):
+        pass
+
+
+def _add_unit_rows(block: Block, group: Tensor, sums: Tensor) -> bool:
     """Add each sample's coefficients, as a vector of length 1, to its group's row of the sums, ``(g, N)``.
 
     Samples whose group is no row of the sums are left out; a row of zeros makes its group's sum NaN.
+
+    Returns:
+        Whether all lengths were finite.
     """
+    finite = True
     count, experts = sums.shape
     inside = (group >= 0) & (group < count)
     if not block.rows.is_sparse:
         for some, piece in block.pieces():
             chosen, mine = inside[some], group[some]
-            if not bool(chosen.all()):
-                piece, mine = piece[chosen], mine[chosen]
             wide = piece.double()
-            sums.index_add_(0, mine, wide.div_(torch.linalg.vector_norm(wide, dim=1, keepdim=True)))
-        return
+            norms = torch.linalg.vector_norm(wide, dim=1, keepdim=True)
+            finite &= bool(norms.isfinite().all())
+            if not bool(chosen.all()):
+                wide, mine, norms = wide[chosen], mine[chosen], norms[chosen]
+            sums.index_add_(0, mine, wide.mul_(norms.reciprocal_()))
+        return finite
     sample, expert, value = block.entries
     norms = torch.zeros(len(block), dtype=torch.float64).index_add_(0, sample, value.double().square()).sqrt()
+    finite = bool(norms.isfinite().all())
     taken = inside[sample]
     sample, expert = sample[taken], expert[taken]
     sums.view(-1).index_add_(0, group[sample] * experts + expert, value[taken].double() / norms[sample])
     sums[group[inside & (norms == 0)], 0] = math.nan
+    return finite
 
 
 def _side_by_side(
@@ -209,7 +227,6 @@ def _side_by_side(
 
 def _dense_pieces(recording: Recording, layer: str | None, mode: Mode, title: str) -> Iterator[tuple[int, Tensor]]:
     """The coefficients, ``(some samples, N)``, float64, and the number of the first sample."""
-    for block in finite_blocks(recording, layer, mode, title):
-        whole = Block(block.start, Rows(block.rows.dense(), None, None, block.rows.num_experts))
-        for some, piece in whole.pieces():
+    for block in finite_blocks(recording, layer, mode, title, checked=False):
+        for some, piece in pieces_of(block.rows.dense()):
             yield block.start + some.start, piece.double()

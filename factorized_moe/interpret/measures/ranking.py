@@ -34,16 +34,16 @@ class TopSamples(Measurement):
         samples: The samples' numbers in the recording, ``(N, k)``, int64; -1 where fewer have a coefficient above 0.
         values: Their coefficients, ``(N, k)``; 0 where there is no sample.
         ids: Their ids, ``(N, k)``, int64; -1 where there is no sample.
-        equal: How many samples of the recording have the coefficient of the last sample shown, ``(N,)``, int64; 0
-            for an expert without samples.
         grid: The sizes of the expert modes that the experts are counted over.
+        equal: How many samples of the recording have the coefficient of the last sample shown, ``(N,)``, int64; 0
+            for an expert without samples, ``None`` if that was not counted.
     """
 
     samples: Tensor
     values: Tensor
     ids: Tensor
-    equal: Tensor
     grid: tuple[int, ...]
+    equal: Tensor | None = None
 
     @property
     def drawn(self) -> Tensor:
@@ -152,7 +152,7 @@ class TopSamplesCollector:
         last = torch.where(there, values, torch.inf).amin(dim=1, keepdim=True)
         few = ((values == last) & there).sum(dim=1)  # of an expert with fewer than k samples, all are shown
         equal = torch.where(there.all(dim=1), self._equal, few)
-        return TopSamples(samples, values, ids_of(self._recording, samples), equal, self._grid)
+        return TopSamples(samples, values, ids_of(self._recording, samples), self._grid, equal)
 
 
 @dataclass(frozen=True, eq=False)

@@ -33,6 +33,7 @@ __all__ = [
     "finite_blocks",
     "finite_rows",
     "in_step",
+    "pieces_of",
     "reaches",
 ]
 
@@ -50,16 +51,21 @@ class Block:
     Attributes:
         start: The number of the first sample.
         rows: The coefficients.
-        least: The smallest stored coefficient; 0 if none is stored.
-        most: The largest one.
     """
 
     def __init__(self, start: int, rows: Rows) -> None:
         self.start, self.rows = start, rows
-        self.least, self.most = (float(end) for end in rows.values.aminmax()) if rows.values.numel() else (0.0, 0.0)
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @cached_property
+    def range(self) -> tuple[float, float]:
+        """The smallest and the largest stored coefficient; 0 if none is stored, NaN if one is NaN."""
+        if not self.rows.values.numel():
+            return 0.0, 0.0
+        least, most = self.rows.values.aminmax()
+        return float(least), float(most)
 
     @cached_property
     def entries(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -77,11 +83,15 @@ class Block:
 
         The slices are of the block; nothing is copied.
         """
-        values = self.rows.values
-        step = max(1, PIECE_ELEMENTS // max(1, values.shape[1]))
-        for first in range(0, len(values), step):
-            some = slice(first, min(first + step, len(values)))
-            yield some, values[some]
+        return pieces_of(self.rows.values)
+
+
+def pieces_of(values: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """The rows of a matrix, some at a time, and which they are; nothing is copied."""
+    step = max(1, PIECE_ELEMENTS // max(1, values.shape[1]))
+    for first in range(0, len(values), step):
+        some = slice(first, min(first + step, len(values)))
+        yield some, values[some]
 
 
 def in_step(recording: Recording, layer: str | None) -> Recording:
@@ -120,8 +130,12 @@ def collect(recording: Recording, layer: str | None, mode: Mode, title: str, *co
             collector.add(block)
 
 
-def finite_blocks(recording: Recording, layer: str | None, mode: Mode, title: str = "") -> Iterator[Block]:
+def finite_blocks(
+    recording: Recording, layer: str | None, mode: Mode, title: str = "", *, checked: bool = True
+) -> Iterator[Block]:
     """The blocks of an expert mode, in order; a progress bar shows if that takes long and there is a title.
+
+    Where what is made of a block shows whether it is finite, ``checked=False`` saves looking at it twice.
 
     Raises:
         ValueError: If a coefficient is not finite, or there is no such layer or mode.
@@ -130,7 +144,7 @@ def finite_blocks(recording: Recording, layer: str | None, mode: Mode, title: st
     with if_slow(title, recording.num_samples if title else 0, "sample") as bar:
         for start, rows in stream:
             block = Block(start, rows)
-            if not (math.isfinite(block.least) and math.isfinite(block.most)):
+            if checked and not all(map(math.isfinite, block.range)):
                 row, expert, values = rows.entries()
                 first = int((~torch.isfinite(values)).nonzero()[0])
                 raise ValueError(

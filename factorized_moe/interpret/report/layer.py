@@ -15,15 +15,16 @@ from numpy.typing import NDArray
 
 from factorized_moe._reading import check_room
 from factorized_moe._scalars import is_whole
-from factorized_moe.interpret.measures.activity import measure_load
-from factorized_moe.interpret.measures.labelling import count_labels
-from factorized_moe.interpret.measures.ranking import find_top_samples
+from factorized_moe.interpret.measures.activity import LoadCollector
+from factorized_moe.interpret.measures.labelling import LabelCollector, LabelCounts
+from factorized_moe.interpret.measures.ranking import TopSamplesCollector
 from factorized_moe.interpret.measures.specialisation import Polysemanticity
 from factorized_moe.interpret.measures.spectra import ExpertSpectra
 from factorized_moe.interpret.recording.coefficients import Mode
 from factorized_moe.interpret.recording.recording import Recording
+from factorized_moe.interpret.recording.streaming import Collector, collect, in_step
 from factorized_moe.interpret.report.samples import Patches, Texts
-from factorized_moe.interpret.report.streams import expert_histograms, top_tokens, values_around
+from factorized_moe.interpret.report.streams import ContextCollector, ExpertHistograms, NoNegatives, TopTokens
 
 __all__ = ["LayerSummary", "mode_name"]
 
@@ -48,6 +49,7 @@ PER_EXPERT = {
     "histogram": "iu",
     "top_samples": "iu",
     "top_coefficients": "f",
+    "top_equal": "iu",
     "context": "f",
     "class_share": "f",
     "accuracy_drop": "f",
@@ -77,6 +79,8 @@ class LayerSummary:
         histogram_end: Where the last bin ends.
         top_samples: The samples with the largest coefficients, largest first, -1 where there are fewer, ``(N, K)``.
         top_coefficients: Their coefficients, ``(N, K)``.
+        top_equal: How many samples have the coefficient of the last top sample, ``(N,)``. Where that is more than are
+            shown of them, those shown were drawn at random: "12 of 261 equal". Not known of tokens.
         context: Of texts: the expert's coefficients of the tokens around each top token, which is in the middle; NaN
             beyond the ends of its text, ``(N, K, W)`` with ``W`` odd.
         class_share: How the sum of the expert's coefficients divides among the classes, ``(N, C)``.
@@ -100,6 +104,7 @@ class LayerSummary:
     top_coefficients: Array
     description: str = ""
     histogram_end: float = 1.0
+    top_equal: Array | None = None
     context: Array | None = None
     class_share: Array | None = None
     accuracy_drop: Array | None = None
@@ -178,43 +183,55 @@ class LayerSummary:
             >>> layer.name, layer.num_experts, layer.load.tolist()
             ('model, mode 1', 5, [0, 0, 0, 0, 0])
         """
+        recording = in_step(recording, layer)
         name = recording.resolve(layer)
-        experts = math.prod(recording.grid(name, mode))
+        grid = recording.grid(name, mode)
+        experts = math.prod(grid)
         if not is_whole(context) or context < 0:
             raise (ValueError if is_whole(context) else TypeError)(f"context must be an int from 0 up, got {context!r}")
         size = BYTES_PER_EXPERT + 24 * TOP_TEXTS * max(0, context - RADIUS)
         check_room(f"a summary of {experts:,} experts", size * experts, recording.num_bytes)
-        load = measure_load(recording, threshold, layer=name, mode=mode)
-        end = max(1.0, float(load.largest.max())) if len(load.largest) else 1.0
-        labelled = recording.num_samples > 0 and recording.has("labels")
-        around = None
-        if texts is None:
-            top = find_top_samples(recording, TOP_IMAGES, layer=name, mode=mode)
-            samples, values = top.samples, top.values
-        else:
-            if len(texts) != recording.num_samples:
-                raise ValueError(
-                    f"the texts have {len(texts)} tokens, the recording {recording.num_samples} samples; "
-                    "expected one sample for each token of all texts, in order, or for each patch of all images"
-                )
-            count = TOP_IMAGES if isinstance(texts, Patches) else TOP_TEXTS
-            samples, values = top_tokens(recording, texts, count, name, mode)
-            if isinstance(texts, Texts):
-                around = values_around(recording, texts, samples, int(context), name, mode).numpy()
+        if texts is not None and len(texts) != recording.num_samples:
+            raise ValueError(
+                f"the texts have {len(texts)} tokens, the recording {recording.num_samples} samples; "
+                "expected one sample for each token of all texts, in order, or for each patch of all images"
+            )
+        # Two passes: where the histograms end, and around which tokens to look, is known after the first.
+        load, counts = LoadCollector(grid, threshold), None
+        images = None if texts is not None else TopSamplesCollector(recording, TOP_IMAGES, 0, name, mode)
+        count = TOP_IMAGES if isinstance(texts, Patches) else TOP_TEXTS
+        tokens = None if texts is None else TopTokens(texts, experts, count, recording.dtype)
+        first: list[Collector] = [load, *(found for found in (images, tokens) if found is not None)]
+        if recording.num_samples > 0 and recording.has("labels"):
+            counts = LabelCollector(recording, None, 0.0, grid)
+            first += [NoNegatives(name), counts]
+        collect(recording, name, mode, f"layer {name}, first pass", *first)
+        loads, equal = load.result(), None
+        if images is not None:
+            top = images.result()
+            samples, values, equal = top.samples, top.values, None if top.equal is None else top.equal.numpy()
+        elif tokens is not None:
+            samples, values = tokens.result()
+        end = max(1.0, float(loads.largest.max())) if len(loads.largest) else 1.0
+        histograms = ExpertHistograms(experts, BINS, end)
+        around = ContextCollector(texts, samples, int(context)) if isinstance(texts, Texts) else None
+        second: list[Collector] = [histograms] if around is None else [histograms, around]
+        collect(recording, name, mode, f"layer {name}, second pass", *second)
         return cls(
             name=mode_name(name, mode, len(recording.expert_dims(name))),
             description=description,
             threshold=threshold,
             num_samples=recording.num_samples,
-            load=load.counts.numpy(),
-            mean=load.means.numpy(),
-            largest=load.largest.numpy(),
-            histogram=expert_histograms(recording, BINS, end, name, mode).numpy(),
+            load=loads.counts.numpy(),
+            mean=loads.means.numpy(),
+            largest=loads.largest.numpy(),
+            histogram=histograms.result().numpy(),
             histogram_end=end,
             top_samples=samples.numpy(),
             top_coefficients=values.float().numpy(),
-            context=around,
-            class_share=_class_share(recording, name, mode) if labelled else None,
+            top_equal=equal,
+            context=None if around is None else around.result().numpy(),
+            class_share=None if counts is None else _class_share(counts.result()),
             accuracy_drop=None if polysemanticity is None else polysemanticity.accuracy_drop.cpu().numpy(),
             polysemanticity=None if polysemanticity is None else polysemanticity.scores.cpu().numpy(),
             spectrum=None if spectra is None else spectra.singular_values.float().cpu().numpy(),
@@ -222,7 +239,7 @@ class LayerSummary:
 
     @staticmethod
     def _axes(field: str) -> int:
-        return {"load": 1, "mean": 1, "largest": 1, "polysemanticity": 1, "context": 3}.get(field, 2)
+        return {"load": 1, "top_equal": 1, "mean": 1, "largest": 1, "polysemanticity": 1, "context": 3}.get(field, 2)
 
     @property
     def _width(self) -> int:
@@ -250,16 +267,6 @@ class LayerSummary:
     def num_active(self) -> int:
         """The number of experts that take at least one sample."""
         return int((self.load > 0).sum())
-
-
-def _refuse_negative(recording: Recording, layer: str, mode: Mode) -> None:
-    """A sum of which some part is negative does not divide into shares."""
-    for start, rows in recording.stream(layer, mode):
-        if len(rows.values) and float(rows.values.min()) < 0:
-            raise ValueError(
-                f"layer {layer!r} has the coefficient {float(rows.values.min())} among the samples from {start} on; "
-                "how coefficients divide among the classes is found for those from 0 up; record without labels"
-            )
 
 
 def _fault(field: str, array: Array, num_samples: int) -> str | None:
@@ -290,9 +297,7 @@ def mode_name(layer: str, mode: Mode, modes: int) -> str:
     return layer if modes == 1 else f"{layer}, mode {mode}"
 
 
-def _class_share(recording: Recording, layer: str, mode: Mode) -> Array:
+def _class_share(counts: LabelCounts) -> Array:
     """How the sum of each expert's coefficients divides among the classes, ``(N, C)``; zeros where it is 0."""
-    _refuse_negative(recording, layer, mode)
-    found = count_labels(recording, layer=layer, mode=mode)
-    sums = found.means.nan_to_num() * found.class_sizes  # (N, C)
+    sums = counts.means.nan_to_num() * counts.class_sizes  # (N, C)
     return (sums / sums.sum(dim=1, keepdim=True)).nan_to_num().numpy()

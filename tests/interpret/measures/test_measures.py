@@ -418,6 +418,12 @@ def test_measurements_refuse(monkeypatch: pytest.MonkeyPatch) -> None:
     for measure in (measure_load, measure_histogram, measure_coactivation, find_top_samples, find_top_experts):
         with pytest.raises(ValueError, match=r"sample 17 of layer 'model' has the coefficient nan for expert 2"):
             measure(recorded(broken))
+    for form in (broken, torch.where(broken > 0.9, broken, 0 * broken)):
+        ids = torch.arange(20) // 2
+        with pytest.raises(ValueError, match=r"sample 17 of layer 'model' has the coefficient nan for expert 2"):
+            compare_duplicates(recorded(form, ids=ids))
+        with pytest.raises(ValueError, match=r"sample 17 of layer 'model' has the coefficient nan for expert 2"):
+            compare_recordings(recorded(torch.rand(20, 4)), recorded(form))
     monkeypatch.setattr(coactivation, "MOST_COACTIVE", 3)
     with pytest.raises(ValueError, match="co-activation of 4 experts takes 4 x 4 counts, 3 experts are the most"):
         measure_coactivation(found)

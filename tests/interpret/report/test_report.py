@@ -90,13 +90,30 @@ def test_summary_equals_the_slow_way() -> None:
 def test_top_tokens_are_of_different_texts() -> None:
     a = torch.tensor([[0.1, 0], [0.9, 0], [0.5, 0], [0.8, 0], [0.7, 0], [0.8, 0], [0.0, 0.3]])
     layer = LayerSummary.from_recording(recorded(a), texts=TEXTS)
-    assert layer.top_samples[:, :3].tolist() == [[1, 3, -1], [6, -1, -1]]  # of equal tokens the first
+    assert layer.top_samples[:, :3].tolist() == [[1, 3, -1], [6, -1, -1]]  # of equal tokens a draw, by seed 0
     assert layer.top_coefficients[0, :3].tolist() == pytest.approx([0.9, 0.8, 0])
     around = layer.context[0, 1]  # token 3 in the middle, the second of its text
     assert around[11:15].tolist() == pytest.approx([0.5, 0.8, 0.7, 0.8])
     assert np.isnan(around[[0, 10, 15, 24]]).all()
     assert np.isnan(layer.context[0, 2]).all()
     assert layer.context[1, 0, 12] == pytest.approx(0.3)
+
+
+def test_equal_images_are_drawn_and_counted_in_two_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    a = torch.cat([torch.ones(30, 1), torch.arange(30.0)[:, None] / 30, torch.zeros(30, 1)], dim=1)
+    recording = recorded(a, torch.arange(30) % 3, ("x", "y", "z"))
+    passes: list[str] = []
+    stream = Recording.stream
+    monkeypatch.setattr(
+        Recording, "stream", lambda self, layer, mode: (passes.append(layer), stream(self, layer, mode))[1]
+    )
+    layer = LayerSummary.from_recording(recording)
+    assert passes == ["head", "head"]
+    assert layer.top_equal.tolist() == [30, 1, 0]
+    assert layer.top_samples[0].tolist() != list(range(12))
+    assert len(set(layer.top_samples[0].tolist())) == 12
+    data = ReportData(title="", layers=[layer], classes=("x", "y", "z"))
+    assert data.layers[0].top_equal is layer.top_equal
 
 
 def test_coefficients_above_one_stretch_the_histogram() -> None:
