@@ -68,8 +68,7 @@ def page(
             "- The GPT reads Python's standard library in tokens of a vocabulary of 2,048 trained on it, the Mixer",
             "  Fashion-MNIST; the head sorts WordNet's noun glosses by the concept above them, on the first two",
             "  layers of all-MiniLM-L6-v2, frozen.",
-            "- Experts in use at the last step: " + "; ".join(_in_use(found)) + ".",
-            "",
+            "- Experts in use at the last step: " + _in_use(found) + ".",
             *(MISLED if "gpt_narrow" in found else ()),
             "",
             "These models are small, undertrained, and each has one learning rate for all its forms. Nothing above",
@@ -176,15 +175,17 @@ def _size(name: str, size: Mapping[str, Any]) -> str:
     return f"{model}{experts} experts, {size['steps']} steps of {size['batch']} samples, {size['held_out']} held out."
 
 
-def _in_use(found: Mapping[str, Mapping[str, Mapping[int, Mapping[str, Any]]]]) -> list[str]:
-    parts = []
-    for problem, forms in found.items():
-        for form, seeds in forms.items():
-            modes = [mode for result in seeds.values() for mode in result["experts"]]
-            if modes:
-                used, there = sum(used for used, _ in modes), sum(there for _, there in modes)
-                parts.append(f"{TITLES[problem]}, {NAMES[form]}, {used} of {there} over all layers and seeds")
-    return parts
+def _in_use(found: Mapping[str, Mapping[str, Mapping[int, Mapping[str, Any]]]]) -> str:
+    """How many of all layers and seeds, for each form; in short if it is all of them."""
+    totals = {
+        f"{TITLES[problem]}, {NAMES[form]}": [sum(column) for column in zip(*modes, strict=True)]
+        for problem, forms in found.items()
+        for form, seeds in forms.items()
+        if (modes := [mode for result in seeds.values() for mode in result["experts"]])
+    }
+    if all(used == there for used, there in totals.values()):
+        return "all, in every form, layer and seed"
+    return "; ".join(f"{name}, {used} of {there}" for name, (used, there) in totals.items())
 
 
 def curves(runs: Sequence[Mapping[str, Any]]) -> bytes:

@@ -50,6 +50,7 @@ def gpt_options(folder: Path, out: str | Path, **others: object) -> GPTOptions:
             evaluate_every=5,
             checkpoint_every=4,
             log_every=3,
+            learning_rate=5e-3,
             cpu=True,
             quiet=True,
         ),

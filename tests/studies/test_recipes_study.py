@@ -52,7 +52,7 @@ def test_the_sentences_follow_the_figures() -> None:
     text = page(runs, speeds, {})
     assert "- GPT: CP is better than the dense form (-0.103 ± 0.003); tensor ring is within two standard errors" in text
     assert "| CP | 80 tokens per second | 180 | 2.25 |" in text
-    assert "GPT, CP, 9 of 12 over all layers and seeds" in text
+    assert "GPT, CP, 9 of 12" in text
     assert b"svg" in curves(runs)
     tried = [
         {**run, "settings": {**run["settings"], "tried": "layer gate"}} for run in made_up({"cp": [2.5, 2.5, 2.5]})
