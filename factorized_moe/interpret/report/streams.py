@@ -85,8 +85,8 @@ class TopTokens:
     def _offer(self, start: int, sample: Tensor, expert: Tensor, value: Tensor) -> None:
         chance = value >= self._last[expert]
         offered = sample[chance] + start, expert[chance], value[chance]
-        joined = tuple(torch.cat([kept, new]) for kept, new in zip(self._best, offered, strict=True))
-        self._best = _best_of_texts(*joined, self._order, self._ends, self._k)
+        sample, expert, value = (torch.cat([kept, new]) for kept, new in zip(self._best, offered, strict=True))
+        self._best = _best_of_texts(sample, expert, value, self._order, self._ends, self._k)
         _, expert, value = self._best
         full = torch.bincount(expert, minlength=self._experts) == self._k
         last = torch.full_like(self._last, math.inf).scatter_reduce(0, expert, value, "amin")
