@@ -36,9 +36,9 @@ def report_json(data: ReportData, compare: ReportData | None = None) -> str:
 
     An expert has its number ``expert``, ``load``, ``mean``, ``largest``, ``histogram`` (``B`` counts) and ``top``, and
     as far as the run holds them ``class_share`` and ``accuracy_drop`` (``C`` each, in the order of ``classes``),
-    ``polysemanticity``, ``spectrum`` (``S``) and ``top_equal``; `LayerSummary` says what they are. An entry of
-    ``top`` has a ``sample``, a ``coefficient``, with labels a ``label`` (a class's name or null), of texts ``tokens``
-    (each a ``text`` and a ``coefficient``), of patches an ``image``, a ``row`` and a ``column`` (-1 before them).
+    ``polysemanticity``, ``spectrum`` (``S``) and ``top_equal``; `LayerSummary` says what they are. An entry of ``top``
+    has a ``sample``, a ``coefficient``, with labels a ``label`` (a class's name or null), of texts ``tokens`` (each a
+    ``text`` and a ``coefficient``), of patches an ``image``, a ``row`` and a ``column`` (-1 before the patches).
 
     Numbers have the seven digits that 32 bits hold; what is not finite is null. Pixels are not included.
 
