@@ -87,7 +87,7 @@ def _parts(content: Any, page: Path, window: Any) -> Iterator[str]:
 
 def fenced(source: str) -> str:
     """A cell's code; a page's blocks of `python` are run one by one as tests, these with the notebook."""
-    return f"```python3\n{source}\n```"
+    return f"```ipython3\n{source}\n```"
 
 
 def _picture(data: Any, window: Any) -> bytes | None:

@@ -1,9 +1,10 @@
 """The loop: every step of training, from data to checkpoints. All recipes share it, in one process or in many.
 
-One step: read this process's share of the samples, add up gradients, take their norms, clip, set the learning rate,
-let AdamW move, then log, evaluate and write a checkpoint where due. Everything a step depends on is in the checkpoint,
-and a sample depends on its number alone. So a run that was killed and started again with the same command
-ends with the same parameters, and one of several processes sees the same global batches as one of a single process.
+One step: read this process's part of the samples, add up gradients, take their norms and stop if one is not finite,
+clip, set the learning rate, let AdamW move; then log, evaluate and write a checkpoint where it is time. A checkpoint
+holds parameters, averages, the step and every process's generator, and a sample depends on its number alone. So a run
+that was killed and started again with the same command ends with the same parameters, and a run on several processes
+sees the same global batches as a run on one.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def train(recipe: Recipe, options: Options) -> float:
         options: Those of the command line.
 
     Returns:
-        The held-out loss at the end.
+        The held-out loss of the parameters after the last step, not of the best ones.
 
     Raises:
         FloatingPointError: If the gradient is not finite; the last checkpoint stays.
@@ -63,8 +64,8 @@ def train(recipe: Recipe, options: Options) -> float:
     if not where.spread:
         wrapped, optimizer = accelerator.prepare(model, optimizer)
         model = accelerator.unwrap_model(wrapped)
-    rates = [group["lr"] for group in optimizer.param_groups]
-    torch.manual_seed(options.seed + 1 + accelerator.process_index)  # of dropout; the model's values are set
+    rates = [group["lr"] for group in optimizer.param_groups]  # before a checkpoint brings those of its step
+    torch.manual_seed(options.seed + 1 + accelerator.process_index)  # of dropout alone: the model has its values
 
     checkpoints = Checkpoints(recipe, options, accelerator, model, optimizer)
     progress = checkpoints.restore()
@@ -73,46 +74,49 @@ def train(recipe: Recipe, options: Options) -> float:
     warm_up = max(1, round(options.steps * options.warm_up))
     wrapped.train()
     while progress.step < options.steps:
-        due = progress.step + 1
-        logs = due % options.log_every == 0 or due == options.steps
+        step = progress.step + 1  # from 1 on; progress.step counts finished ones
+        logs = step % options.log_every == 0 or step == options.steps
         loss = torch.zeros((), device=accelerator.device)
         with watched(model, logs) as experts:
+            # Gradients of parts are added up by hand: of DDP the last part averages them over processes, where
+            # parameters are spread every part does.
             for part in range(options.accumulate):
                 x, labels = send_to_device(next(samples), accelerator.device)
                 last = part == options.accumulate - 1
                 with nullcontext() if last or where.spread else accelerator.no_sync(wrapped):
                     with accelerator.autocast():
-                        share = cross_entropy(wrapped(x), labels) / options.accumulate
-                    accelerator.backward(share)
-                loss += share.detach()
+                        part_loss = cross_entropy(wrapped(x), labels) / options.accumulate
+                    accelerator.backward(part_loss)
+                loss += part_loss.detach()
 
         norms = gradient_norms(optimizer.param_groups)  # of all processes, so all stop together
         if not math.isfinite(math.hypot(*norms.values())):
             raise FloatingPointError(
-                f"the gradient is not finite at step {due} of {options.steps}, with a loss of {float(loss):g}; "
+                f"the gradient is not finite at step {step} of {options.steps}, with a loss of {float(loss):g}; "
                 f"{options.out / LAST} was left as it is. Try a learning rate below {recipe.learning_rate:g}"
             )
         clip_gradients(optimizer.param_groups, norms, options.clip)
-        share_of_rate = warm_up_and_cosine(progress.step, options.steps, warm_up)
+        rate_factor = warm_up_and_cosine(progress.step, options.steps, warm_up)  # above 0 at first, 0 after the last
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate * share_of_rate
+            group["lr"] = rate * rate_factor
         optimizer.step()
         optimizer.zero_grad()
-        progress.step = due
+        progress.step = step
 
         if logs:
-            log.write_step(due, loss, recipe.learning_rate * share_of_rate, norms, experts)
+            log.write_step(step, loss, recipe.learning_rate * rate_factor, norms, experts)
         with log.paused():
-            if due % options.evaluate_every == 0 or due == options.steps:
+            if step % options.evaluate_every == 0 or step == options.steps:
                 found = evaluate(wrapped, recipe, options, where, accelerator)
-                log.write(due, {f"held_out_{name}": value for name, value in found.items()})
+                log.write(step, {f"held_out_{name}": value for name, value in found.items()})
                 if found["loss"] < progress.best:
                     progress.best = found["loss"]
                     checkpoints.save_best(progress)
-            if due % options.checkpoint_every == 0 or due == options.steps:
+            if step % options.checkpoint_every == 0 or step == options.steps:
                 checkpoints.save(progress)
         log.bar.update()
     log.close()
+    # Once more: a finished run that is started again comes here at once, and has a result too.
     found = evaluate(wrapped, recipe, options, where, accelerator)
     finish(recipe, options, accelerator, model, found)
     return found["loss"]
@@ -174,4 +178,4 @@ class _Padded(_Numbered):
 
     def __getitem__(self, number: int) -> tuple[Any, Tensor]:
         x, label = self.samples(min(number, self.number - 1))
-        return x, label if number < self.number else torch.full_like(label, IGNORED)
+        return x, (label if number < self.number else torch.full_like(label, IGNORED))

@@ -36,8 +36,8 @@ def report_json(data: ReportData, compare: ReportData | None = None) -> str:
 
     An expert has its number ``expert``, ``load``, ``mean``, ``largest``, ``histogram`` (``B`` counts) and ``top``, and
     as far as the run holds them ``class_share`` and ``accuracy_drop`` (``C`` each, in the order of ``classes``),
-    ``polysemanticity`` and ``spectrum`` (``S``); `LayerSummary` says what they are. An entry of ``top`` has a
-    ``sample``, a ``coefficient``, with labels a ``label`` (a class's name or null), of texts ``tokens`` (each a
+    ``polysemanticity``, ``spectrum`` (``S``) and ``top_equal``; `LayerSummary` says what they are. An entry of ``top``
+    has a ``sample``, a ``coefficient``, with labels a ``label`` (a class's name or null), of texts ``tokens`` (each a
     ``text`` and a ``coefficient``), of patches an ``image``, a ``row`` and a ``column`` (-1 before the patches).
 
     Numbers have the seven digits that 32 bits hold; what is not finite is null. Pixels are not included.
@@ -83,6 +83,8 @@ def _expert(layer: LayerSummary, expert: int, data: ReportData, tokens: list[str
     for name in NUMBERS:
         if (array := getattr(layer, name)) is not None:
             found[name] = _seven_digits(array[expert])
+    if layer.top_equal is not None:
+        found["top_equal"] = int(layer.top_equal[expert])
     for name in ROWS:
         if (array := getattr(layer, name)) is not None:
             found[name] = _rounded(array[expert])

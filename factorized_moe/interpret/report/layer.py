@@ -199,8 +199,8 @@ class LayerSummary:
         # Two passes: where the histograms end, and around which tokens to look, is known after the first.
         load, counts = LoadCollector(grid, threshold), None
         images = None if texts is not None else TopSamplesCollector(recording, TOP_IMAGES, 0, name, mode)
-        kept = TOP_IMAGES if isinstance(texts, Patches) else TOP_TEXTS
-        tokens = None if texts is None else TopTokens(texts, experts, kept, recording.dtype)
+        count = TOP_IMAGES if isinstance(texts, Patches) else TOP_TEXTS
+        tokens = None if texts is None else TopTokens(texts, experts, count, recording.dtype)
         first: list[Collector] = [load, *(found for found in (images, tokens) if found is not None)]
         if recording.num_samples > 0 and recording.has("labels"):
             counts = LabelCollector(recording, None, 0.0, grid)

@@ -238,7 +238,8 @@ def plot_top_patches(top: TopSamples, patches: Patches, expert: int, axes: Axes 
     Examples:
         >>> patches = Patches(np.zeros((2, 8, 8), dtype=np.uint8), grid=(2, 2))
         >>> samples, values = torch.tensor([[5, 2]]), torch.tensor([[0.9, 0.5]])
-        >>> axes = plot_top_patches(TopSamples(samples, values, samples, (1,)), patches, 0)
+        >>> top = TopSamples(samples, values, samples, torch.tensor([1]), (1,))
+        >>> axes = plot_top_patches(top, patches, 0)
         >>> [frame.get_xy() for frame in axes.patches]  # the second image's second patch, the first one's third
         [(3.5, -0.5), (8.5, 3.5)]
     """

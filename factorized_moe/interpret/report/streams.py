@@ -59,7 +59,7 @@ class TopTokens:
     Of equal tokens, and of texts whose largest are equal, those that come first in a random order.
 
     Args:
-        texts: The texts, whose tokens the samples are in order; or patches, of which an image is what a text is.
+        texts: The texts, whose tokens the samples are in order; or the images of patches.
         experts: ``N``.
         k: How many texts to keep for each expert.
         dtype: The type of the coefficients.

@@ -9,7 +9,7 @@ from matplotlib.patches import Rectangle
 from torch import Tensor, nn
 
 from factorized_moe import CPMuMoE, MuMoEBlock
-from factorized_moe.interpret import Recording, find_top_samples, record
+from factorized_moe.interpret import Recording, find_layers, find_top_samples, record
 from factorized_moe.interpret.report import Patches, ReportData, load_run, report_page, save_run
 from factorized_moe.interpret.report.plots import plot_top_patches
 from factorized_moe.surgery import MuMoEConfig, is_mlp, replace
@@ -51,9 +51,7 @@ def recorded(make: object) -> tuple[Recording, Patches]:
     torch.manual_seed(0)
     model, layer, prefix = make()  # type: ignore[operator]
     model.eval()
-    for module in model.modules():
-        if hasattr(module, "projection") and hasattr(module, "activation"):
-            nn.init.normal_(module.projection.weight)
+    nn.init.normal_(find_layers(model, layer)[layer].gate.projection.weight, std=0.1)
     images = torch.from_numpy(PIXELS).permute(0, 3, 1, 2) / 255
     with torch.no_grad(), record(model, layers=layer) as log:
         for some in images.split(4):
@@ -70,6 +68,7 @@ def test_an_experts_patches_are_of_different_images_and_the_largest_there(make: 
     for expert in range(6):
         best = [(float(a[image, :, expert].max()), image) for image in range(9)]
         wanted = sorted((-value, image) for value, image in best if value > 0)
+        assert len(set(wanted)) == len({value for value, _ in wanted}), "equal ones would be drawn"
         found = [sample for sample in data.layers[0].top_samples[expert].tolist() if sample >= 0]
         shown = [(-float(a.flatten(0, 1)[sample, expert]), patches.place(sample)[0]) for sample in found]
         assert sorted(shown) == wanted  # equal ones come in a random order

@@ -504,3 +504,16 @@ def test_a_frame_is_about_the_patch(page: Page, pages: SimpleNamespace) -> None:
     page.goto(f"{pages.patches}#/head/expert/1")
     assert page.locator(".gallery .frame").first.is_hidden()
     assert page.locator(".gallery li").first.inner_text().split("\n")[-1] == "no patch"
+
+
+def test_equal_inputs_are_said_to_be_drawn(page: Page, pages: SimpleNamespace) -> None:
+    coefficients = torch.stack([torch.full((50,), 0.25), torch.linspace(0.1, 0.9, 50)], dim=1)
+    coefficients[:20, 0] = 1.0
+    data = ReportData.from_recording(recorded(coefficients, torch.zeros(50).long(), ("x",)), "Equal")
+    page.goto(f"{write_report(pages.folder / 'equal.html', data).as_uri()}#/head/expert/0")
+    note = page.locator(".panel .note").first
+    assert "Of 20 inputs with a coefficient of 1.00, 12 are drawn at random." in note.inner_text()
+    assert json.loads(report_json(data))["runs"][0]["layers"][0]["experts"][0]["top_equal"] == 20
+    page.goto("about:blank")
+    page.goto(f"{(pages.folder / 'equal.html').as_uri()}#/head/expert/1")
+    assert "drawn" not in note.inner_text()

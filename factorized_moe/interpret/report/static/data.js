@@ -46,7 +46,7 @@ function placeOfPatch({ grid: [rows, columns], prefix }, number) {
 }
 
 const PACKED = [
-  'load', 'mean', 'largest', 'histogram', 'top_samples', 'top_coefficients', 'top_labels', 'context', 'class_share',
+  'load', 'mean', 'largest', 'histogram', 'top_samples', 'top_coefficients', 'top_equal', 'top_labels', 'context', 'class_share',
   'accuracy_drop', 'polysemanticity', 'spectrum',
 ];
 

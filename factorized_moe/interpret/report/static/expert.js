@@ -29,7 +29,7 @@ function expertView(state) {
         { class: 'figures' },
         expertFigures(layer, expert).map(([name, value]) => element('div', {}, element('dt', {}, name), element('dd', {}, value))),
       ),
-      part('Top inputs', topNote(layer), gallery(layer, expert)),
+      part('Top inputs', topNote(layer, expert), gallery(layer, expert)),
       element('div', { class: 'columns' }, expertPanels(layer, expert)),
     ],
     keys: {
@@ -51,12 +51,22 @@ function listName({ sort, query, layer }) {
   return parts.join(',');
 }
 
-function topNote(layer) {
+/** "12 of 261 equal", where more inputs have the last coefficient than are shown. */
+function equalNote(layer, expert) {
+  const inputs = topInputs(layer, expert);
+  if (!layer.top_equal || !inputs.length) return '';
+  const last = inputs[inputs.length - 1].coefficient;
+  const shown = inputs.filter((input) => input.coefficient === last).length;
+  const equal = layer.top_equal.values[expert];
+  return equal > shown ? ` Of ${whole.format(equal)} inputs with a coefficient of ${coefficient(last)}, ${shown} are drawn at random.` : '';
+}
+
+function topNote(layer, expert) {
   const kind = {
     texts: 'Tokens are shaded by the expert\u2019s coefficient; the top one is underlined. ',
     patches: 'Whole images, each with a frame about the patch. ',
   }[layer.run.inputs && layer.run.inputs.kind] || '';
-  return `${kind}Coefficients of at least ${layer.threshold} are in bold.`;
+  return `${kind}Coefficients of at least ${layer.threshold} are in bold.${equalNote(layer, expert)}`;
 }
 
 function expertFigures(layer, expert) {

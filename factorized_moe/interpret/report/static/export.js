@@ -28,6 +28,7 @@ function exportedExpert(layer, expert) {
   for (const name of ['mean', 'largest', 'polysemanticity']) {
     if (layer[name]) found[name] = sevenDigits(layer[name].values[expert]);
   }
+  if (layer.top_equal) found.top_equal = layer.top_equal.values[expert];
   for (const name of ['histogram', 'class_share', 'accuracy_drop', 'spectrum']) {
     if (layer[name]) found[name] = rounded(layer[name].row(expert));
   }
