@@ -70,7 +70,7 @@ def standard_library(held_out: float = 0.05) -> Text:
 
 
 def token_shards(cache: Path) -> Path:
-    """The folder of the text in tokens of a vocabulary of 2,048 trained on it, as the GPT's recipe reads them; made once.
+    """The text in tokens of a vocabulary of 2,048 trained on it, as the GPT's recipe reads them; made once.
 
     Args:
         cache: Where it is kept.

@@ -1,8 +1,8 @@
 """The study's command: ``python -m studies pretraining [--quick] [--only gpt mixer] [--page]``.
 
-Trains a GPT and a Mixer in a dense form, with CP and with tensor rings, at equal parameters, three seeds each; then looks
-at what the experts of the trained models do. Every finished run is a line of a file, so a stopped command goes on where
-it was.
+Trains a GPT and a Mixer in a dense form, with CP and with tensor rings, at equal parameters, three seeds each; then
+looks at what the experts of the trained models do. Every finished run is a line of a file, so a stopped command goes on
+where it was.
 """
 
 from __future__ import annotations

@@ -162,10 +162,10 @@ def processes(form: str, number: int, quick: bool) -> float:
         quick: Whether for tests.
     """
     with tempfile.TemporaryDirectory() as place:
-        options = options_of("gpt", form, 0, Path(place) / "run", quick)
+        options, data = options_of("gpt", form, 0, Path(place) / "run", quick), token_shards(CACHE)
         steps = 4 if quick else STEPS_IN_PROCESSES
         launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", number]
-        command = [*launch, "-m", "recipes.gpt", "--cpu", "--quiet", "--out", options.out, "--data", token_shards(CACHE)]
+        command = [*launch, "-m", "recipes.gpt", "--cpu", "--quiet", "--out", options.out, "--data", data]
         command += ["--form", form, "--depth", 2, "--tokens", 64, "--steps", steps, "--log-every", 2, "--held-out", 16]
         subprocess.run(list(map(str, command)), check=True, capture_output=True)
         lines = [json.loads(line) for line in (options.out / "log.jsonl").read_text(encoding="utf-8").splitlines()]
