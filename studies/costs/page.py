@@ -66,8 +66,8 @@ def page(found: Mapping[str, Any]) -> str:
             "## Several expert modes",
             "",
             "The same head, at most the linear one's parameters; an expert is a combination of one entry of each mode,",
-            "and the gate has a row for each entry, not for each expert. The paper has tables of such hierarchies; their",
-            "sizes were not at hand, so these are our own.",
+            "and the gate has a row for each entry, not for each expert. The paper has tables of such hierarchies;",
+            "their sizes were not at hand, so these are our own.",
             "",
             *_grids(grids),
             "",
@@ -75,7 +75,7 @@ def page(found: Mapping[str, Any]) -> str:
             "",
             f"Multiply-adds for one input of {found['contraction_experts']} experts with {found['contraction_size']}",
             "inputs and outputs. *Dense tensor first* builds the experts' tensor, its nodes taken from left to right,",
-            "and contracts it. *Best order* builds it too, as cheaply as the planner can. *Fast*, with the gate counted,",
+            "and contracts it. *Best order* builds it too, as cheaply as the planner can. *Fast*, its gate counted,",
             "never builds it: what the layers here run.",
             "",
             *_contraction(found["contraction"]),
@@ -211,7 +211,7 @@ def _time(rows: Sequence[Row]) -> str:
 
 def _forms(rows: Sequence[Row]) -> list[str]:
     lines = [
-        "| layer | rank | parameters | formula | counted | multiply-adds | FLOPs, formula | counted | largest rank |",
+        "| layer | rank | parameters | formula | counted | multiply-adds | FLOPs | counted | largest rank |",
         "|---|---|---|--:|--:|---|--:|--:|--:|",
     ]
     for row in rows:
@@ -239,7 +239,7 @@ def _models(rows: Sequence[Row]) -> list[str]:
 
 def _heads(rows: Sequence[Row]) -> list[str]:
     lines = [
-        "| experts | form | released rule | parameters | largest rank (found) | here | parameters | largest rank | gate |",
+        "| experts | form | released rule | parameters | largest rank (found) | here | parameters | largest | gate |",
         "|--:|---|---|--:|--:|---|--:|--:|--:|",
     ]
     for up, down in zip(rows[::2], rows[1::2], strict=True):
@@ -254,7 +254,7 @@ def _heads(rows: Sequence[Row]) -> list[str]:
 
 def _grids(rows: Sequence[Row]) -> list[str]:
     lines = [
-        "| modes | experts | form | rank | parameters | the gate's | FLOPs | largest rank | independent experts, at most |",
+        "| modes | experts | form | rank | parameters | the gate's | FLOPs | largest rank | independent, at most |",
         "|---|--:|---|---|--:|--:|--:|--:|--:|",
     ]
     for row in rows:
