@@ -20,8 +20,8 @@ from torch import Tensor
 from factorized_moe.interpret.measures.activity import Histogram, Load
 from factorized_moe.interpret.measures.coactivation import Coactivation
 from factorized_moe.interpret.measures.labelling import LabelCounts, LabelSpecialisation
+from factorized_moe.interpret.measures.polysemanticity import Polysemanticity
 from factorized_moe.interpret.measures.ranking import TopSamples
-from factorized_moe.interpret.measures.specialisation import Polysemanticity
 from factorized_moe.interpret.measures.spectra import ExpertSpectra
 from factorized_moe.interpret.report.samples import Patches
 
