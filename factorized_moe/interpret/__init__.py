@@ -33,7 +33,7 @@ from factorized_moe.interpret.measures.labelling import (
 from factorized_moe.interpret.measures.measurement import Measurement
 from factorized_moe.interpret.measures.probing import LabelProbes, probe_labels
 from factorized_moe.interpret.measures.ranking import TopExperts, TopSamples, find_top_experts, find_top_samples
-from factorized_moe.interpret.measures.sampling import ActiveSamples, sample_active, sample_quantiles
+from factorized_moe.interpret.measures.sampling import ActiveSamples, sample_active
 from factorized_moe.interpret.measures.specialisation import (
     Polysemanticity,
     class_accuracy,
@@ -128,7 +128,6 @@ __all__ = [
     "probe_labels",
     "record",
     "sample_active",
-    "sample_quantiles",
     "scale_bond",
     "watch_usage",
 ]
