@@ -102,7 +102,7 @@ def see(problem: str, model: nn.Module, recipe: Recipe, options: Options) -> See
 
 
 def _measured(seen: Seen, layer: str) -> dict[str, Any]:
-    """For each label the bits, those of permuted labels and of gates drawn at random; how many experts share a token."""
+    """For each label the bits, those of permuted labels and of random gates; how many experts share a token."""
     rows, gate = seen.coefficients[layer], seen.gates[layer]
     drawn = list(random_gates(seen.inputs[layer], rows.shape[-1], gate.activation, gate.temperature, GATES))
     found = {}
