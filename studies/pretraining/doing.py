@@ -75,7 +75,7 @@ def experts_section(looks: Looks) -> list[str]:
         "information): mean ± sd over seeds. In parentheses first the null, labels exchanged between whole sequences",
         "or images (positions: within them), then the same for gates whose weights are drawn at random, on what the",
         "trained gates see: like tokens have like inputs, so any division of them says something. A trained",
-        f"gate divides a token among {trained:.1f} experts (2 to the entropy), a random one among {drawn:.1f}.",
+        f"gate divides a token among {trained:.1f} experts (exp of the entropy), a random one among {drawn:.1f}.",
         "",
         *_bits(looks),
         "",
