@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from factorized_moe.fitting.whitening import moment_roots
 
-__all__ = ["MLP", "MeanOutput", "Moments", "Parts", "Plain", "bert_parts", "known_moments", "llama_parts", "low_rank"]
+__all__ = [
+    "MLP", "MeanOutput", "Moments", "Parts", "Plain", "bert_parts", "known_moments", "llama_parts", "low_rank"]
 
 
 @dataclass(frozen=True)

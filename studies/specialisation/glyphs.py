@@ -123,10 +123,7 @@ def draw(sign: str, face: Path, seed: Sequence[int], side: int = SIDE) -> np.nda
     matrix = np.array([[cos, -sin + shear], [sin, cos]]) * scale[:, None]
     offset = side - matrix @ np.array([side, side]) + moved
     canvas = canvas.transform(
-        canvas.size,
-        Image.Transform.AFFINE,
-        (*matrix[0], offset[0], *matrix[1], offset[1]),
-        fillcolor=255,
+        canvas.size, Image.Transform.AFFINE, (*matrix[0], offset[0], *matrix[1], offset[1]), fillcolor=255,
         resample=Image.Resampling.BILINEAR,
     )
     canvas = canvas.filter(ImageFilter.GaussianBlur(float(generator.uniform(0, 1.6)))).resize((side, side))
