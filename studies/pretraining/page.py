@@ -71,8 +71,8 @@ def page(
             "what is a tie or a difference here need not be one there.",
             "",
             "Command: `python -m studies pretraining`, about three quarters of an hour of one thread; on a machine",
-            f"that did much other work its runs took {seconds / 60:.0f} minutes by the clock. A stopped command goes on",
-            "where it was. Runs: [pretraining.jsonl](pretraining.jsonl),",
+            f"that did much other work its runs took {seconds / 60:.0f} minutes by the clock. A stopped command",
+            "goes on where it was. Runs: [pretraining.jsonl](pretraining.jsonl),",
             "[pretraining-experts.jsonl](pretraining-experts.jsonl).",
             "",
         ]

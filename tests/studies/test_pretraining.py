@@ -82,7 +82,7 @@ def made_up(accuracies: dict[str, list[float]]) -> list[dict[str, Any]]:
 def looks(first: float, last: float, drawn: float) -> list[dict[str, Any]]:
     def layer(bits: float) -> dict[str, Any]:
         measured = {"bits": bits, "permuted": 0.01, "permuted_most": 0.02, "random_gate": drawn, "entropy": 3.0}
-        labels = {name: measured for name in ("look", "position", "class")}
+        labels = dict.fromkeys(("look", "position", "class"), measured)
         return {"layer": "blocks.0.channels", "labels": labels, "sharing": {"trained": 7.0, "random_gate": 6.0}}
 
     return [
