@@ -127,7 +127,8 @@ def place(
         mlps[f"{name}.intermediate, {name}.output.dense"] = MLP(mlp.eval(), bert_parts)
     for part, batches in {"train": train, "validation": validation}.items():
         every = [f"encoder.layer.{number}" for number in range(len(model.encoder.layer) // 2, len(model.encoder.layer))]
-        found = kept_rows(cache / f"sentences-{part}", lambda batches=batches: _inputs(model, every, batches))  # type: ignore[misc]
+        count = sum(len(batch["input_ids"]) for batch in batches)
+        found = kept_rows(cache / f"sentences-{part}-{count}", lambda batches=batches: _inputs(model, every, batches))  # type: ignore[misc]
         kept.append([found[every.index(name)] for name in names])
     exact = embed(model, held_out)
 
