@@ -153,7 +153,7 @@ def test_samples_without_a_coefficient_are_left_out_and_negative_ones_are_none()
 @pytest.mark.parametrize("mode", [0, 1, "product"])
 def test_a_recording_has_the_information_of_its_coefficients(sparse: bool, mode: int | str) -> None:
     torch.manual_seed(0)
-    layer = CPMuMoE(6, 3, [5, 4], rank=2, activation="entmax" if sparse else "softmax").eval()
+    layer = CPMuMoE(6, 3, [5, 4], rank=2, gate="entmax" if sparse else "softmax").eval()
     torch.nn.init.normal_(layer.gate.projection.weight, std=3.0)
     x, labels = torch.randn(300, 6), torch.randint(3, (300,))
     with torch.no_grad(), record(layer, class_names=["a", "b", "c"]) as log:
