@@ -41,12 +41,12 @@ class Sizes:
         batch_size: ``B``.
     """
 
-    classes: int = 50
-    train: int = 96
-    test: int = 40
-    tokens: int = 24
-    layers: int = 2
-    epochs: int = 3
+    classes: int = 30
+    train: int = 80
+    test: int = 32
+    tokens: int = 20
+    layers: int = 1
+    epochs: int = 4
     batch_size: int = 64
 
 

@@ -227,7 +227,9 @@ def draw(found: Runs, path: Path) -> None:
                 colour = COLOURS[backbone]
                 axis.plot(sizes, [statistics.fmean(v) for v in values], "o-", ms=3, color=colour, label=backbone)
                 axis.plot(sizes, [statistics.fmean(v) for v in nulls], ":", color=colour, label=f"{backbone}, null")
-                axis.fill_between(sizes, [min(v) for v in values], [max(v) for v in values], color=colour, alpha=0.2, lw=0)
+                axis.fill_between(
+                    sizes, [min(v) for v in values], [max(v) for v in values], color=colour, alpha=0.2, lw=0
+                )
             axis.set_xscale("log", base=2)
             axis.set_xticks(found.experts, [str(n) for n in found.experts])
             axis.minorticks_off()

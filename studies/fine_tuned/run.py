@@ -107,9 +107,7 @@ def _experts(head: nn.Module, rows: Tensor, data: Features) -> dict[str, Any]:
     }
 
 
-def _train(
-    data: Features, sizes: Sizes, backbone: Backbone, head: nn.Module, seed: int, trained: bool
-) -> list[float]:
+def _train(data: Features, sizes: Sizes, backbone: Backbone, head: nn.Module, seed: int, trained: bool) -> list[float]:
     """Train the head, and the backbone too if it is asked for; the same batches for every run of a seed."""
     generator = torch.Generator().manual_seed(seed)
     known = None if trained else data.scaled(embedded(backbone, data.train))

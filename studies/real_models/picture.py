@@ -41,7 +41,9 @@ def draw(found: Sequence[Curve], path: Path) -> None:
     places = list(dict.fromkeys(curve.place for curve in shown))
     settings = {"svg.hashsalt": "factorized-moe", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
     with pyplot.rc_context(settings):
-        figure, axes = pyplot.subplots(1, len(places), figsize=(3.4 * len(places), 3.6), layout="constrained", squeeze=False)
+        figure, axes = pyplot.subplots(
+            1, len(places), figsize=(3.4 * len(places), 3.6), layout="constrained", squeeze=False
+        )
         names: dict[str, object] = {}
         for axis, place in zip(axes[0], places, strict=True):
             axis.axhline(FAIR, color="#999999", linewidth=0.8, linestyle=":")

@@ -157,7 +157,9 @@ def _whitening(place: str, half: Sequence[Curve]) -> list[str]:
         assert a is not None
         assert b is not None
         parts.append(f"{_percent(a.mean)} against {_percent(b.mean)} after {a.tokens:,.0f} tokens")
-    return [f"{place}: CP whitened on both sides against CP from the weights alone: {', '.join(parts)}."] if parts else []
+    return (
+        [f"{place}: CP whitened on both sides against CP from the weights alone: {', '.join(parts)}."] if parts else []
+    )
 
 
 def _whole(place: str, found: Sequence[Curve]) -> list[str]:
@@ -219,7 +221,10 @@ def _budgets(known: Mapping[str, Reference], found: Sequence[Curve]) -> list[str
     starts = {
         (curve.form.kind, curve.form.fraction): curve
         for curve in found
-        if curve.place == MIDDLE and curve.form.start == "whitened" and curve.at(0) is not None and curve.loss == "layers"
+        if curve.place == MIDDLE
+        and curve.form.start == "whitened"
+        and curve.at(0) is not None
+        and curve.loss == "layers"
     }
     fractions = sorted({fraction for kind, fraction in starts if kind != "dense"}, reverse=True)
     kinds = [kind for kind in NAMES if any(one == kind for one, _ in starts) and kind != "dense"]

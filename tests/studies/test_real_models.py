@@ -6,7 +6,6 @@ import json
 import subprocess
 import zipfile
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -253,7 +252,9 @@ def test_rows_come_in_a_new_order_each_pass() -> None:
 # -- the curves and the page
 
 
-def entry(kind: str, steps: int, harm: float, *, seed: int = 0, start: str = "whitened", place: str = plan.MIDDLE) -> Any:
+def entry(
+    kind: str, steps: int, harm: float, *, seed: int = 0, start: str = "whitened", place: str = plan.MIDDLE
+) -> Any:
     form = Form(kind, 16 if kind == "cp" else 0, 0.5, start)
     result = {
         "share": 0.5,
@@ -297,7 +298,9 @@ def test_what_a_curve_is_called(harms: tuple[float, ...], fair: int | None, chan
 
 
 def test_a_form_is_fair_only_in_every_seed() -> None:
-    (found,) = curves.curves([*FIXED, *curve(0.5, 0.05), *curve(0.5, 0.2, seed=1), *curve(0.0, 0.0, seed=plan.RATE_SEED)])
+    (found,) = curves.curves(
+        [*FIXED, *curve(0.5, 0.05), *curve(0.5, 0.2, seed=1), *curve(0.0, 0.0, seed=plan.RATE_SEED)]
+    )
     assert found.fair_from is None
     assert found.points[1].mean == pytest.approx(0.875)
 
@@ -307,7 +310,12 @@ def page_of(entries: Sequence[Any]) -> str:
 
 
 def test_verdicts_follow_from_the_figures() -> None:
-    runs = [*FIXED, *curve(0.05, 0.05, 0.05), *curve(0.6, 0.3, 0.15, start="weights"), *curve(0.2, 0.18, 0.12, kind="narrow")]
+    runs = [
+        *FIXED,
+        *curve(0.05, 0.05, 0.05),
+        *curve(0.6, 0.3, 0.15, start="weights"),
+        *curve(0.2, 0.18, 0.12, kind="narrow"),
+    ]
     page = page_of([*runs, *curve(0.04, 0.04, 0.06, kind="low-rank")])
     assert "Fair before any training, whitened: CP; low rank, no experts (2 of 3 forms)." in page
     assert "Not fair at the most tokens tried (tokens, made good): CP from the weights alone (32,768, 85.0%);" in page
@@ -325,7 +333,9 @@ def test_page_has_every_figure(tmp_path: Path) -> None:
     runs = [*FIXED, *curve(0.5, 0.25, 0.1), *curve(0.5, 0.2, 0.1, seed=1), *curve(0.3, 0.3, 0.3, kind="narrow")]
     report.write(runs, tmp_path, "python -m studies real_models")
     page = (tmp_path / "real-models.md").read_text(encoding="utf-8")
-    assert "| CP | 50.0% | 50.0% [50.0%, 50.0%] | 77.5% [75.0%, 80.0%] | 90.0% [90.0%, 90.0%] | 32,768 | rises |" in page
+    assert (
+        "| CP | 50.0% | 50.0% [50.0%, 50.0%] | 77.5% [75.0%, 80.0%] | 90.0% [90.0%, 90.0%] | 32,768 | rises |" in page
+    )
     assert "| narrower MLP | 50.0% | 70.0% | 70.0% | 70.0% | not yet | level |" in page
     assert f"{len(runs)} runs, {len(runs)} minutes" in page
     for table in page.split("\n\n"):
@@ -444,7 +454,11 @@ def test_failed_download_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_real_models() -> None:
     """A form of each real model, for a few steps: `pytest -m models`."""
     effort = plan.Effort(
-        train_sentences=64, validation_sentences=16, held_out_sentences=16, train_windows=2, validation_windows=1,
+        train_sentences=64,
+        validation_sentences=16,
+        held_out_sentences=16,
+        train_windows=2,
+        validation_windows=1,
         held_out_windows=1,
     )
     for name, make in command.places(effort).items():
