@@ -81,19 +81,22 @@ def page(entries: Entries, command: str, sizes: Sizes, facts: Mapping[str, str])
     lines = [
         "# Experts on a backbone that is trained with them",
         "",
-        "The study of specialisation puts heads of experts on frozen features. Here the last layers of a pretrained sentence",
+        "The study of specialisation puts heads of experts on frozen features. Here the last layers of a "
+        "pretrained sentence",
         "encoder are trained together with the head: do the experts come to do the same?",
         "",
         *[f"- {sentence}" for sentence in _verdicts(found, sizes)],
         "",
         f"![Three measures against the number of experts, frozen and trained]({FIGURE})",
         "",
-        "| backbone | experts | seeds | test accuracy | training accuracy | polysemanticity | null | all experts, dead as 1 | "
+        "| backbone | experts | seeds | test accuracy | training accuracy | polysemanticity | null | all experts, "
+        "dead as 1 | "
         "concentration | null | information | null | with an effect | used by a text |",
         "|---|---:|---:|" + "---:|" * 11,
         *(_row(found, b, n) for n in (*found.experts, 0) for b in BACKBONES if found.seeds(b, n)),
         "",
-        "Means over seeds and, in brackets, the smallest and the largest. Information is that between expert and class, in "
+        "Means over seeds and, in brackets, the smallest and the largest. Information is that between expert and "
+        "class, in "
         "bits.",
         "",
         *_how(entries, command, sizes, facts),
@@ -106,7 +109,8 @@ def _row(found: Runs, backbone: str, experts: int) -> str:
         return _spread(found.values(backbone, experts, measure, which), digits)
 
     name = f"{experts:,}" if experts else "linear head"
-    head = f"| {backbone} | {name} | {len(found.seeds(backbone, experts))} | {cell('test accuracy')} | {cell('train accuracy')} | "
+    accuracies = f"{cell('test accuracy')} | {cell('train accuracy')}"
+    head = f"| {backbone} | {name} | {len(found.seeds(backbone, experts))} | {accuracies} | "
     if not experts:
         return head + " | " * 8 + " |"
     parts = []
@@ -163,7 +167,8 @@ def _verdicts(found: Runs, sizes: Sizes) -> list[str]:
     sentences.append(f"*Accuracy*, experts less a linear head, both on a trained backbone: {'; '.join(parts)}.")
     moved = [found.of("trained", n, s, "moved") for n in (*found.experts, 0) for s in found.seeds("trained", n)]
     sentences.append(
-        f"Training moved the features by {min(moved):.2f} to {max(moved):.2f} of their distance from their mean: what is "
+        f"Training moved the features by {min(moved):.2f} to {max(moved):.2f} of their distance from their mean: "
+        "what is "
         "found holds for that much."
     )
     return sentences
@@ -192,17 +197,22 @@ def _how(entries: Entries, command: str, sizes: Sizes, facts: Mapping[str, str])
     return [
         "## How it was measured",
         "",
-        f"Written by `{command}` from [fine-tuned.jsonl](fine-tuned.jsonl): do not edit. {len(entries)} runs, {minutes:.0f} "
+        f"Written by `{command}` from [fine-tuned.jsonl](fine-tuned.jsonl): do not edit. {len(entries)} runs, "
+        f"{minutes:.0f} "
         "minutes of one thread on a machine that did other work beside; a stopped command goes on where it was.",
         "",
-        f"- Texts: noun glosses of WordNet (WordNet 3.0 licence), to be sorted by the concept above them: the {sizes.classes} "
+        f"- Texts: noun glosses of WordNet (WordNet 3.0 licence), to be sorted by the concept above them: the "
+        f"{sizes.classes} "
         f"concepts with the most glosses, {sizes.train} to train on and {sizes.test} to measure on for each, the first "
         f"{sizes.tokens} tokens.",
-        f"- Backbone: all-MiniLM-L6-v2 (Apache-2.0), the mean over tokens, standardised. *Trained*: its last {sizes.layers} of six "
-        f"layers are trained with the head, the others are not. *Frozen*: the head alone. {sizes.epochs} epochs of batches "
+        f"- Backbone: all-MiniLM-L6-v2 (Apache-2.0), the mean over tokens, standardised. *Trained*: its last "
+        f"{sizes.layers} of six "
+        f"layers are trained with the head, the others are not. *Frozen*: the head alone. {sizes.epochs} epochs of "
+        "batches "
         f"of {sizes.batch_size} both, the same ones for every run of a seed. {facts['training']}",
         f"- Heads: {facts['heads']}",
-        "- Polysemanticity, concentration and their null: `factorized_moe.interpret.Polysemanticity`, over the experts with an "
+        "- Polysemanticity, concentration and their null: `factorized_moe.interpret.Polysemanticity`, over the "
+        "experts with an "
         "effect; the null draws the texts that an expert's removal loses at random. *Dead as 1* counts experts without "
         "effect as 1. Information: `LabelInformation`, its null with labels shuffled.",
         "- The images of the DINOv2-shaped ViT were not trained on; nothing is claimed of images here.",

@@ -30,7 +30,8 @@ RANK = 128
 HEAD_RATE, BACKBONE_RATE, WEIGHT_DECAY, WARM_UP = 3e-3, 1e-4, 0.01, 0.05
 
 FACTS = {
-    "training": f"AdamW, learning rates {HEAD_RATE:g} (head) and {BACKBONE_RATE:g} (backbone), weight decay {WEIGHT_DECAY:g}, "
+    "training": f"AdamW, learning rates {HEAD_RATE:g} (head) and {BACKBONE_RATE:g} (backbone), weight decay "
+    f"{WEIGHT_DECAY:g}, "
     "a warm-up and a cosine, gradients clipped to 1; none of these was tuned.",
     "heads": f"CP of rank {RANK} with the library's defaults (entmax-1.5), and a linear head.",
 }

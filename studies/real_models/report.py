@@ -29,8 +29,8 @@ FIGURE = "real-models.svg"
 INTRODUCTION = f"""\
 # Real models
 
-MLPs of a pretrained model become blocks of {EXPERTS} experts, or something else of as many parameters; the rest of the model
-stays as it is. How much is lost, and what does distillation on how many tokens give back? A form is called *fair* if it
+MLPs of a pretrained model become blocks of {EXPERTS} experts, or something else of as many parameters; the rest of the
+model stays as it is. How much is lost, and what does distillation on how many tokens give back? A form is called *fair* if it
 makes good {FAIR:.0%} of what leaving the MLPs out costs, in every seed.
 
 """
@@ -174,7 +174,8 @@ def _whole(place: str, found: Sequence[Curve]) -> list[str]:
             if other is not None:
                 sentences.append(
                     f"{place}: {NAMES[curve.form.kind]} trained through the whole model, all below and between frozen, "
-                    f"makes good {_percent(point.mean)} after {point.steps} steps, layer by layer {_percent(other.mean)}."
+                    f"makes good {_percent(point.mean)} after {point.steps} steps, layer by layer "
+                    f"{_percent(other.mean)}."
                 )
     return sentences
 
@@ -260,29 +261,39 @@ def _how(entries: Sequence[Mapping[str, Any]], command: str) -> list[str]:
         f"{minutes:.0f} minutes of one thread on a machine that did other work beside; a stopped command goes on where "
         "it was.",
         "",
-        f"- *Made good*: the share of the harm of an ablation that is undone. Fair is {FAIR:.0%} or more in every seed and "
+        f"- *Made good*: the share of the harm of an ablation that is undone. Fair is {FAIR:.0%} or more in every "
+        "seed and "
         "at every greater length. Brackets hold the smallest and the largest of the seeds; without them there is one "
         f"seed. Seeds: {', '.join(map(str, sorted(seeds)))}.",
         f"- *At the end*: a curve *rises* if the last four times as many tokens leave at most {STILL:.0%} of what was "
         "missing to 100%: what more would do is then unknown, and nothing is claimed of it. *Falls* is the same "
         "backwards, *level* is between, *unknown* where two lengths of training are not there.",
-        f"- Forms: {EXPERTS} experts of CP, tensor ring or Tucker, gate counted; *low rank*, every matrix a product of two, "
+        f"- Forms: {EXPERTS} experts of CP, tensor ring or Tucker, gate counted; *low rank*, every matrix a "
+        "product of two, "
         "a truncated singular value decomposition; *narrower MLP*, the hidden features that contribute most, with the "
-        "last matrix fitted anew; *dense MLP from random weights*, of the original's shape: what this distillation does "
+        "last matrix fitted anew; *dense MLP from random weights*, of the original's shape: what this "
+        "distillation does "
         "to an MLP that could be exact.",
         "- *Whitened*: matrices are brought to the rank that the experts' mean can have with the second moments of the "
-        "layer's inputs and of the MLP's sensitivity to its outputs, then upcycled. The controls are fitted to the same "
+        "layer's inputs and of the MLP's sensitivity to its outputs, then upcycled. The controls are fitted to "
+        "the same "
         "moments. *From the weights alone* is what `upcycle` does without moments.",
-        f"- Each length is a run of its own, whose learning rate falls to zero at its end: AdamW, {FULL.batch_size} tokens a "
-        f"step, `factorized_moe.surgery.distill`, layer by layer. Learning rates, of {', '.join(f'{r:g}' for r in RATES)}: "
-        f"the best after {RATE_STEPS} steps by the error on validation text, in the encoder's middle layer with a seed of its "
+        f"- Each length is a run of its own, whose learning rate falls to zero at its end: AdamW, "
+        f"{FULL.batch_size} tokens a "
+        f"step, `factorized_moe.surgery.distill`, layer by layer. Learning rates, of "
+        f"{', '.join(f'{r:g}' for r in RATES)}: "
+        f"the best after {RATE_STEPS} steps by the error on validation text, in the encoder's middle layer with a "
+        "seed of its "
         f"own ({rates}). Tensor rings and Tucker take CP's; other places and lengths take the same, which may be too "
         "fast or slow for them.",
-        f"- The encoder is all-MiniLM-L6-v2 (Apache-2.0): distilled on {FULL.train_sentences:,} noun glosses of WordNet "
-        f"(WordNet 3.0 licence), measured on {FULL.held_out_sentences} others. Its last three of six layers are what is replaced "
+        f"- The encoder is all-MiniLM-L6-v2 (Apache-2.0): distilled on {FULL.train_sentences:,} noun glosses of "
+        "WordNet "
+        f"(WordNet 3.0 licence), measured on {FULL.held_out_sentences} others. Its last three of six layers are "
+        "what is replaced "
         "at once. The language model is SmolLM2-135M-Instruct, 4-bit weights dequantised (Apache-2.0): distilled on "
         f"{FULL.window * FULL.train_windows:,} tokens of the topics of Python's `help()` (PSF Licence), measured on "
-        f"{FULL.window * FULL.held_out_windows:,} of other topics. More tokens than there are in the text are several passes.",
+        f"{FULL.window * FULL.held_out_windows:,} of other topics. More tokens than there are in the text are "
+        "several passes.",
         f"- Machine: {'; '.join(sorted(machines))}.",
         "",
     ]

@@ -85,7 +85,7 @@ def test_gradients_are_finite_where_a_feature_hardly_varies() -> None:
     given.encoder.layer[-1].output.LayerNorm.weight.data[3] = 0.0  # a constant feature
     data = prepare(given, Letters(), TEXTS, SIZES)
     found = run.measure_run(data, SIZES, {"backbone": "trained", "experts": 0, "seed": 0})
-    assert found["train accuracy"] > 0.6
+    assert found["train accuracy"] > 0.5  # chance is a third
     assert found["moved"] > 1e-3
 
 
