@@ -5,7 +5,7 @@ Legend: ``n`` training samples, ``m`` test samples, ``D`` features, ``C`` classe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path

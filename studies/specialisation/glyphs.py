@@ -22,7 +22,7 @@ from torch import Tensor
 
 from studies.real_models.sources import Source, unpack
 
-__all__ = ["FACES", "NUMBER", "characters", "draw", "features", "find_faces", "faces_of"]
+__all__ = ["FACES", "NUMBER", "characters", "draw", "faces_of", "features", "find_faces"]
 
 HERE = Path(__file__).parent
 READER = Source("PP-OCRv4, recognition", "rapidocr_onnxruntime", "rapidocr_onnxruntime/models", "Apache-2.0")
