@@ -5,7 +5,7 @@ Legend: ``n`` training samples, ``m`` test samples, ``D`` features, ``C`` classe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -124,8 +124,8 @@ def _coarse(folder: Path, groups: int) -> Data:
     return replace(fine, train_labels=group[fine.train_labels], test_labels=group[fine.test_labels], class_names=names)
 
 
-def _glyphs(folder: Path) -> Data:
-    found = glyphs.features(folder)
+def _glyphs(folder: Path, name: str, distortion: glyphs.Distortion) -> Data:
+    found = glyphs.features(folder, name, distortion)
     train, test = _standardised(found["train"], found["test"])
     _, _, directions = torch.pca_lowrank(train, q=192, niter=4)
     train, test = _standardised(train @ directions, test @ directions)
@@ -150,10 +150,11 @@ def made_up(classes: int = 6, features: int = 12, samples: int = 20) -> Data:
 
 DATA: dict[str, Callable[[Path], Data]] = {
     "wn252": cache(lambda folder: _glosses(folder, CAP)),
-    "gl": cache(_glyphs),
+    "gl": cache(lambda folder: _glyphs(folder, "glyphs", glyphs.POOR)),
     "fm": cache(_fashion),
     "wn50": cache(lambda folder: _coarse(folder, 50)),
     "wn10": cache(lambda folder: _coarse(folder, 10)),
+    "gl clean": cache(lambda folder: _glyphs(folder, "glyphs-clean", glyphs.CLEAN)),
     "wn252 all": cache(lambda folder: _glosses(folder, None)),
 }
 """The data by name, from the folder where downloads are kept."""
