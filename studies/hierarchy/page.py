@@ -251,7 +251,8 @@ def page(runs: Sequence[Mapping[str, Any]]) -> str:
             "  is what the mode's dependence on the input is worth to the trained model. *All idle* is all modes.",
             "- *In use*: the share of a mode's experts whose coefficient varies with the input (`measure_usage`).",
             "- *Frozen* is the control: the last mode's gate stays uniform throughout training.",
-            "- *Equal parameters*: as many as the dense form, by `Budget`; a smaller gate leaves more to the rank.",
+            "- *Equal parameters*: at most as many as the dense form, by `Budget`; of the Mixer's MLPs at least 94%, as a",
+            "  step of a ring's rank is large. A smaller gate leaves more to the rank.",
             "  A tensor ring's bonds beside expert modes are 4, as in the paper. Of 4,096 experts in one mode the gate",
             "  alone is larger than the dense form. *Rank 128* grids have that CP rank, or 32 between input and output",
             "  of a tensor ring, and as many parameters as it takes; *two maps* is a linear head of two matrices with",
@@ -268,7 +269,7 @@ def page(runs: Sequence[Mapping[str, Any]]) -> str:
             "and held-out samples are the same for all seeds, so `±` says nothing about other samples.",
             "",
             f"Command: `python -m studies hierarchy`; its {len(runs)} runs took {seconds / 60:.0f} minutes, one thread",
-            "each, on a machine that did other work too, after minutes for the glosses' embeddings. A stopped command",
+            "each, on a machine that did other work, after minutes for the glosses' embeddings. A stopped command",
             "goes on where it was. Runs: "
             + ", ".join(f"[hierarchy-{name}.jsonl](hierarchy-{name}.jsonl)" for name in found)
             + ".",
@@ -308,8 +309,8 @@ def _table(found: Found, problem: str) -> list[str]:
             idle = f"{statistics.fmean(r['accuracy'] - r['constant'] for r in seeds):.3f}"
         lines.append(
             f"| {_label(problem, contender)} | {' x '.join(map(str, contender.expert_dims))} "
-            f"| {seeds[0]['parameters']:,} | {statistics.fmean(values):.3f} ({spread}n {len(values)}) | {less} | {used} "
-            f"| {lost} | {idle} "
+            f"| {seeds[0]['parameters']:,} | {statistics.fmean(values):.3f} ({spread}n {len(values)}) | {less} "
+            f"| {used} | {lost} | {idle} "
             f"| {seeds[0]['learning_rate']:g} |"
         )
     return [*lines, ""]

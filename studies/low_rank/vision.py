@@ -19,13 +19,14 @@ HEADS, SIDE, PATCH = 6, 518, 14
 MEANS, SPREADS = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def load(folder: Path) -> Any:
+def load(folder: Path, side: int = SIDE) -> Any:
     """The backbone as transformers' `Dinov2Model`, in evaluation mode.
 
     A matrix that the file multiplies by has no name there: it is the weight of the bias that is added next.
 
     Args:
         folder: What `studies.real_models.sources.unpack` gives.
+        side: Pixels of a side of the images whose patches have positions.
 
     Raises:
         RuntimeError: If a parameter is missing.
@@ -54,7 +55,7 @@ def load(folder: Path) -> Any:
     layers = 1 + max(int(name.split(".")[2]) for name in state if name.startswith("encoder.layer."))
     width = state["layernorm.weight"].numel()
     config = Dinov2Config(
-        hidden_size=width, num_hidden_layers=layers, num_attention_heads=HEADS, image_size=SIDE, patch_size=PATCH
+        hidden_size=width, num_hidden_layers=layers, num_attention_heads=HEADS, image_size=side, patch_size=PATCH
     )
     model, report = Dinov2Model.from_pretrained(  # gives older names of parameters their new ones
         None, config=config, state_dict=state, output_loading_info=True

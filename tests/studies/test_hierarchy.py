@@ -7,6 +7,7 @@ import torch
 
 from factorized_moe import MuMoE
 from studies.common.images import FASHION_MNIST
+from studies.common.runs import read
 from studies.hierarchy.contenders import CONTENDERS, DENSE, TWO_MAPS, Contender, GridForm, freeze_mode, rated_by
 from studies.hierarchy.page import page, picture
 from studies.hierarchy.run import main, use_of_modes
@@ -24,15 +25,16 @@ def test_quick_form_runs_and_resumes(
     assert capsys.readouterr().out.count(" s)") == len(few)
     main(["--quick", "--out", str(tmp_path), "--only", "mixer"])
     assert capsys.readouterr().out == ""
-    text = (tmp_path / "hierarchy.md").read_text()
-    assert "without that mode the accuracy changes by at most 0.0000" in text
+    frozen = read(tmp_path / "hierarchy-mixer.jsonl")[-1]["result"]
+    assert frozen["modes"][-1]["without"] == frozen["accuracy"]
+    assert "# One to four expert modes" in (tmp_path / "hierarchy.md").read_text()
     assert (tmp_path / "hierarchy.svg").read_text().count("<svg") == 1
 
 
 @pytest.mark.parametrize("contender", [c for c in CONTENDERS["mixer"] if c.expert_dims and not c.frozen])
 def test_grids_of_the_mixer_have_as_many_parameters_as_the_dense_one(contender: Contender) -> None:
     dense, mine = (sum(p.numel() for p in GridForm.of(c).mlp(64, 256).parameters()) for c in (DENSE, contender))
-    assert 0.95 * dense <= mine <= dense
+    assert 0.94 * dense <= mine <= dense  # a step of a ring's rank is large
 
 
 def test_heads_of_one_rank_and_two_maps() -> None:
