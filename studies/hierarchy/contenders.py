@@ -20,6 +20,7 @@ from studies.common.problems import Form, Size
 __all__ = [
     "CONTENDERS",
     "DENSE",
+    "LARGEST",
     "MILLION",
     "PROBLEM_SIZES",
     "QUICK_SIZES",

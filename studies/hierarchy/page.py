@@ -9,7 +9,7 @@ from math import prod
 from typing import Any
 
 from studies.common.paired import Difference, paired
-from studies.hierarchy.contenders import CONTENDERS, DENSE, MILLION, PROBLEM_SIZES, TWO_MAPS, Contender
+from studies.hierarchy.contenders import CONTENDERS, DENSE, LARGEST, MILLION, PROBLEM_SIZES, TWO_MAPS, Contender
 
 __all__ = ["page", "picture"]
 
@@ -135,14 +135,10 @@ def _use(found: Found) -> list[str]:
         frozen = [contender for contender in found[problem] if contender.frozen]
         if frozen:
             read = max(abs(loss) for c in frozen for loss in _losses(found[problem][c])[-1])
-            parts = []
-            for contender in frozen:
-                learned = Contender(contender.form, contender.expert_dims)
-                if (difference := _less(found, problem, learned, contender)) is not None:
-                    parts.append(f"{_name(learned)} {difference} ({_word(difference)})")
+            parts = [f"{_name(grid)} {d} ({_word(d)})" for grid, d in _learned(found, problem)]
             lines.append(
                 f"  Control, the last mode's gate kept uniform: without that mode the accuracy changes by at most "
-                f"{read:.4f}. What learning that mode brings: {'; '.join(parts)}."
+                f"{read:.4f}. What learning that mode brings: {'; '.join(parts) or 'not run'}."
             )
     return lines
 
@@ -163,6 +159,12 @@ def _million(found: Found) -> list[str]:
         if parts:
             what = f"**{TITLES[problem]}, a million experts**, accuracy less that of the {DENSE_NAMES[problem]}"
             lines.append(f"- {what}: {'; '.join(parts)}.")
+            largest = Contender("cp", LARGEST[0], budget=False)
+            if (difference := _less(found, problem, largest, TWO_MAPS)) is not None:
+                lines.append(
+                    f"  {_name(largest)} less a linear head of two maps with as many parameters: {difference} "
+                    f"({_word(difference)})."
+                )
     return lines
 
 
@@ -194,7 +196,24 @@ def _claim(found: Found) -> list[str]:
     used = sum(map(_matters, modes))
     word = _reproduced(used, len(modes))
     lines.append(f"- Every mode is used: **{word}**; {used} of {len(modes)} modes cost accuracy when they are idle.")
+    learned = [d for problem in found for _, d in _learned(found, problem)]
+    helps = sum(_word(difference) == "better" for difference in learned)
+    if learned:
+        lines.append(
+            "- Used is not useful: against the same grid whose last mode's gate stays uniform from the start of "
+            f"training, the learned mode is better in {helps} of {len(learned)} comparisons (no claim of the paper)."
+        )
     return lines
+
+
+def _learned(found: Found, problem: str) -> list[tuple[Contender, Difference]]:
+    """Each grid less the same with a frozen mode."""
+    pairs = []
+    for contender in found[problem]:
+        learned = Contender(contender.form, contender.expert_dims)
+        if contender.frozen and (difference := _less(found, problem, learned, contender)) is not None:
+            pairs.append((learned, difference))
+    return pairs
 
 
 def _judged(what: str, differences: Sequence[Difference]) -> str:
@@ -251,8 +270,8 @@ def page(runs: Sequence[Mapping[str, Any]]) -> str:
             "  is what the mode's dependence on the input is worth to the trained model. *All idle* is all modes.",
             "- *In use*: the share of a mode's experts whose coefficient varies with the input (`measure_usage`).",
             "- *Frozen* is the control: the last mode's gate stays uniform throughout training.",
-            "- *Equal parameters*: at most as many as the dense form, by `Budget`; of the Mixer's MLPs at least 94%, as a",
-            "  step of a ring's rank is large. A smaller gate leaves more to the rank.",
+            "- *Equal parameters*: at most as many as the dense form, by `Budget`; of the Mixer's MLPs at least 94%,",
+            "  for a step of a ring's rank is large. A smaller gate leaves more to the rank.",
             "  A tensor ring's bonds beside expert modes are 4, as in the paper. Of 4,096 experts in one mode the gate",
             "  alone is larger than the dense form. *Rank 128* grids have that CP rank, or 32 between input and output",
             "  of a tensor ring, and as many parameters as it takes; *two maps* is a linear head of two matrices with",

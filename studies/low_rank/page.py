@@ -11,7 +11,7 @@ from typing import Any
 
 __all__ = ["BARELY", "page", "picture"]
 
-METHODS = {"singular": "singular vectors", "activations": "chosen by inputs", "random": "random subspace"}
+METHODS = {"singular": "singular vectors", "activations": "what inputs need", "random": "random subspace"}
 COLOURS = {"singular": "#1f77b4", "activations": "#d95f02", "random": "#777777"}
 BARELY = {"accuracy": 0.01, "loss": 0.05, "cosine": 0.01}
 """What *barely hurts* means: at most so much worse. 0.05 nats are 5% of the perplexity."""
@@ -137,6 +137,8 @@ def _claim(found: Found) -> str:
 def _others(found: Found) -> str:
     """Whether it holds for pretrained models."""
     given = [name for name in TITLES if name != "mixer" and (name, "singular") in found]
+    if not given:
+        return "Pretrained models: not run."
     first = {name: next(iter(TITLES[name].measures)) for name in given}
     words = []
     for method in ("singular", "activations"):
@@ -144,8 +146,8 @@ def _others(found: Found) -> str:
             n for n in given if (n, method) in found and _harm(found[n, method], HALF, first[n]) <= BARELY[first[n]]
         ]
         listed = f" ({', '.join(TITLES[name].name for name in fine)})" if fine else ""
-        words.append(f"{len(fine)} of {len(given)} by {METHODS[method]}{listed}")
-    return f"Of pretrained models half of the rank barely hurts {', and '.join(words)}."
+        words.append(f"{len(fine)} of {len(given)} when chosen by {METHODS[method]}{listed}")
+    return f"Of pretrained models, half of the rank barely hurts {', and '.join(words)}."
 
 
 def _upcycling(found: Found) -> list[str]:
@@ -186,7 +188,7 @@ def page(runs: Sequence[Mapping[str, Any]]) -> str:
             "![Quality against the share of the rank that is kept, for three ways to choose it](low-rank.svg)",
             "",
             "- *Singular vectors*: the largest of each weight, as the paper does.",
-            "- *Chosen by inputs*: the rank that changes the layer's outputs least, on inputs that are not measured on",
+            "- *What inputs need*: the rank that changes the layer's outputs least, on inputs that are not measured on",
             "  (the library's whitening, `input_covariance=`). A control: the same rank, better chosen.",
             "- *Random subspace*: an orthonormal one of the same rank on the smaller side of each weight. The null:",
             "  what a rank is worth if it is not chosen.",
@@ -221,8 +223,8 @@ def page(runs: Sequence[Mapping[str, Any]]) -> str:
 UPCYCLING = (
     "The matrix of an expert in CP form has at most the layer's rank `R`, in a tensor ring at most `r3` times the",
     "smaller of the bonds beside it. [Upcycling](../how-to/pretrained-models.md) starts all experts from the best",
-    "matrix of that rank, so before any training a layer is no better than these curves, and with `input_covariance=`",
-    "as good as the curve *chosen by inputs*. A rank that hurts here has to be made good by",
+    "matrix of that rank: a model in which every layer is replaced has these curves before any training, and with",
+    "`input_covariance=` those of *what inputs need*. A rank that hurts here has to be made good by",
     "[distillation](../how-to/distil.md), as in [real models](real-models.md). And low rank saves nothing by itself:",
     "two factors of half the rank of a square matrix have as many parameters as the matrix.",
 )

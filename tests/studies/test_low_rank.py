@@ -186,10 +186,10 @@ def test_verdicts_come_from_the_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     fine, poor = page(_runs(0.005, 0.001)), page(_runs(0.3, 0.001))
     assert "**Reproduced on a small Mixer**" in fine
     assert "0 of 1" not in fine
-    assert "1 of 1 by singular vectors (SmolLM2-135M)" in fine
-    assert "Least share that barely hurts: 10% by singular vectors, 10% by chosen by inputs" in fine
+    assert "1 of 1 when chosen by singular vectors (SmolLM2-135M)" in fine
+    assert "Least share that barely hurts: 10% by singular vectors, 10% by what inputs need" in fine
     assert "**Not reproduced on a small Mixer**" in poor
-    assert "0 of 1 by singular vectors" in poor
-    assert "1 of 1 by chosen by inputs" in poor
+    assert "0 of 1 when chosen by singular vectors" in poor
+    assert "1 of 1 when chosen by what inputs need" in poor
     assert "Least share that barely hurts: 75% by singular vectors" in poor
     assert picture(_runs(0.3, 0.001)).startswith(b"<?xml")
