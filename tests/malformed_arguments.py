@@ -36,6 +36,7 @@ from factorized_moe.interpret import (
     Recording,
     Scale,
     Swap,
+    balancing_weights,
     class_accuracy,
     compare_duplicates,
     count_labels,
@@ -56,7 +57,6 @@ from factorized_moe.interpret import (
     open_recording,
     record,
     sample_active,
-    sample_quantiles,
 )
 from factorized_moe.interpret.report import ReportData, load_run
 from factorized_moe.parallel import Machine, shard, shards_of
@@ -307,11 +307,6 @@ def calls() -> dict[str, Call]:
             {"recording": recording},
             {**of, "k": "count", "seed": "seed", "threshold": "threshold"},
         ),
-        "sample_quantiles": (
-            sample_quantiles,
-            {"recording": recording},
-            {**of, "k": "count", "seed": "seed", "threshold": "threshold"},
-        ),
         "find_top_experts": (find_top_experts, {"recording": recording}, {**of, "k": "count"}),
         "compare_duplicates": (compare_duplicates, {"recording": recording}, of),
         "from_recording": (
@@ -338,6 +333,11 @@ def calls() -> dict[str, Call]:
             measure_groups,
             {"labels": labels, "predictions": labels, "groups": torch.tensor([0, 0, 1, 1])},
             {"labels": "binary", "predictions": "binary", "groups": "binary"},
+        ),
+        "balancing_weights": (
+            balancing_weights,
+            {"labels": torch.tensor([0, 1, 0, 1]), "groups": torch.tensor([0, 0, 1, 1])},
+            {"labels": "binary", "groups": "binary"},
         ),
         "measure_spectra": (measure_spectra, {"experts": tensor}, {"experts": "module"}),
         "measure_similarity": (measure_similarity, {"experts": tensor}, {"experts": "module"}),

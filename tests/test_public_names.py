@@ -17,6 +17,8 @@ REASONS = {
     "Annotations": "what a `Chunk` holds beside coefficients",
     "LabelSet": "what `Recording.label_set` gives and `with_labels` takes",
     "Usage": "what `UsageWatcher.usage` holds",
+    "PolysemanticitySummary": "what `Polysemanticity.summary` gives",
+    "BesideNull": "a figure of `LabelInformation` and `PolysemanticitySummary`",
     "ModeUsage": "what a `Usage` holds of each mode",
     "ExpertThreshold": "an intervention, the paper's correction",
     "MuMoEDelta": "what stands in a model where `replace` keeps the base",

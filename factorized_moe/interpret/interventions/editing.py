@@ -26,10 +26,12 @@ class ExpertThreshold:
     form of it, and that the paper's own is the same to the letter has not been confirmed. It is one `Bias` for each
     expert: ``strength * abar[n]`` on output ``o``.
 
-    Its baseline, a *blind* threshold, adds the same to ``y_o`` of every sample.
+    Its baseline, a *blind* threshold, adds the same to ``y_o`` of every sample. The *excess* rule counts only what
+    sets the group apart: ``abar`` less the mean over everyone, 0 where that is negative. So experts that everybody uses
+    shift nobody.
 
     Attributes:
-        mean_coefficients: ``abar``, ``(N,)``.
+        mean_coefficients: ``abar``, ``(N,)``; of the excess rule, its excess over everyone's mean.
         output: The output that is shifted, ``o``.
 
     Examples:
@@ -39,28 +41,41 @@ class ExpertThreshold:
         tensor([0.7500, 0.2500, 0.0000])
         >>> rule.affinity(torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]))  # how much of the shift a sample gets
         tensor([0.2500, 0.0000])
+        >>> everyone = torch.tensor([[0.5, 0.5, 0.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
+        >>> ExpertThreshold.of(everyone[:2], output=1, everyone=everyone).mean_coefficients
+        tensor([0.3750, 0.0000, 0.0000])
     """
 
     mean_coefficients: Tensor
     output: int
 
     @classmethod
-    def of(cls, coefficients: Tensor, output: int) -> ExpertThreshold:
+    def of(cls, coefficients: Tensor, output: int, *, everyone: Tensor | None = None) -> ExpertThreshold:
         """Learn the rule from the coefficients of the group's training samples.
 
         Args:
             coefficients: Those of one expert mode, ``(m, N)``.
             output: The output to shift.
+            everyone: The coefficients of all training samples, those of the group among them, ``(m', N)``: for the
+                excess rule.
 
         Raises:
-            ValueError: If they are no matrix, or there is no sample.
+            ValueError: If they are no matrix, there is no sample, or everyone's are of another number of experts.
         """
         if coefficients.ndim != 2 or not len(coefficients):
             raise ValueError(
                 f"ExpertThreshold: coefficients of shape {tuple(coefficients.shape)}, expected (m, N) with at least "
                 "one sample of the group"
             )
-        return cls(coefficients.detach().mean(dim=0), output)
+        mean = coefficients.detach().mean(dim=0)
+        if everyone is None:
+            return cls(mean, output)
+        if everyone.ndim != 2 or not len(everyone) or everyone.shape[1] != len(mean):
+            raise ValueError(
+                f"ExpertThreshold: everyone's coefficients have shape {tuple(everyone.shape)}, expected "
+                f"(m', {len(mean)}) with at least one sample"
+            )
+        return cls((mean - everyone.detach().mean(dim=0)).clamp(min=0), output)
 
     def affinity(self, coefficients: Tensor) -> Tensor:
         """``abar^T a``: what the strength is multiplied by.

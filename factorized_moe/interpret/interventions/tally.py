@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 from factorized_moe.interpret.measures.measurement import Measurement
-from factorized_moe.interpret.measures.specialisation import Polysemanticity
+from factorized_moe.interpret.measures.polysemanticity import Polysemanticity
 
 __all__ = ["Counterfactuals", "Tally"]
+
+NO_LABELS = "the batches came without labels, so there is no accuracy; give (inputs, labels) pairs"
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,16 +75,18 @@ class Counterfactuals(Measurement):
         return self._share(self.correct_without)
 
     def polysemanticity(self) -> Polysemanticity:
-        """How far each expert is from serving exactly one class: `Polysemanticity`.
+        """How far each expert is from serving exactly one class: `Polysemanticity`, whose ``summary`` has a null.
 
         Raises:
             ValueError: If there were no labels.
         """
-        return Polysemanticity.of_accuracies(self.accuracy, self.accuracy_without)
+        if self.correct is None or self.correct_without is None:
+            raise ValueError(NO_LABELS)
+        return Polysemanticity.of_counts(self.correct, self.correct_without)
 
     def _share(self, correct: Tensor | None) -> Tensor:
         if correct is None or self.class_sizes is None:
-            raise ValueError("the batches came without labels, so there is no accuracy; give (inputs, labels) pairs")
+            raise ValueError(NO_LABELS)
         return correct.double() / self.class_sizes
 
 

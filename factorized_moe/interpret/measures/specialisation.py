@@ -8,21 +8,13 @@ mode of a layer with several. How many inputs each expert takes is what `measure
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from factorized_moe._validation import check_size, check_values
-from factorized_moe.interpret.measures.measurement import Measurement
+from factorized_moe.interpret.measures.polysemanticity import Polysemanticity
 
-__all__ = [
-    "Polysemanticity",
-    "class_accuracy",
-    "class_level_polysemanticity",
-]
+__all__ = ["class_accuracy", "class_level_polysemanticity"]
 
 
 def class_accuracy(correct: Tensor, labels: Tensor, num_classes: int) -> Tensor:
@@ -44,6 +36,12 @@ def class_accuracy(correct: Tensor, labels: Tensor, num_classes: int) -> Tensor:
         >>> class_accuracy(torch.tensor([True, True, False]), torch.tensor([0, 1, 1]), num_classes=2).tolist()
         [1.0, 0.5]
     """
+    correct_ones = _correct_of_classes(correct, labels, num_classes)
+    return correct_ones.double() / labels.bincount(minlength=num_classes)
+
+
+def _correct_of_classes(correct: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """The number of correct predictions among the inputs of each class, ``(*batch, C)``, int64."""
     for name, values in (("correct", correct), ("labels", labels)):
         check_values(name, values)
     check_size("num_classes", num_classes)
@@ -62,67 +60,7 @@ def class_accuracy(correct: Tensor, labels: Tensor, num_classes: int) -> Tensor:
             f"for {num_classes} classes"
         )
     members = torch.nn.functional.one_hot(labels.long(), num_classes).double()  # (B, C)
-    return correct.double() @ members / members.sum(dim=0)
-
-
-@dataclass(frozen=True, eq=False)
-class Polysemanticity(Measurement):
-    """The classes that each expert of a mode matters to.
-
-    Attributes:
-        accuracy_drop: ``d``, the share of a class's accuracy lost without the expert, ``(N, C)``, from 0 to
-            1.
-        scores: The polysemanticity of each expert, ``(N,)``; NaN for an expert without effect.
-    """
-
-    accuracy_drop: Tensor
-    scores: Tensor
-
-    @classmethod
-    def of_accuracies(cls, before: Tensor, after: Tensor) -> Polysemanticity:
-        """The scores from the accuracies on each class, as `class_level_polysemanticity` defines them.
-
-        Args:
-            before: With all experts, ``(C,)``.
-            after: Without each expert of the mode in turn, ``(N, C)``.
-
-        Examples:
-            >>> Polysemanticity.of_accuracies(torch.tensor([0.5, 1.0]), torch.tensor([[0.0, 1.0], [0.5, 0.5]])).scores
-            tensor([0.0000, 0.5000])
-        """
-        drop = torch.where(before > 0, (before - after).clamp(min=0) / before, 0.0)
-        largest = torch.nn.functional.one_hot(drop.argmax(dim=-1), drop.shape[-1])
-        scores = torch.linalg.vector_norm(drop - largest, dim=-1)
-        return cls(drop, torch.where((drop > 0).any(dim=-1), scores, math.nan))
-
-    @property
-    def has_effect(self) -> Tensor:
-        """Whether some class loses accuracy without the expert, ``(N,)``, bool."""
-        return (self.accuracy_drop > 0).any(dim=-1)
-
-    @property
-    def most_affected_class(self) -> Tensor:
-        """The class that loses the largest share without the expert, ``(N,)``; -1 where none loses any."""
-        return torch.where(self.has_effect, self.accuracy_drop.argmax(dim=-1), -1)
-
-    @property
-    def num_without_effect(self) -> int:
-        """The number of experts without which no class loses accuracy; they have no score."""
-        return int((~self.has_effect).sum())
-
-    def columns(self) -> dict[str, list[Any]]:
-        """One row for each expert."""
-        return {
-            "expert": list(range(len(self.scores))),
-            "polysemanticity": self.scores.tolist(),
-            "most_affected_class": self.most_affected_class.tolist(),
-            "largest_drop": self.accuracy_drop.amax(dim=-1).tolist(),
-        }
-
-    @property
-    def mean(self) -> float:
-        """The mean score of the experts that have an effect; NaN if none has."""
-        return float(self.scores[self.has_effect].mean())
+    return (correct.double() @ members).long()
 
 
 def class_level_polysemanticity(
@@ -138,7 +76,8 @@ def class_level_polysemanticity(
     This is the form chosen here for the measure of Oldfield et al. 2024; that the paper's own is the same to
     the letter has not been confirmed. Two cases are this library's choice: a class that is never predicted
     correctly, or has no inputs, has ``d_c = 0`` (nothing to lose); an expert with ``d = 0`` has no score and
-    is left out of the mean, since it would score 1 without doing anything.
+    is left out of the mean, since it would score 1 without doing anything. `Polysemanticity.summary` sets the mean
+    beside those that count such experts, and beside a null.
 
     Args:
         correct_before: Whether each prediction is correct with all experts, ``(B,)``, bool.
@@ -169,6 +108,6 @@ def class_level_polysemanticity(
             f"correct_before has shape {tuple(correct_before.shape)} and correct_after "
             f"{tuple(correct_after.shape)}, expected (B,) and (N, B): with all experts, and without each in turn"
         )
-    before = class_accuracy(correct_before, labels, num_classes)  # (C,)
-    after = class_accuracy(correct_after, labels, num_classes)  # (N, C)
-    return Polysemanticity.of_accuracies(before, after)
+    before = _correct_of_classes(correct_before, labels, num_classes)  # (C,)
+    after = _correct_of_classes(correct_after, labels, num_classes)  # (N, C)
+    return Polysemanticity.of_counts(before, after)

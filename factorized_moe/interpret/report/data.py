@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from factorized_moe._reading import check_room
 from factorized_moe._validation import check_kind
-from factorized_moe.interpret.measures.specialisation import Polysemanticity
+from factorized_moe.interpret.measures.polysemanticity import Polysemanticity
 from factorized_moe.interpret.measures.spectra import ExpertSpectra
 from factorized_moe.interpret.recording.recording import Recording
 from factorized_moe.interpret.report.layer import RADIUS, LayerSummary, mode_name

@@ -1,7 +1,5 @@
 """Corrections do what their rule says, strengths are chosen by the rule, and fairness is what fairlearn measures."""
 
-import sys
-
 import pytest
 import torch
 from torch import nn
@@ -10,6 +8,7 @@ from factorized_moe import MuMoE
 from factorized_moe.interpret import (
     ExpertThreshold,
     GroupMeasures,
+    balancing_weights,
     choose_strength,
     intervene,
     measure_groups,
@@ -89,7 +88,43 @@ def test_group_measures_refuse(
         measure_groups(labels, predictions, groups)
 
 
-def test_without_fairlearn_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "fairlearn", None)
-    with pytest.raises(ModuleNotFoundError, match=r"needs fairlearn; .* 'factorized-moe\[fairness\]'"):
-        measure_groups(LABELS, LABELS, GROUPS)
+@pytest.mark.parametrize("numbers", [(0, 1, 2), (-3, 40, 41), (5, 10**12, -(10**12)), (0.5, 2.5, 3.5)])
+@pytest.mark.parametrize("seed", range(3))
+def test_group_measures_are_those_of_fairlearn(seed: int, numbers: tuple[float, ...]) -> None:
+    metrics = pytest.importorskip("fairlearn.metrics")
+    generator = torch.Generator().manual_seed(seed)
+    labels, predictions = torch.randint(2, (2, 200), generator=generator)
+    place = torch.randint(3, (200,), generator=generator)
+    groups = torch.tensor(numbers)[place]
+    rates = {"accuracy": lambda truth, given: float((truth == given).mean()), "tpr": metrics.true_positive_rate}
+    frame = metrics.MetricFrame(
+        metrics=rates, y_true=labels.numpy(), y_pred=predictions.numpy(), sensitive_features=groups.numpy()
+    )
+    found = measure_groups(labels, predictions, groups)
+    assert found.accuracy == pytest.approx(float(frame.overall["accuracy"]), abs=1e-6)
+    assert found.equality_of_opportunity == pytest.approx(float(frame.difference()["tpr"]), abs=1e-6)
+    assert found.std_of_accuracies == pytest.approx(float(frame.by_group["accuracy"].std(ddof=0)), abs=1e-6)
+    assert found.worst_accuracy == pytest.approx(float(frame.group_min()["accuracy"]), abs=1e-6)
+    assert found.accuracies == pytest.approx({int(k): v for k, v in frame.by_group["accuracy"].items()}, abs=1e-6)
+    assert found.true_positive_rates == pytest.approx({int(k): v for k, v in frame.by_group["tpr"].items()}, abs=1e-6)
+
+
+def test_excess_rule_counts_what_sets_the_group_apart() -> None:
+    everyone = torch.tensor([[0.5, 0.5, 0.0], [0.7, 0.1, 0.2], [0.5, 0.1, 0.4], [0.5, 0.1, 0.4]])
+    rule = ExpertThreshold.of(everyone[:2], output=0, everyone=everyone)
+    torch.testing.assert_close(rule.mean_coefficients, torch.tensor([0.6 - 0.55, 0.3 - 0.2, 0.0]))
+    torch.testing.assert_close(rule.affinity(everyone[2]), torch.tensor(0.5 * 0.05 + 0.1 * 0.1))
+    with pytest.raises(ValueError, match=r"everyone's coefficients have shape \(4, 2\), expected \(m', 3\)"):
+        ExpertThreshold.of(everyone[:2], 0, everyone=everyone[:, :2])
+
+
+def test_balancing_weights_make_every_cell_count_the_same() -> None:
+    weights = balancing_weights(LABELS, GROUPS)
+    # Group 7 has 4 with label 1 and 2 with 0, group 2 has 2 and 2: ten people in four cells, 2.5 for each.
+    assert weights.tolist() == pytest.approx([2.5 / 4] * 4 + [2.5 / 2] * 6)
+    with pytest.raises(ValueError, match="nobody of group 2 has label 0, so nobody to draw"):
+        balancing_weights(torch.where(GROUPS == 2, 1, LABELS), GROUPS)
+    with pytest.raises(ValueError, match=r"balancing_weights: labels \(9,\), groups \(10,\); expected one entry"):
+        balancing_weights(LABELS[:9], GROUPS)
+    with pytest.raises(ValueError, match=r"labels are 0 or 1, got \[0, 2\]"):
+        balancing_weights(LABELS * 2, GROUPS)
