@@ -18,6 +18,8 @@ DENSE_NAMES = {"head": "linear head", "mixer": "dense MLPs"}
 FORMS = {"cp": "CP", "tr": "tensor ring"}
 COLOURS = {"cp": "#1f77b4", "tr": "#d95f02"}
 RATE_SEED = 100
+LINES = (({64}, "64", "-", "o"), ({4096}, "4,096", "--", "o"), ({MILLION, 32**4}, "a million", ":", "s"))
+"""Numbers of experts that the picture joins, and how."""
 FEWEST_SEEDS = 2
 """Of a difference that says anything."""
 
@@ -353,17 +355,15 @@ def picture(runs: Sequence[Mapping[str, Any]]) -> bytes:
         left, right = (figure.add_subplot(len(found), 2, 2 * row + column) for column in (1, 2))
         grids = [grid for grid in _grids(found, problem) if grid.budget]
         for form, colour in COLOURS.items():
-            for size, style in ((64, "-"), (4096, "--"), (32**4, ":"), (MILLION, ":")):
-                line = [grid for grid in grids if grid.form == form and prod(grid.expert_dims) == size]
+            for sizes, words, style, marker in LINES:
+                line = [grid for grid in grids if grid.form == form and prod(grid.expert_dims) in sizes]
                 x = [len(grid.expert_dims) for grid in line]
                 values = [[r["accuracy"] for r in found[problem][grid].values()] for grid in line]
                 if line:
                     means = [statistics.fmean(v) for v in values]
-                    low, high = ([abs(end(v) - m) for v, m in zip(values, means, strict=True)] for end in (min, max))
-                    label = f"{FORMS[form]}, {size:,} experts"
-                    left.errorbar(
-                        x, means, [low, high], color=colour, ls=style, marker="o", ms=4, capsize=2, label=label
-                    )
+                    ends = [[abs(end(v) - m) for v, m in zip(values, means, strict=True)] for end in (min, max)]
+                    look = {"color": colour, "ls": style, "marker": marker, "ms": 4, "capsize": 2}
+                    left.errorbar(x, means, ends, label=f"{FORMS[form]}, {words} experts", **look)
         for grid in _grids(found, problem):
             losses = [statistics.fmean(values) for values in _losses(found[problem][grid])]
             shift = -0.08 if grid.form == "cp" else 0.08
@@ -371,13 +371,16 @@ def picture(runs: Sequence[Mapping[str, Any]]) -> bytes:
             right.plot(places, losses, "o", ms=4, alpha=0.6, color=COLOURS[grid.form])
         if DENSE in found[problem]:
             mean = statistics.fmean(r["accuracy"] for r in found[problem][DENSE].values())
-            left.axhline(mean, color="black", lw=0.8, ls=":", label=DENSE_NAMES[problem])
+            left.axhline(mean, color="black", lw=0.8, ls=":", label="linear head, dense MLPs")
         right.axhline(0.0, color="black", lw=0.8, ls=":")
         left.set(title=f"{TITLES[problem]}, equal parameters", xlabel="expert modes", ylabel="accuracy")
         right.set(title="every mode of every grid", xlabel="expert modes of the grid", ylabel="accuracy lost if idle")
-        left.legend(frameon=False, fontsize=7)
         for axes in (left, right):
             axes.set_xticks([1, 2, 3, 4])
+    labelled = {
+        label: line for axes in figure.axes for line, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(labelled.values(), labelled.keys(), loc="outside lower center", ncols=4, frameon=False, fontsize=8)
     stream = io.BytesIO()
     figure.savefig(stream, format="svg", metadata={"Date": None})
     return stream.getvalue()
