@@ -35,7 +35,6 @@ from factorized_moe.interpret import (
     open_recording,
     record,
     sample_active,
-    sample_quantiles,
 )
 from factorized_moe.interpret.report.layer import LayerSummary
 
@@ -165,7 +164,7 @@ def _streamed(samples: int, experts: int, folder: Path) -> None:
         "top samples": lambda: find_top_samples(recording),
         "top experts": lambda: find_top_experts(recording),
         "random samples": lambda: sample_active(recording),
-        "samples at quantiles": lambda: sample_quantiles(recording),
+        "samples at quantiles": lambda: sample_active(recording, spread=True),
         "labels": lambda: measure_label_specialisation(count_labels(recording)),
         "duplicates": lambda: compare_duplicates(recording),
         "two recordings": lambda: compare_recordings(recording, recording),

@@ -117,26 +117,28 @@ def plan(rates: Mapping[tuple[str, str], float]) -> Iterator[Settings]:
             yield _run(place, Form(kind, 0, 0.0), 0, 0, 0.0)
     for kind in KINDS:
         yield from curve(MIDDLE, _form(kind, FRACTION), 0, LENGTHS[:4])
-    for kind in ("cp", "tr", "tucker"):
-        yield from curve(MIDDLE, _form(kind, FRACTION, "weights"), 0, LENGTHS[:4])
+    yield from curve(MIDDLE, _form("cp", FRACTION, "weights"), 0, LENGTHS[:4])
     yield from curve(MIDDLE, _form("dense", 1.0), 0, LENGTHS[:4])
+    for kind in ("cp", "low-rank"):
+        yield from curve(LAST, _form(kind, FRACTION), 0, LENGTHS[:3])
     for kind in ("cp", "low-rank", "narrow", "tr"):
         yield from curve(LANGUAGE, _form(kind, FRACTION), 0, LENGTHS[:3])
-    for kind in ("cp", "low-rank", "narrow"):
-        yield from curve(LAST, _form(kind, FRACTION), 0, LENGTHS[:4])
+    yield from curve(LANGUAGE, _form("cp", FRACTION, "weights"), 0, LENGTHS[:3])
+    yield from curve(MIDDLE, _form("cp", FRACTION), 0, LENGTHS[4:])
     for fraction in (1.0, 0.75, 0.25):
         for kind in KINDS:
             if (kind, fraction) != ("narrow", 1.0):  # this is the MLP itself
-                yield from curve(MIDDLE, _form(kind, fraction), 0, LENGTHS[:3:2])
-    for kind, start in (("cp", "whitened"), ("cp", "weights"), ("low-rank", "whitened"), ("narrow", "whitened")):
-        yield from curve(MIDDLE, _form(kind, FRACTION, start), 0, LENGTHS[4:])
+                yield from curve(MIDDLE, _form(kind, fraction), 0, LENGTHS[:1])
+    yield from curve(MIDDLE, _form("cp", FRACTION, "weights"), 0, LENGTHS[4:])
     for kind in KINDS:
         yield from curve(MIDDLE, _form(kind, FRACTION), 1, LENGTHS[:3])
-    yield from curve(MIDDLE, _form("cp", FRACTION, "weights"), 1, LENGTHS[:3])
-    yield from curve(LANGUAGE, _form("cp", FRACTION, "weights"), 0, LENGTHS[:3])
-    yield from curve(LAST, _form("cp", FRACTION), 0, LENGTHS[2:3], "model")
+    for kind in ("cp", "low-rank"):
+        yield from curve(LAST, _form(kind, FRACTION), 0, LENGTHS[3:4])
+    for kind in ("low-rank", "narrow"):
+        yield from curve(MIDDLE, _form(kind, FRACTION), 0, LENGTHS[4:])
     for kind in ("cp", "low-rank", "narrow"):
         yield from curve(LANGUAGE, _form(kind, FRACTION), 0, LENGTHS[3:4])
+    yield from curve(LAST, _form("cp", FRACTION), 0, LENGTHS[2:3], "model")
 
 
 def _form(kind: str, fraction: float, start: str = "whitened") -> Form:

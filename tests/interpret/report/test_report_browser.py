@@ -1,6 +1,7 @@
 """The report page in a real browser, from its file: what a reader clicks and types, and that data stays data."""
 
 import html
+import io
 import itertools
 import json
 import os
@@ -11,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from torch import Tensor, nn
 
@@ -455,10 +457,39 @@ def test_printed_list_is_short_and_full(page: Page, pages: SimpleNamespace) -> N
     assert page.pdf().count(b"/Type /Page\n") <= 2
 
 
-def test_paper_is_light(page: Page, pages: SimpleNamespace) -> None:
-    page.emulate_media(color_scheme="dark", media="print")
-    page.goto(pages.images)
-    assert page.evaluate("getComputedStyle(document.documentElement).getPropertyValue('--ink')") == "#1c1e22"
+@pytest.mark.parametrize("chosen", [False, True], ids=["the system's", "the reader's"])
+@pytest.mark.parametrize("view", ["#/", "#/head?sort=-load", "#/head/expert/0", "#/~compare"])
+def test_paper_is_light(page: Page, pages: SimpleNamespace, chosen: bool, view: str) -> None:
+    """Whether the system is dark or the reader has chosen it: white behind nearly black, as seen and as styled."""
+    page.emulate_media(color_scheme="light" if chosen else "dark")
+    page.goto(f"{pages.compared}{view}")
+    page.wait_for_selector("h1")
+    if chosen:
+        page.keyboard.press("d")
+    assert brightness(page) < 60  # it is dark on the screen
+    page.emulate_media(media="print", color_scheme="light" if chosen else "dark")
+    assert brightness(page) > 180  # pictures are as dark as they are
+    styles = page.eval_on_selector_all(
+        "main, main :is(h1, h2, p, td, th, dt, dd, a, li, section, .panel)",
+        """all => all.map(x => {
+            const { color, backgroundColor } = getComputedStyle(x);
+            return [color, backgroundColor, x.closest('.heat') !== null];
+        })""",
+    )
+    assert max(sum(rgb(text)[:3]) / 3 for text, _, _ in styles) < 130
+    grounds = [rgb(ground) for _, ground, heat in styles if not heat]
+    assert all(sum(ground[:3]) / 3 > 230 for ground in grounds if len(ground) == 3 or ground[3] > 0)
+
+
+def rgb(colour: str) -> list[float]:
+    """The numbers of a colour as a browser writes it: red, green, blue, and opacity below 1."""
+    return [float(number) for number in colour[colour.index("(") + 1 : -1].replace(",", " ").replace("/", " ").split()]
+
+
+def brightness(page: Page) -> float:
+    """The mean of all pixels in view, 0 to 255."""
+    with Image.open(io.BytesIO(page.screenshot())) as picture:
+        return float(np.asarray(picture.convert("L")).mean())
 
 
 @pytest.mark.parametrize("kind", ["compared", "texts", "patches"])
