@@ -123,7 +123,9 @@ def place(model: Any, train: Tensor, validation: Tensor, held_out: Tensor, cache
 
     parts = {"train": train, "validation": validation}
     mlp = MLP(model.get_submodule(name), llama_parts)
-    kept = [kept_rows(cache / f"language-{part}", lambda ids=ids: inputs(ids)) for part, ids in parts.items()]
+    kept = [
+        kept_rows(cache / f"language-{part}-{ids.numel()}", lambda ids=ids: inputs(ids)) for part, ids in parts.items()
+    ]
     return Place(model, {name: mlp}, lambda blocks: {name: blocks[0]}, *kept, measure)
 
 

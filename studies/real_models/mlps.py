@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 from factorized_moe.fitting.whitening import moment_roots
 
-__all__ = [
-    "MLP", "MeanOutput", "Moments", "Parts", "Plain", "bert_parts", "known_moments", "llama_parts", "low_rank"]
+__all__ = ["MLP", "MeanOutput", "Moments", "Parts", "Plain", "bert_parts", "known_moments", "llama_parts", "low_rank"]
 
 
 @dataclass(frozen=True)
@@ -139,7 +138,7 @@ def moments(parts: Parts, rows: Tensor) -> list[Moments]:
     outputs = [output.requires_grad_() for output in outputs]
     with torch.enable_grad():
         hidden = parts.between(outputs)
-    slopes = torch.autograd.grad(hidden.sum(), outputs)  # every hidden feature depends on its own sums alone
+        slopes = torch.autograd.grad(hidden.sum(), outputs)  # every hidden feature depends on its own sums alone
     wide, inner = rows.double(), hidden.detach().double()
     below = wide.mT @ wide / len(wide)
     last = parts.last.weight.detach().double()

@@ -16,7 +16,7 @@ import torch
 from benchmarks import machine
 from studies.common import runs
 from studies.common.glosses import WORDNET, group
-from studies.real_models import language, sentences
+from studies.real_models import language, report, sentences
 from studies.real_models.plan import FULL, LANGUAGE, LAST, MIDDLE, Effort, chosen_rates, plan, rate_runs
 from studies.real_models.sources import LANGUAGE_MODEL, SENTENCE_MODEL, prose, unpack
 from studies.real_models.study import Place, measure_run
@@ -35,8 +35,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--page", action="store_true", help="make no runs: the page and the picture alone")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)  # sums then come out the same on any number of cores
-    if not options.page:
-        finish(options.out / FILE, places(FULL), FULL.batch_size, machine.describe())
+    file = options.out / FILE
+    if options.page:
+        found = runs.read(file)
+        if not found:
+            raise SystemExit(f"{file}: no finished runs to make a page of")
+    else:
+        found = finish(file, places(FULL), FULL.batch_size, machine.describe())
+    report.write(found, options.out, "python -m studies real_models")
+    print(options.out / "real-models.md")
 
 
 def finish(file: Path, known: Places, batch_size: int, facts: Mapping[str, str]) -> list[dict[str, Any]]:

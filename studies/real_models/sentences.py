@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -125,9 +126,11 @@ def place(
         layer = model.get_submodule(name)
         mlp = nn.Sequential(layer.intermediate.dense, layer.intermediate.intermediate_act_fn, layer.output.dense)
         mlps[f"{name}.intermediate, {name}.output.dense"] = MLP(mlp.eval(), bert_parts)
+    total = len(model.encoder.layer)
+    every = [f"encoder.layer.{number}" for number in range(total // 2, total)]
     for part, batches in {"train": train, "validation": validation}.items():
-        every = [f"encoder.layer.{number}" for number in range(len(model.encoder.layer) // 2, len(model.encoder.layer))]
-        found = kept_rows(cache / f"sentences-{part}", lambda batches=batches: _inputs(model, every, batches))  # type: ignore[misc]
+        count = sum(len(batch["input_ids"]) for batch in batches)
+        found = kept_rows(cache / f"sentences-{part}-{count}", partial(_inputs, model, every, batches))
         kept.append([found[every.index(name)] for name in names])
     exact = embed(model, held_out)
 

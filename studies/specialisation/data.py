@@ -16,7 +16,7 @@ from torch import Tensor
 from studies.common.images import FASHION_MNIST, load
 from studies.specialisation import concepts, glyphs
 
-__all__ = ["CONCEPTS", "DATA", "TESTED", "Data", "cluster", "made_up"]
+__all__ = ["CONCEPTS", "DATA", "TESTED", "Data", "cluster", "made_up", "tested_words"]
 
 CONCEPTS = 252
 TESTED = 25
@@ -57,7 +57,11 @@ class Data:
         held_out = torch.arange(len(self.train)) % 5 == 4
         rows, labels = self.train, self.train_labels
         return replace(
-            self, train=rows[~held_out], train_labels=labels[~held_out], test=rows[held_out], test_labels=labels[held_out]
+            self,
+            train=rows[~held_out],
+            train_labels=labels[~held_out],
+            test=rows[held_out],
+            test_labels=labels[held_out],
         )
 
 
@@ -90,6 +94,20 @@ def _standardised(train: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
     return (train - mean) / spread, (test - mean) / spread
 
 
+def _places(size: int) -> Tensor:
+    """The glosses of a class that count where classes are of one size: at equal distances, ``(CAP,)``."""
+    return torch.linspace(0, size - 1, CAP).round().long()
+
+
+def _tested(size: int) -> Tensor:
+    return _places(size)[:: CAP // TESTED]
+
+
+def tested_words(found: Sequence[concepts.Concept]) -> list[str]:
+    """The nouns of the test samples, in order."""
+    return [concept.words[place] for concept in found for place in _tested(len(concept.words)).tolist()]
+
+
 def _glosses(folder: Path, cap: int | None) -> Data:
     found = concepts.read(CONCEPTS)
     rows = concepts.embeddings(found, folder)
@@ -98,9 +116,9 @@ def _glosses(folder: Path, cap: int | None) -> Data:
     start = 0
     for number, concept in enumerate(found):
         size = len(concept.glosses)
-        places = torch.linspace(0, size - 1, CAP).round().long()  # at equal distances
+        places = _places(size)
         tested = torch.zeros(size, dtype=torch.bool)
-        tested[places[:: CAP // TESTED]] = True
+        tested[_tested(size)] = True
         kept = torch.ones(size, dtype=torch.bool)
         if cap is not None:
             kept[:] = False
@@ -111,7 +129,7 @@ def _glosses(folder: Path, cap: int | None) -> Data:
         start += size
     train, test = _standardised(torch.cat(parts[False]), torch.cat(parts[True]))
     names = tuple(concept.name for concept in found)
-    epochs = 12 if cap is not None else 5
+    epochs = 8 if cap is not None else 3
     return Data(train, torch.tensor(labels[False]), test, torch.tensor(labels[True]), names, epochs)
 
 
@@ -130,13 +148,13 @@ def _glyphs(folder: Path) -> Data:
     _, _, directions = torch.pca_lowrank(train, q=192, niter=4)
     train, test = _standardised(train @ directions, test @ directions)
     names = tuple(glyphs.characters(folder))
-    return Data(train, found["train_labels"], test, found["test_labels"], names, 40)
+    return Data(train, found["train_labels"], test, found["test_labels"], names, 30)
 
 
 def _fashion(folder: Path) -> Data:
     images = load(FASHION_MNIST)
     names = ("T-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "trainer", "bag", "ankle boot")
-    return Data(images.train, images.train_labels, images.test, images.test_labels, names, 3, 128)
+    return Data(images.train, images.train_labels, images.test, images.test_labels, names, 2, 128)
 
 
 def made_up(classes: int = 6, features: int = 12, samples: int = 20) -> Data:

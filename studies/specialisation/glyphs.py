@@ -22,7 +22,7 @@ from torch import Tensor
 
 from studies.real_models.sources import Source, unpack
 
-__all__ = ["FACES", "NUMBER", "characters", "draw", "features", "find_faces", "faces_of"]
+__all__ = ["FACES", "NUMBER", "characters", "draw", "faces_of", "features", "find_faces", "pictures"]
 
 HERE = Path(__file__).parent
 READER = Source("PP-OCRv4, recognition", "rapidocr_onnxruntime", "rapidocr_onnxruntime/models", "Apache-2.0")
@@ -123,12 +123,25 @@ def draw(sign: str, face: Path, seed: Sequence[int], side: int = SIDE) -> np.nda
     matrix = np.array([[cos, -sin + shear], [sin, cos]]) * scale[:, None]
     offset = side - matrix @ np.array([side, side]) + moved
     canvas = canvas.transform(
-        canvas.size, Image.Transform.AFFINE, (*matrix[0], offset[0], *matrix[1], offset[1]), fillcolor=255,
+        canvas.size,
+        Image.Transform.AFFINE,
+        (*matrix[0], offset[0], *matrix[1], offset[1]),
+        fillcolor=255,
         resample=Image.Resampling.BILINEAR,
     )
     canvas = canvas.filter(ImageFilter.GaussianBlur(float(generator.uniform(0, 1.6)))).resize((side, side))
     noisy = np.asarray(canvas, dtype=np.float32) + generator.normal(0, generator.uniform(0, 25), (side, side))
     return np.asarray(noisy.clip(0, 255).astype(np.uint8))
+
+
+def pictures(part: int, faces: int) -> list[tuple[int, int]]:
+    """The number of each picture's kanji and face, in order.
+
+    Args:
+        part: 0 for training, 1 for the test.
+        faces: How many faces there are.
+    """
+    return [(kanji, face) for kanji in range(NUMBER) for face in faces_of(kanji, faces)[part]]
 
 
 def features(folder: Path) -> dict[str, Tensor]:
@@ -142,14 +155,14 @@ def features(folder: Path) -> dict[str, Tensor]:
         signs, faces = characters(folder), find_faces(folder)
         session = _reader(folder)
         found: dict[str, Tensor] = {}
-        for part, name in enumerate(("train", "test")):
-            chosen = [(k, face) for k in range(len(signs)) for face in faces_of(k, len(faces))[part]]
+        for part, title in enumerate(("train", "test")):
+            chosen = pictures(part, len(faces))
             rows = []
             for start in range(0, len(chosen), 64):
-                pictures = [draw(signs[k], faces[face], (k, face)) for k, face in chosen[start : start + 64]]
-                rows.append(torch.from_numpy(_read(session, np.stack(pictures))))
-            found[name] = torch.cat(rows)
-            found[f"{name}_labels"] = torch.tensor([k for k, _ in chosen])
+                drawn = [draw(signs[k], faces[face], (k, face)) for k, face in chosen[start : start + 64]]
+                rows.append(torch.from_numpy(_read(session, np.stack(drawn))))
+            found[title] = torch.cat(rows)
+            found[f"{title}_labels"] = torch.tensor([k for k, _ in chosen])
         partial = file.with_suffix(".partial")
         save_file(found, partial)
         partial.replace(file)
@@ -168,8 +181,8 @@ def _reader(folder: Path) -> Any:
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
-def _read(session: Any, pictures: np.ndarray) -> np.ndarray:
+def _read(session: Any, drawn: np.ndarray) -> np.ndarray:
     """The reader's features of all columns of each picture, ``(n, D)``."""
-    inputs = np.repeat(pictures[:, None].astype(np.float32) / 127.5 - 1.0, 3, axis=1)
+    inputs = np.repeat(drawn[:, None].astype(np.float32) / 127.5 - 1.0, 3, axis=1)
     (found,) = session.run([READER_OUTPUT], {"x": inputs})
     return np.asarray(found.reshape(len(found), -1), dtype=np.float32)
