@@ -177,7 +177,7 @@ def _verdicts(found: Runs, sizes: Sizes) -> list[str]:
     if not moved:
         return sentences
     sentences.append(
-        f"Training moved the test texts' features by {min(moved):.2f} to {max(moved):.2f} of their distance from their mean: "
+        f"Training moved the test texts' features by {min(moved):.2f} to {max(moved):.2f} of their distance from "
         "what is "
         "found holds for that much."
     )

@@ -175,7 +175,7 @@ def test_moments_of_outputs_say_what_a_small_error_does() -> None:
     parts, rows = mlps.bert_parts(mlp), torch.randn(4000, 6, dtype=torch.float64)
     (found, last) = mlps.moments(parts, rows)
     errors = 1e-4 * torch.randn(4000, 9, dtype=torch.float64) @ torch.randn(9, 9, dtype=torch.float64)
-    missed = parts.last(parts.between([parts.firsts[0](rows) + errors])) - mlp(rows)
+    missed = (parts.last(parts.between([parts.firsts[0](rows) + errors])) - mlp(rows)).detach()
     assert found.outputs is not None
     expected = (errors @ found.outputs * errors).sum(1).mean()
     assert float(missed.square().sum(1).mean()) == pytest.approx(float(expected), rel=0.05)
