@@ -178,8 +178,7 @@ def _verdicts(found: Runs, sizes: Sizes) -> list[str]:
         return sentences
     sentences.append(
         f"Training moved the test texts' features by {min(moved):.2f} to {max(moved):.2f} of their distance from "
-        "what is "
-        "found holds for that much."
+        "their mean: what is found holds for that much."
     )
     return sentences
 
