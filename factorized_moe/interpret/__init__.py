@@ -36,7 +36,7 @@ from factorized_moe.interpret.measures.nulls import BesideNull
 from factorized_moe.interpret.measures.polysemanticity import Polysemanticity, PolysemanticitySummary
 from factorized_moe.interpret.measures.probing import LabelProbes, probe_labels
 from factorized_moe.interpret.measures.ranking import TopExperts, TopSamples, find_top_experts, find_top_samples
-from factorized_moe.interpret.measures.sampling import ActiveSamples, sample_active, sample_quantiles
+from factorized_moe.interpret.measures.sampling import ActiveSamples, sample_active
 from factorized_moe.interpret.measures.specialisation import class_accuracy, class_level_polysemanticity
 from factorized_moe.interpret.measures.spectra import (
     ExpertSimilarity,
@@ -132,7 +132,6 @@ __all__ = [
     "probe_labels",
     "record",
     "sample_active",
-    "sample_quantiles",
     "scale_bond",
     "watch_usage",
 ]

@@ -158,7 +158,9 @@ def _all_gather(tensor: Tensor, axis: int, size: int, lacking: int, group: Group
 def _reduce_scatter(tensor: Tensor, axis: int, size: int, group: Group) -> Tensor:
     piece = share(size, group.ranks)
     padded = _padded(tensor, axis, piece * group.ranks)
-    stacked = (torch.cat(padded.chunk(group.ranks, axis)) if axis else padded).contiguous()  # cat keeps strides of its own
+    stacked = (
+        torch.cat(padded.chunk(group.ranks, axis)) if axis else padded
+    ).contiguous()  # cat keeps strides of its own
     reduced = _wait(torch.ops._c10d_functional.reduce_scatter_tensor(stacked, "sum", group.ranks, group.name))
     mine = share(size, group.ranks, group.rank)
     return reduced if reduced.shape[axis] == mine else reduced.narrow(axis, 0, mine)

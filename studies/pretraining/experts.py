@@ -13,20 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from factorized_moe.interpret import Recording, find_layers, find_top_samples, record
+from factorized_moe.interpret import LabelInformation, Recording, find_layers, find_top_samples, record
 from recipes.gpt.language import kind_of
 from recipes.gpt.tokens import read_tokenizer
 from recipes.options import Options
 from recipes.recipe import Recipe
-from studies.pretraining.information import (
-    entropy,
-    joint,
-    mutual_information,
-    permuted,
-    perplexity,
-    random_gates,
-    shares,
-)
+from studies.pretraining.information import mutual_information, permuted, perplexity, random_gates, shares
 from studies.pretraining.training import Settings, trained
 
 __all__ = ["Seen", "look", "see"]
@@ -102,18 +94,19 @@ def see(problem: str, model: nn.Module, recipe: Recipe, options: Options) -> See
 
 
 def _measured(seen: Seen, layer: str) -> dict[str, Any]:
-    """For each label the bits, those of permuted labels and of gates drawn at random; how many experts share a token."""
+    """For each label the bits, those of permuted labels and of random gates; how many experts share a token."""
     rows, gate = seen.coefficients[layer], seen.gates[layer]
     drawn = list(random_gates(seen.inputs[layer], rows.shape[-1], gate.activation, gate.temperature, GATES))
     found = {}
     for name, labels in seen.labels.items():
         null = [mutual_information(rows, other) for other in permuted(labels, name == "position", PERMUTATIONS)]
+        measured = LabelInformation.of(rows, labels, draws=1)
         found[name] = {
-            "bits": mutual_information(rows, labels),
+            "bits": measured.mutual_information.value,
             "permuted": fmean(null),
             "permuted_most": max(null),
             "random_gate": fmean(mutual_information(other, labels) for other in drawn),
-            "entropy": entropy(labels),
+            "entropy": measured.label_entropy,
         }
     sharing = {"trained": perplexity(rows), "random_gate": fmean(map(perplexity, drawn))}
     return {"labels": found, "sharing": sharing}
@@ -140,18 +133,18 @@ def _tokens(seen: Seen, recipe: Recipe, options: Any) -> dict[str, Any]:
     chosen = max(range(len(tokens)), key=lambda k: len(tokens[k].unique()))
     layers = []
     for layer, rows in seen.coefficients.items():
-        by_kind = shares(joint(rows, seen.labels["kind"])).sum(dim=0)
-        together = joint(rows, tokens)
-        best = by_kind.argsort(descending=True)[: SHOWN_EXPERTS["gpt"]].tolist()
+        by_kind, by_token = (shares(rows, labels) for labels in (seen.labels["kind"], tokens))
+        use = rows.mean(dim=(0, 1))
+        best = by_kind.sum(dim=1).argsort(descending=True)[: SHOWN_EXPERTS["gpt"]].tolist()
         layers.append(
             {
                 "layer": layer,
                 "experts": [
                     {
                         "expert": expert,
-                        "share": float(together[:, expert].sum()),
-                        "bits": float(by_kind[expert]),
-                        "words": _words(shares(together)[:, expert], tokenizer.decode),
+                        "share": float(use[expert]),
+                        "bits": float(by_kind[expert].sum()),
+                        "words": _words(by_token[expert], tokenizer.decode),
                         "coefficients": [round(value, 3) for value in rows[chosen, :, expert].tolist()],
                     }
                     for expert in best

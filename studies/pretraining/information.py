@@ -10,34 +10,23 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-__all__ = ["entropy", "joint", "mutual_information", "permuted", "perplexity", "random_gates", "shares"]
+from factorized_moe.interpret import LabelInformation
+
+__all__ = ["mutual_information", "permuted", "perplexity", "random_gates", "shares"]
 
 
-def joint(coefficients: Tensor, labels: Tensor) -> Tensor:
-    """The joint distribution of label and expert, if an expert is drawn for each token by its coefficients.
+def shares(coefficients: Tensor, labels: Tensor) -> Tensor:
+    """What each expert and label add to their mutual information, in bits, ``(N, C)``.
 
     Args:
         coefficients: ``(S, T, N)``, each row adds up to 1.
         labels: ``(S, T)``, ints from 0.
 
-    Returns:
-        ``(C, N)``, float64.
-
     Examples:
-        >>> joint(torch.tensor([[[1.0, 0.0], [0.5, 0.5]]]), torch.tensor([[0, 1]])).tolist()
-        [[0.5, 0.0], [0.25, 0.25]]
+        >>> shares(torch.eye(2).view(1, 2, 2), torch.tensor([[0, 1]])).tolist()
+        [[0.5, 0.0], [0.0, 0.5]]
     """
-    rows, classes = coefficients.flatten(0, 1).double(), labels.flatten()
-    sums = rows.new_zeros(int(classes.max()) + 1, rows.shape[1]).index_add_(0, classes, rows)
-    return sums / sums.sum()
-
-
-def shares(together: Tensor) -> Tensor:
-    """What each label and expert add to their mutual information, in bits, ``(C, N)``.
-
-    Args:
-        together: From `joint`.
-    """
+    together = LabelInformation.of(coefficients, labels, draws=1).joint
     apart = together.sum(dim=1, keepdim=True) * together.sum(dim=0, keepdim=True)
     return torch.where(together > 0, together * (together / apart).log2(), 0.0)
 
@@ -51,35 +40,24 @@ def mutual_information(coefficients: Tensor, labels: Tensor) -> float:
 
     Examples:
         >>> labels = torch.tensor([[0, 1], [2, 3]])
-        >>> mutual_information(torch.eye(4).view(2, 2, 4), labels)
-        2.0
-        >>> mutual_information(torch.full((2, 2, 4), 0.25), labels)
-        0.0
-    """
-    return float(shares(joint(coefficients, labels)).sum())
-
-
-def entropy(labels: Tensor) -> float:
-    """The entropy of the labels, in bits: the most that anything can say about them.
-
-    Examples:
-        >>> entropy(torch.tensor([[0, 1], [2, 3]]))
+        >>> round(mutual_information(torch.eye(4).view(2, 2, 4), labels), 6)
         2.0
     """
-    counts = labels.flatten().bincount().double()
-    chances = counts[counts > 0] / counts.sum()
-    return float(-(chances * chances.log2()).sum())
+    return LabelInformation.of(coefficients, labels, draws=1).mutual_information.value
 
 
 def perplexity(coefficients: Tensor) -> float:
-    """How many equal experts a token is shared by: 2 to the mean entropy of its coefficients.
+    """How many equal experts a token is shared by: exp of the mean entropy of its coefficients.
+
+    Args:
+        coefficients: ``(S, T, N)``.
 
     Examples:
         >>> perplexity(torch.full((2, 2, 4), 0.25))
         4.0
     """
-    logs = coefficients.double().clamp_min(1e-30).log2()
-    return float(2.0 ** -(coefficients * logs).sum(dim=-1).mean())
+    entropies = torch.special.entr(coefficients.double()).sum(dim=-1)
+    return float(entropies.mean().exp())
 
 
 def permuted(labels: Tensor, within: bool, number: int, seed: int = 0) -> Iterator[Tensor]:

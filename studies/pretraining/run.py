@@ -8,13 +8,21 @@ where it was.
 from __future__ import annotations
 
 import argparse
+import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from studies.common.runs import finish
+from factorized_moe._writing import write_files
+from studies.common.runs import finish, read
 from studies.pretraining import training
-from studies.pretraining.training import FORMS, PROBLEMS
+from studies.pretraining.experts import look
+from studies.pretraining.page import page
+from studies.pretraining.parity import by_problem
+from studies.pretraining.pictures import bits, curves, top_patches
+from studies.pretraining.training import FORMS, PROBLEMS, Settings
 
 __all__ = ["SEEDS", "main"]
 
@@ -37,7 +45,36 @@ def main(arguments: list[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     out = given.out or (training.CACHE if given.quick else DOCS)
     torch.set_num_threads(1)
-    problems = given.only or list(PROBLEMS)
+    files = {name: out / f"{NAME}{ending}" for name, ending in (("runs", ".jsonl"), ("looks", "-experts.jsonl"))}
     seeds = SEEDS[:2] if given.quick else SEEDS
-    wanted = [{"problem": p, "form": form, "seed": seed} for p in problems for seed in seeds for form in FORMS]
-    finish(out / f"{NAME}.jsonl", wanted, lambda settings: training.run(settings, given.quick))
+    wanted = [
+        {"problem": problem, "form": form, "seed": seed}
+        for problem in given.only or PROBLEMS
+        for seed in seeds
+        for form in FORMS
+    ]
+    if not given.page:
+        finish(files["runs"], wanted, lambda settings: training.run(settings, given.quick))
+        with_experts = [settings for settings in wanted if settings["form"] != "dense"]
+        finish(files["looks"], with_experts, lambda settings: look(settings, given.quick, _is_shown(settings)))
+    runs, looks = (sorted(read(file), key=_order) for file in files.values())
+    options = {
+        problem: training.options_of({"problem": problem, "form": "dense", "seed": 0}, given.quick)
+        for problem in dict.fromkeys(entry["settings"]["problem"] for entry in runs)
+    }
+    text = page(runs, read(DOCS / "recipes.jsonl"), looks, {name: dataclasses.asdict(o) for name, o in options.items()})
+    pictures = {f"{NAME}.svg": curves(by_problem(runs)), f"{NAME}-bits.svg": bits(looks)}
+    for entry in looks:
+        if entry["settings"]["problem"] == "mixer" and "shown" in entry["result"]:
+            pictures[f"{NAME}-patches.png"] = top_patches(entry["result"]["shown"], options["mixer"])
+    write_files(out, {f"{NAME}.md": text.encode(), **{name: made for name, made in pictures.items() if made}})
+
+
+def _is_shown(settings: Settings) -> bool:
+    """Whether examples of this model's experts are on the page: chosen before any was seen."""
+    return settings["form"] == "cp" and settings["seed"] == 0
+
+
+def _order(entry: Mapping[str, Any]) -> tuple[int, int, int]:
+    settings = entry["settings"]
+    return list(PROBLEMS).index(settings["problem"]), FORMS.index(settings["form"]), settings["seed"]

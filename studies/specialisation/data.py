@@ -57,7 +57,11 @@ class Data:
         held_out = torch.arange(len(self.train)) % 5 == 4
         rows, labels = self.train, self.train_labels
         return replace(
-            self, train=rows[~held_out], train_labels=labels[~held_out], test=rows[held_out], test_labels=labels[held_out]
+            self,
+            train=rows[~held_out],
+            train_labels=labels[~held_out],
+            test=rows[held_out],
+            test_labels=labels[held_out],
         )
 
 
@@ -111,7 +115,7 @@ def _glosses(folder: Path, cap: int | None) -> Data:
         start += size
     train, test = _standardised(torch.cat(parts[False]), torch.cat(parts[True]))
     names = tuple(concept.name for concept in found)
-    epochs = 12 if cap is not None else 5
+    epochs = 8 if cap is not None else 3
     return Data(train, torch.tensor(labels[False]), test, torch.tensor(labels[True]), names, epochs)
 
 
@@ -124,19 +128,19 @@ def _coarse(folder: Path, groups: int) -> Data:
     return replace(fine, train_labels=group[fine.train_labels], test_labels=group[fine.test_labels], class_names=names)
 
 
-def _glyphs(folder: Path) -> Data:
-    found = glyphs.features(folder)
+def _glyphs(folder: Path, name: str, distortion: glyphs.Distortion) -> Data:
+    found = glyphs.features(folder, name, distortion)
     train, test = _standardised(found["train"], found["test"])
     _, _, directions = torch.pca_lowrank(train, q=192, niter=4)
     train, test = _standardised(train @ directions, test @ directions)
     names = tuple(glyphs.characters(folder))
-    return Data(train, found["train_labels"], test, found["test_labels"], names, 40)
+    return Data(train, found["train_labels"], test, found["test_labels"], names, 30)
 
 
 def _fashion(folder: Path) -> Data:
     images = load(FASHION_MNIST)
     names = ("T-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "trainer", "bag", "ankle boot")
-    return Data(images.train, images.train_labels, images.test, images.test_labels, names, 3, 128)
+    return Data(images.train, images.train_labels, images.test, images.test_labels, names, 2, 128)
 
 
 def made_up(classes: int = 6, features: int = 12, samples: int = 20) -> Data:
@@ -150,10 +154,11 @@ def made_up(classes: int = 6, features: int = 12, samples: int = 20) -> Data:
 
 DATA: dict[str, Callable[[Path], Data]] = {
     "wn252": cache(lambda folder: _glosses(folder, CAP)),
-    "gl": cache(_glyphs),
+    "gl": cache(lambda folder: _glyphs(folder, "glyphs", glyphs.POOR)),
     "fm": cache(_fashion),
     "wn50": cache(lambda folder: _coarse(folder, 50)),
     "wn10": cache(lambda folder: _coarse(folder, 10)),
+    "gl clean": cache(lambda folder: _glyphs(folder, "glyphs-clean", glyphs.CLEAN)),
     "wn252 all": cache(lambda folder: _glosses(folder, None)),
 }
 """The data by name, from the folder where downloads are kept."""

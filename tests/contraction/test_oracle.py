@@ -113,7 +113,7 @@ def check_third_plan(seed: int) -> None:
     request = forward_request(network, bias=False)
     layer = plan_layer(network, request)
     assert len(layer.plans) == 3
-    spread = {round(1.4**k) for k in range(31)} | {LARGEST}
+    spread = {*range(1, 33), *(round(1.3**k) for k in range(14, 40)), LARGEST}
     around = {start + near for start in layer.starts for near in (-1, 0)}
     assert best_of_two(order_costs(network, request, sorted(spread | around))) > 0.98 * BOUND
 

@@ -160,7 +160,7 @@ class LoadCollector:
             self._sums += piece.double().sum(dim=0)
             self._largest = torch.maximum(self._largest, piece.amax(dim=0))
             # NumPy counts along an axis 30 times as fast as torch adds bools up.
-            self._counts += torch.from_numpy(np.count_nonzero(reaches(piece, self._threshold).numpy(), axis=0))
+            self._counts += torch.from_numpy(np.count_nonzero(reaches(piece.numpy(), self._threshold), axis=0))
 
     def result(self) -> Load:
         """What was seen so far."""

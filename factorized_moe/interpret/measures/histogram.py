@@ -143,20 +143,20 @@ class _Bins:
     """Bins of one width, to count numbers of one type in.
 
     A number's bin is found by arithmetic; those that lie so near to an edge that rounding could decide are looked up
-    among the edges. These are rounded up to the type, so that no copy in float64 is needed. The two ends are rounded to
-    the nearest: float32 has 0.7 as a little less, and it is meant to be inside. NumPy does it, on one thread, in half
+    among the edges. These are rounded up to the type, so that no copy in float64 is needed. The two ends are rounded
+    to the nearest: float32 has 0.7 as a little less, and it is meant to be inside. NumPy does it on one thread, in half
     the time of a search among the edges (softmax coefficients, 50 bins).
     """
 
     def __init__(self, edges: Tensor, dtype: torch.dtype) -> None:
         wide = torch.float32 if dtype == torch.float16 else dtype  # half precision is slow, and exact in float32
-        rounded = edges.to(wide)
+        rounded = edges[1:-1].to(wide)
         above = torch.from_numpy(np.nextafter(rounded.numpy(), rounded.numpy().dtype.type(np.inf)))
-        up = torch.where(rounded.double() < edges, above, rounded)
-        up[0], up[-1] = edges[[0, -1]].to(dtype)
-        self._wide, self._edges, self._number = wide, up.clamp(up[0], up[-1]).numpy(), len(edges) - 1
-        low, high = float(self._edges[0]), float(self._edges[-1])
-        self._width = (high - low) / self._number
+        self._inner = torch.where(rounded.double() < edges[1:-1], above, rounded).numpy()
+        self._ends = edges[[0, -1]].to(dtype).to(wide).numpy()
+        self._wide, self._number = wide, len(edges) - 1
+        low, high = float(edges[0]), float(edges[-1])
+        self._low, self._width = low, (high - low) / self._number
         # What rounding adds up to, in widths of a bin: of a difference, of a quotient, and of the edges themselves.
         smallest = torch.finfo(wide).smallest_normal
         off = 8 * torch.finfo(wide).eps * (self._number + max(abs(low), abs(high)) / max(self._width, smallest))
@@ -170,13 +170,13 @@ class _Bins:
             known: The least and the largest, if they are known, of these or of more.
         """
         values = numbers.to(self._wide).numpy().reshape(-1)
-        low, high = self._edges[[0, -1]]
+        low, high = self._ends
         if known is None or known[0] < low or known[1] > high:
             values = values[(values >= low) & (values <= high)]
         if self._near > MOST_IN_DOUBT:
             return torch.from_numpy(self._counted(self._looked_up(values)))
-        place = values - low
-        place /= self._edges.dtype.type(self._width)
+        place = values - self._ends.dtype.type(self._low)
+        place /= self._ends.dtype.type(self._width)
         # None is below the first edge or above the last: near those nothing is in doubt.
         np.clip(place, 0.25, self._number - 0.25, out=place)
         distance = np.rint(place)
@@ -189,8 +189,7 @@ class _Bins:
         return torch.from_numpy(self._counted(found))
 
     def _looked_up(self, values: Array) -> Array:
-        place = np.searchsorted(self._edges, values, side="right") - 1
-        return np.minimum(place, self._number - 1)  # the upper end belongs to the last bin
+        return np.searchsorted(self._inner, values, side="right")
 
     def _counted(self, places: Array) -> Array:
         return np.bincount(places, minlength=self._number)

@@ -70,7 +70,7 @@ def find_top_samples(
     """Find for each expert the samples with its largest coefficients; among equal ones they are drawn at random.
 
     Sparse gates reach exactly 1, often for hundreds of samples. The first of them recorded would say how the data are
-    sorted, not what the expert does; see also `sample_active` and `sample_quantiles`, which look below the top.
+    sorted, not what the expert does; see also `sample_active`, which looks below the top.
 
     Args:
         recording: The recording.

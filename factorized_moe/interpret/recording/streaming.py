@@ -14,10 +14,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from factorized_moe._bars import if_slow
@@ -41,6 +42,8 @@ __all__ = [
     "pieces_of",
     "reaches",
 ]
+
+Numbers = TypeVar("Numbers", Tensor, NDArray[Any])
 
 PIECE_ELEMENTS = 2**15 - 1
 """Elements of the pieces of a dense block: the most that torch does on one thread (its grain is 2**15)."""
@@ -191,7 +194,7 @@ def finite_rows(recording: Recording, layer: str | None, mode: Mode) -> Iterator
         yield block.start, block.rows
 
 
-def reaches(values: Tensor, threshold: float) -> Tensor:
+def reaches(values: Numbers, threshold: float) -> Numbers:
     """Which coefficients are above 0 and reach a threshold, bool of the same shape."""
     return (values > 0) if threshold == 0 else (values >= threshold)
 
