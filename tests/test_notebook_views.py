@@ -15,6 +15,7 @@ from factorized_moe.drawing import draw_svg
 from factorized_moe.interpret import (
     Annotations,
     Coactivation,
+    Load,
     Measurement,
     count_labels,
     find_top_samples,
@@ -74,6 +75,14 @@ def test_a_result_is_a_line_and_a_table(looked_at: SimpleNamespace, measure: obj
         f"{x:.4g}" if isinstance(x, float) else f"{x:,}" for x in next(iter(columns.values()))[: len(cells) - 1]
     ]
     assert ("more rows" in shown) == (len(next(iter(columns.values()))) > 12)
+
+
+def test_numbers_have_four_digits() -> None:
+    found = Load.of(torch.tensor([[1 / 3, 2 / 3]], dtype=torch.float64), threshold=0)
+    assert Cells(found._repr_html_()).rows[1:] == [
+        ["0", "1", "1", "0.3333", "0.3333"],
+        ["1", "1", "1", "0.6667", "0.6667"],
+    ]
 
 
 def test_names_stay_text(looked_at: SimpleNamespace) -> None:

@@ -141,7 +141,7 @@ def _same_budget(rows: Sequence[Row]) -> str:
             for row in rows
             if row["model_name"] == single["model_name"] and row.get("rule") == rule
         ]
-        parts.append(f"{min(shares):+.1%} to {max(shares):+.1%} {words}")
+        parts.append(f"{min(shares):+.2%} to {max(shares):+.2%} {words}")
     return f"- **Parameters**: models with experts have, beside those with MLPs, {' and '.join(parts)}."
 
 
@@ -151,9 +151,9 @@ def _dense_explodes(rows: Sequence[Row]) -> str:
         if row["form"] == "dense":
             (single,) = [r for r in rows if r["form"] == "mlp" and r["model_name"] == row["model_name"]]
             share = row["model"] / single["model"]
-            parts.append(f"{row['model_name']}: {row['model'] / 1e9:.1f} billion parameters, {share:.0f}")
+            parts.append(f"{row['model_name']}: {row['model'] / 1e9:.1f} billion, {share:.0f}")
     listed = "; ".join(f"{part} times as many" for part in parts)
-    return f"- **Dense MoE**: with as many unfactorised experts the models would have {listed} as with MLPs."
+    return f"- **Dense MoE**: parameters of models with as many unfactorised experts, beside those with MLPs: {listed}."
 
 
 def _ranks_fall(heads: Sequence[Row]) -> str:
@@ -202,11 +202,15 @@ def _time(rows: Sequence[Row]) -> str:
     one = [row for row in rows if row["inputs"] == 1 and row["layer"] != "linear"]
     linear = next(row for row in rows if row["inputs"] == 1 and row["layer"] == "linear")
     parts = [
-        f"{row['layer']} {row['ratio'][1]:.3g} times the linear layer's time and "
-        f"{row['bytes'] / linear['bytes']:.3g} times its memory"
+        f"{row['layer']} {_ratio(row['ratio'])}{_tie(row['ratio'])} and {row['bytes'] / linear['bytes']:.3g}"
         for row in one
     ]
-    return f"- **One input**: {'; '.join(parts)}."
+    return f"- **One input**, times the linear layer's time [middle half] and memory: {'; '.join(parts)}."
+
+
+def _tie(quartiles: Sequence[float]) -> str:
+    low, _, high = quartiles
+    return ", which is a tie," if low <= 1.0 <= high else ""
 
 
 def _forms(rows: Sequence[Row]) -> list[str]:

@@ -27,34 +27,58 @@ MEANT = {
 
 
 def experts_verdicts(looks: Looks) -> list[str]:
-    """A sentence of result for each model and form.
+    """A sentence of result for each model and form, and one for the paper's claim about a Mixer's blocks.
 
     Args:
         looks: The table of experts.
     """
-    lines = []
+    lines, changes = [], []
     for (problem, form), results in _by_form(looks).items():
         parts = [_trend(results, label) for label in FOLLOWED[problem]]
+        if problem == "mixer":
+            changes.append(tuple(_change(results, label).word for label in FOLLOWED[problem]))
         lines.append(f"- **What experts do, {TITLES[problem]}, {NAMES[form]}**: {'; '.join(parts)}.")
+    if changes:
+        found = sum(words == ("worse", "better") for words in changes)
+        word = "reproduced" if found == len(changes) else "reproduced in part" if found else "not reproduced"
+        if any("unknown" in words for words in changes):
+            word = "one seed cannot tell"
+        rule = "less about look and more about class in the last block than in the first, beyond two standard errors"
+        lines.append(
+            f"- **Early blocks divide patches by look, late ones by class: {word}** in the Mixer: experts tell {rule}, "
+            f"in {found} of {len(changes)} forms."
+        )
     return lines
 
 
-def _trend(results: Sequence[Mapping[str, Any]], label: str) -> str:
+def _ends(results: Sequence[Mapping[str, Any]], label: str) -> tuple[list[Any], list[Any]]:
+    """What was measured in the first and in the last layer, of each seed."""
     first, last = ([result["layers"][k]["labels"][label] for result in results] for k in (0, -1))
-    change = Parity(paired([one["bits"] for one in last], [one["bits"] for one in first]), lower_is_better=False)
-    word = {"a tie": "stays within two standard errors", "better": "rises", "worse": "falls"}[change.word]
-    ends = " to ".join(f"{statistics.fmean(one['bits'] for one in end):.2f}" for end in (first, last))
-    beside = [f"in the {name} layer {_beside(end)}" for name, end in (("first", first), ("last", last))]
-    return f"what they say about {MEANT[label]} {word} from first to last layer ({ends} bits), {', '.join(beside)}"
+    return first, last
+
+
+def _change(results: Sequence[Mapping[str, Any]], label: str) -> Parity:
+    """The bits of the last layer less those of the first; more is better."""
+    first, last = _ends(results, label)
+    return Parity(paired([one["bits"] for one in last], [one["bits"] for one in first]), lower_is_better=False)
+
+
+def _trend(results: Sequence[Mapping[str, Any]], label: str) -> str:
+    first, last = (
+        f"{statistics.fmean(one['bits'] for one in end):.2f} in the {name} layer, {_beside(end)}"
+        for name, end in zip(("first", "last"), _ends(results, label), strict=True)
+    )
+    told = {"a tie": "no change", "better": "a rise", "worse": "a fall", "unknown": "one seed cannot tell"}
+    return f"bits about {MEANT[label]}: {first}, and {last}: {told[_change(results, label).word]}"
 
 
 def _beside(found: Sequence[Mapping[str, float]]) -> str:
     """How the bits of some seeds are beside a random gate's, and whether they are above every permutation."""
     ratio = statistics.fmean(one["bits"] for one in found) / statistics.fmean(one["random_gate"] for one in found)
     against = Parity(paired([one["bits"] for one in found], [one["random_gate"] for one in found]), False)
-    word = {"a tie": "no more than", "better": "more than", "worse": "less than"}[against.word]
+    told = {"a tie": "a tie with", "better": "more than", "worse": "less than", "unknown": "beside"}
     null = "" if all(one["bits"] > one["permuted_most"] for one in found) else ", not above permuted labels"
-    return f"{word} a random gate ({ratio:.1f} times{null})"
+    return f"{told[against.word]} a random gate ({ratio:.1f} times{null})"
 
 
 def experts_section(looks: Looks) -> list[str]:
@@ -130,7 +154,7 @@ def _tokens(shown: Mapping[str, Any]) -> list[str]:
         for found in layer["experts"]:
             words = " ".join(f"`{_visible(word)}`" for word in found["words"])
             lines += [
-                f"Layer {number}, expert {found['expert']} ({found['share']:.0%} of all): {words}",
+                f"Layer {number}, expert {found['expert']} ({found['share']:.0%} of coefficients): {words}",
                 "",
             ]
             lines += [shade_tokens(tokens, torch.tensor(found["coefficients"]), largest=0.5), ""]

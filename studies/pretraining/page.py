@@ -83,6 +83,7 @@ def _verdicts(found: Found) -> list[str]:
     lines = []
     for problem, forms in found.items():
         accuracies, losses = parities(forms, "accuracy"), parities(forms, "loss")
+        unknown = any(parity.word == "unknown" for parity in accuracies.values())
         behind = [NAMES[form] for form, parity in accuracies.items() if parity.word == "worse"]
         if not accuracies:
             continue
@@ -92,9 +93,9 @@ def _verdicts(found: Found) -> list[str]:
                 f"{NAMES[form]} is {accuracies[form].word} in accuracy ({_brief(accuracies[form], POINTS, 2)} points)"
             )
             parts.append(f"{told} and {losses[form].word} in loss ({_brief(losses[form])})")
-        verdict = (
-            "not reproduced" if len(behind) == len(accuracies) else "reproduced in part" if behind else "reproduced"
-        )
+        verdict = "reproduced in part" if behind else "reproduced"
+        if unknown or len(behind) == len(accuracies):
+            verdict = "one seed cannot tell" if unknown else "not reproduced"
         lines.append(f"- **{TITLES[problem]}, accuracy at equal parameters: {verdict}.** {'; '.join(parts)}.")
     beyond = [
         f"{TITLES[problem]}, {NAMES[form]}, {measure}"

@@ -6,6 +6,7 @@ asks for 4.3 standard errors at 5%.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ from studies.common.paired import Difference, paired
 __all__ = ["NAMES", "TITLES", "Parity", "by_problem", "parities"]
 
 T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
-"""The two-sided 95% point of Student's t, by the number of pairs."""
+"""The two-sided 95% point of Student's t, by the number of pairs; without end for others."""
 
 NAMES = {"dense": "dense", "cp": "CP", "tr": "tensor ring"}
 TITLES = {"gpt": "GPT", "mixer": "Mixer"}
@@ -38,7 +39,9 @@ class Parity:
 
     @property
     def word(self) -> str:
-        """``"a tie"`` within two standard errors, else ``"better"`` or ``"worse"``."""
+        """``"a tie"`` within two standard errors, else ``"better"`` or ``"worse"``; ``"unknown"`` from one pair."""
+        if math.isnan(self.difference.error):
+            return "unknown"
         if self.difference.is_tie:
             return "a tie"
         return "better" if (self.difference.mean < 0) == self.lower_is_better else "worse"
@@ -46,7 +49,7 @@ class Parity:
     @property
     def half_width(self) -> float:
         """Half the 95% interval of the mean difference, by Student's t."""
-        return T_95[self.difference.pairs] * self.difference.error
+        return T_95.get(self.difference.pairs, math.inf) * self.difference.error
 
     @property
     def beyond_t(self) -> bool:

@@ -71,9 +71,10 @@ def bits(looks: Sequence[Mapping[str, Any]]) -> bytes:
             axes.fill_between(numbers, list(map(min, columns)), list(map(max, columns)), color=colour, alpha=0.2)
             axes.plot(numbers, [statistics.fmean(c) for c in zip(*drawn, strict=True)], color=colour, linestyle="--")
         axes.plot([], [], color="#555555", linestyle="--", label="gate drawn at random")
-        axes.set(title=f"{TITLES[problem]}, {NAMES[form]}", xlabel="layer", ylabel="bits", ylim=(0, None))
+        axes.set(title=f"{TITLES[problem]}, {NAMES[form]}", xlabel="layer", ylabel="bits")
+        axes.set_ylim(0, 1.35 * axes.get_ylim()[1])  # room for the legend
         axes.set_xticks(list(numbers))
-        axes.legend(frameon=False, fontsize=8)
+        axes.legend(frameon=False, fontsize=8, loc="upper left", ncols=2)
     return _saved(figure, "svg")
 
 

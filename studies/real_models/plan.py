@@ -63,7 +63,7 @@ class Effort:
     validation_sentences: int = 256
     held_out_sentences: int = 256
     window: int = 128
-    train_windows: int = 160
+    train_windows: int = 96
     validation_windows: int = 8
     held_out_windows: int = 8
 
@@ -107,6 +107,10 @@ def plan(rates: Mapping[tuple[str, str], float]) -> Iterator[Settings]:
         rates: What `chosen_rates` gives. Tensor rings and Tucker take CP's.
     """
 
+    def references(place: str) -> Iterator[Settings]:
+        for kind in ("original", "mean", "zeros"):
+            yield _run(place, Form(kind, 0, 0.0), 0, 0, 0.0)
+
     def curve(place: str, form: Form, seed: int, lengths: Sequence[int], loss: str = "layers") -> Iterator[Settings]:
         kind = "cp" if form.experts else form.kind
         for steps in lengths:
@@ -115,23 +119,30 @@ def plan(rates: Mapping[tuple[str, str], float]) -> Iterator[Settings]:
     for place in (MIDDLE, LAST, LANGUAGE):
         for kind in ("original", "mean", "zeros"):
             yield _run(place, Form(kind, 0, 0.0), 0, 0, 0.0)
+    short, long = LENGTHS[:3], LENGTHS[3:4]
     for kind in KINDS:
-        yield from curve(MIDDLE, _form(kind, FRACTION), 0, LENGTHS[:4])
-    yield from curve(MIDDLE, _form("cp", FRACTION, "weights"), 0, LENGTHS[:4])
-    yield from curve(MIDDLE, _form("dense", 1.0), 0, LENGTHS[:4])
+        yield from curve(MIDDLE, _form(kind, FRACTION), 0, short)
+    yield from curve(MIDDLE, _form("cp", FRACTION, "weights"), 0, short)
+    yield from curve(MIDDLE, _form("dense", 1.0), 0, short)
+    for kind, start in (("cp", "whitened"), ("cp", "weights"), ("low-rank", "whitened"), ("narrow", "whitened")):
+        yield from curve(MIDDLE, _form(kind, FRACTION, start), 0, long)
     for kind in ("cp", "low-rank"):
-        yield from curve(LAST, _form(kind, FRACTION), 0, LENGTHS[:3])
-    for kind in ("cp", "low-rank", "narrow", "tr"):
-        yield from curve(LANGUAGE, _form(kind, FRACTION), 0, LENGTHS[:3])
-    yield from curve(LANGUAGE, _form("cp", FRACTION, "weights"), 0, LENGTHS[:3])
+        yield from curve(LAST, _form(kind, FRACTION), 0, short)
+    for kind in ("cp", "low-rank", "narrow"):
+        yield from curve(LANGUAGE, _form(kind, FRACTION), 0, short)
+    yield from curve(LANGUAGE, _form("cp", FRACTION, "weights"), 0, short)
+    for kind in KINDS:
+        yield from curve(MIDDLE, _form(kind, FRACTION), 1, short)
+    for kind in ("tr", "tucker"):
+        yield from curve(MIDDLE, _form(kind, FRACTION), 0, long)
+    yield from curve(MIDDLE, _form("dense", 1.0), 0, long)
+    yield from curve(LANGUAGE, _form("tr", FRACTION), 0, short)
     yield from curve(MIDDLE, _form("cp", FRACTION), 0, LENGTHS[4:])
     for fraction in (1.0, 0.75, 0.25):
         for kind in KINDS:
             if (kind, fraction) != ("narrow", 1.0):  # this is the MLP itself
                 yield from curve(MIDDLE, _form(kind, fraction), 0, LENGTHS[:1])
     yield from curve(MIDDLE, _form("cp", FRACTION, "weights"), 0, LENGTHS[4:])
-    for kind in KINDS:
-        yield from curve(MIDDLE, _form(kind, FRACTION), 1, LENGTHS[:3])
     for kind in ("cp", "low-rank"):
         yield from curve(LAST, _form(kind, FRACTION), 0, LENGTHS[3:4])
     for kind in ("low-rank", "narrow"):

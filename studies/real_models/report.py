@@ -20,18 +20,22 @@ from studies.real_models.plan import (
     RATE_STEPS,
     RATES,
     chosen_rates,
+    plan,
+    rate_runs,
 )
 
 __all__ = ["FIGURE", "page", "write"]
 
 FIGURE = "real-models.svg"
 
+RATED = [(settings["kind"], settings["start"]) for settings in rate_runs()]
+
 INTRODUCTION = f"""\
 # Real models
 
 MLPs of a pretrained model become blocks of {EXPERTS} experts, or something else of as many parameters; the rest of the
-model stays as it is. How much is lost, and what does distillation on how many tokens give back? A form is called *fair* if it
-makes good {FAIR:.0%} of what leaving the MLPs out costs, in every seed.
+model stays as it is. How much is lost, and what does distillation on how many tokens give back? A form is called *fair*
+if it makes good {FAIR:.0%} of what leaving the MLPs out costs, in every seed.
 
 """
 
@@ -64,9 +68,15 @@ def page(entries: Sequence[Mapping[str, Any]], command: str) -> str:
         command: What made the runs.
     """
     found, known = curves(entries), references(entries)
+    missing = sum(1 for _ in plan(dict.fromkeys(RATED, 0.0))) + len(list(rate_runs())) - len(entries)
     places = [place for place in known if any(curve.place == place for curve in found)]
     verdicts = [f"- {sentence}" for place in places for sentence in _verdicts(place, known[place], found)]
     sections = [line for place in places for line in _section(place, known[place], found)]
+    if missing > 0:
+        verdicts.append(
+            f"- **Not all was run**: {missing} of {missing + len(entries)} planned runs are missing; the command goes on "
+            "with them. Nothing is said of what they would show."
+        )
     picture = f"![Quality against tokens, for each place and form]({FIGURE})"
     return INTRODUCTION + "\n".join(
         [*verdicts, "", picture, "", *sections, *_budgets(known, found), *_how(entries, command)]

@@ -5,6 +5,8 @@ Legend: ``m`` test samples, ``N`` experts, ``C`` classes.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +21,7 @@ from factorized_moe.interpret import counterfactuals
 from studies.common.training import train
 from studies.specialisation.data import Data
 
-__all__ = ["MATCHED", "RANK", "Outcome", "head", "outcome"]
+__all__ = ["MATCHED", "RANK", "Outcome", "head", "outcome", "outcome_file"]
 
 RANK = 128
 """The CP rank where parameters need not match."""
@@ -161,6 +163,12 @@ def outcome(settings: Mapping[str, Any], data: Data) -> Outcome:
     return Outcome(accuracy, train_accuracy, _size(top), *counts)
 
 
+def outcome_file(settings: Mapping[str, Any], cache: Path) -> Path:
+    """Where the outcome of a run is kept."""
+    key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+    return cache / "specialisation" / f"{key}.npz"
+
+
 def _trunk(pixels: int, hidden: int) -> nn.Module:
     return nn.Sequential(nn.Linear(pixels, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.LayerNorm(hidden))
 
@@ -183,7 +191,10 @@ def _batches(data: Data, seed: int) -> Callable[[], tuple[Tensor, Tensor]]:
 
 @torch.no_grad()
 def _accuracy(model: nn.Module, x: Tensor, labels: Tensor) -> float:
-    correct = sum(int((model(part).argmax(-1) == wanted).sum()) for part, wanted in zip(x.split(4096), labels.split(4096), strict=True))
+    correct = sum(
+        int((model(part).argmax(-1) == wanted).sum())
+        for part, wanted in zip(x.split(4096), labels.split(4096), strict=True)
+    )
     return correct / len(labels)
 
 

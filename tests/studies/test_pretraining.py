@@ -103,19 +103,25 @@ def test_verdicts_follow_the_figures() -> None:
     assert "2 of the 4 differences are other than zero: GPT, tensor ring, accuracy; GPT, tensor ring, loss." in text
     assert "18 of 24 over layers, forms and seeds" in text
     assert "parameters: reproduced.**" in page(made_up({"dense": [0.2, 0.3], "cp": [0.2, 0.31]}), [], [], {})
+    assert "parameters: one seed cannot tell.**" in page(made_up({"dense": [0.2], "cp": [0.2]}), [], [], {})
     assert "parameters: not reproduced.**" in page(made_up({"dense": [0.2, 0.3], "cp": [0.1, 0.21]}), [], [], {})
     assert list(parities(by_problem(runs)["gpt"], "loss")) == ["cp", "tr"]
 
 
 def test_what_is_said_of_experts_follows_the_figures() -> None:
-    (text,) = experts_verdicts(looks(0.1, 0.8, 0.4))
-    assert "about the class of the image rises from first to last layer (0.10 to 0.80 bits)" in text
-    assert (
-        "in the first layer less than a random gate (0.2 times), in the last layer more than a random gate (2.0" in text
-    )
-    (text,) = experts_verdicts(looks(0.8, 0.015, 0.4))
-    assert "falls from first to last layer" in text
+    text, claim = experts_verdicts(looks(0.1, 0.8, 0.4))
+    assert "bits about the class of the image: 0.10 in the first layer, less than a random gate (0.2 times)" in text
+    assert "and 0.80 in the last layer, more than a random gate (2.0 times): a rise" in text
+    assert "late ones by class: not reproduced**" in claim  # the look rises too
+    text, _ = experts_verdicts(looks(0.8, 0.015, 0.4))
+    assert "a fall" in text
     assert "not above permuted labels" in text
+    falling = looks(0.1, 0.8, 0.4)
+    for entry in falling:
+        first, last = entry["result"]["layers"]
+        first["labels"]["look"], last["labels"]["look"] = last["labels"]["look"], first["labels"]["look"]
+    assert "late ones by class: reproduced**" in experts_verdicts(falling)[1]
+    assert "one seed cannot tell" in experts_verdicts(falling[:1])[1]
     assert "| CP | 2 | 0.80 ± 0.00 (0.01; 0.40) |" in "\n".join(experts_section(looks(0.1, 0.8, 0.4)))
 
 

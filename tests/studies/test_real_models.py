@@ -108,7 +108,7 @@ def test_inputs_are_what_the_mlp_is_given(places: dict[str, Place], name: str) -
     """An ablation by the mean of what the MLP gives on its own inputs leaves a smaller error than zeros do."""
     at = places[name]
     (mlp, *_), (rows, *_) = at.mlps.values(), at.inputs
-    exact = mlp.module(rows.float())
+    exact = mlp.module(rows.float()).detach()
     assert float((exact - exact.mean(0)).square().sum()) < float(exact.square().sum())
     assert study._error(mlp.module, mlp.module, rows) == 0.0
 
@@ -215,10 +215,10 @@ def test_low_rank_is_the_best_where_errors_count_by_moments() -> None:
 def test_distillation_brings_a_form_closer_and_is_the_same_again(places: dict[str, Place], name: str) -> None:
     at, form = places[name], Form("cp", 4, 0.75, "weights")
     before = study.measure_run(at, settings(name, form, 0), 32, None)
-    first, again = (study.measure_run(at, settings(name, form, 60), 32, None) for _ in range(2))
-    assert all(b < 0.9 * a for a, b in zip(before["validation"], first["validation"], strict=True))
+    first, again = (study.measure_run(at, settings(name, form, 30), 32, None) for _ in range(2))
+    assert all(b < 0.97 * a for a, b in zip(before["validation"], first["validation"], strict=True))
     assert first == again
-    assert first["tokens"] == 60 * 32
+    assert first["tokens"] == 30 * 32
     assert len(first["ranks"]) == len(at.mlps)
 
 
@@ -366,19 +366,26 @@ def test_every_run_is_planned_once_and_rates_are_chosen_by_the_error() -> None:
 def test_command_makes_the_runs_that_are_missing(
     places: dict[str, Place], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plan, "RATES", (1e-3,))
-    monkeypatch.setattr(plan, "EXPERTS", 4)
-    monkeypatch.setattr(plan, "RATE_STEPS", 2)
-    monkeypatch.setattr(plan, "LENGTHS", (0, 1, 2, 3, 4))
-    file = tmp_path / command.FILE
-    known = {name: lambda name=name: places[name] for name in PLACES}
+    def runs(steps: int) -> list[dict[str, Any]]:
+        fixed = [Form(kind, 0, 0.0) for kind in ("original", "mean", "zeros")]
+        made = [settings(plan.MIDDLE, form, 0) for form in (*fixed, FORMS[0])]
+        return [*made, *(settings(plan.MIDDLE, form, k) for form in FORMS[:2] for k in range(1, steps))]
+
+    rates = [settings(plan.MIDDLE, FORMS[0], 1, seed=plan.RATE_SEED)]
+    monkeypatch.setattr(command, "rate_runs", lambda: rates)
     monkeypatch.setattr(command, "CACHE", tmp_path)
+    file, known = tmp_path / command.FILE, {plan.MIDDLE: lambda: places[plan.MIDDLE]}
+    monkeypatch.setattr(command, "plan", lambda chosen: runs(2))
     first = command.finish(file, known, 16, {"cores": "2"})
     written = file.read_bytes()
-    assert command.finish(file, known, 16, {"cores": "2"}) == first
-    assert file.read_bytes() == written
-    page = page_of(first)
-    assert all(f"## {name[0].upper()}{name[1:]}" in page for name in PLACES)
+    monkeypatch.setattr(command, "plan", lambda chosen: runs(3))
+    later = command.finish(file, known, 16, {"cores": "2"})
+    assert file.read_bytes().startswith(written)
+    assert all(entry in later for entry in first)
+    assert len(later) == len(first) + 2
+    page = page_of(later)
+    assert f"## {plan.MIDDLE[0].upper()}{plan.MIDDLE[1:]}" in page
+    assert "planned runs are missing; the command goes on with them" in page
 
 
 # -- the text

@@ -5,6 +5,7 @@ import io
 import itertools
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -397,6 +398,10 @@ def test_long_captions_move_nothing(page: Page, pages: SimpleNamespace) -> None:
         rows = page.eval_on_selector_all(".gallery img", "all => all.map(x => x.getBoundingClientRect().top)")
         columns = page.evaluate("getComputedStyle(document.querySelector('.gallery')).gridTemplateColumns").split()
         assert len(set(rows)) == -(-len(rows) // len(columns))
+        labels = page.locator(".gallery .label")
+        assert max(labels.evaluate_all("all => all.map(x => x.offsetHeight)")) <= 2 * 1.4 * 13 + 1  # two lines
+        names = {f"a class with the long name {n}" for n in range(50)}
+        assert {label.get_attribute("title") for label in labels.all()} <= names
 
 
 @pytest.mark.parametrize("kind", ["images", "texts", "compared"])
@@ -486,6 +491,23 @@ def rgb(colour: str) -> list[float]:
     return [float(number) for number in colour[colour.index("(") + 1 : -1].replace(",", " ").replace("/", " ").split()]
 
 
+def test_a_printed_list_has_all_its_columns(page: Page, pages: SimpleNamespace) -> None:
+    """A page of A4 is narrower than most screens, and has room for them."""
+    page.set_viewport_size({"width": 688, "height": 900})
+    page.goto(f"{pages.images}#/head?sort=-load")
+    page.emulate_media(media="print")
+    headers = page.locator(".list thead th")
+    assert all(header.is_visible() for header in headers.all())
+    assert headers.count() == 9
+    edges = headers.evaluate_all(
+        "all => all.map(x => [x.getBoundingClientRect().left, x.getBoundingClientRect().right])"
+    )
+    assert edges[-1][1] <= 688
+    cells = page.locator(".list tbody tr").first.locator("td.number > div")
+    assert all(cells.evaluate_all("all => all.map(x => x.scrollWidth <= x.clientWidth)"))
+    assert page.locator(".list thead th").first.get_by_role("button").aria_snapshot() == '- button "Expert"'
+
+
 def brightness(page: Page) -> float:
     """The mean of all pixels in view, 0 to 255."""
     with Image.open(io.BytesIO(page.screenshot())) as picture:
@@ -503,7 +525,8 @@ def test_download_is_what_python_writes(page: Page, pages: SimpleNamespace, kind
         "patches": lambda: report_json(patch_run()),
     }
     assert json.loads(download.value.path().read_text(encoding="utf-8")) == json.loads(given[kind]())
-    assert download.value.suggested_filename.endswith(".json")
+    title = json.loads(given[kind]())["runs"][0]["title"]
+    assert download.value.suggested_filename == "-".join(re.findall("[a-z0-9]+", title.lower())) + ".json"
 
 
 @pytest.mark.parametrize("sandbox", ["", 'sandbox="allow-scripts"'])
