@@ -36,8 +36,9 @@ bench: $(STAMPS)/bench ## measure beside other layers, write docs/benchmarks.md 
 models: $(STAMPS)/models ## upcycle and distil an MLP of real models, write docs/studies/real-models.md (downloads 180 MB; OPTIONS=--quick)
 	@$(BIN)/python -m studies real_models $(OPTIONS)
 
-fairness: $(STAMPS)/fairness ## correct a classifier of people for the group it wrongs, write docs/studies/bias-correction.md
+fairness: $(STAMPS)/fairness ## correct a classifier of people for the group it wrongs, write docs/studies/bias-correction*.md
 	@$(BIN)/python -m studies bias_correction
+	@$(BIN)/python -m studies bias_correction_celeba
 
 recipes: $(STAMPS)/recipes ## train the three recipes at their smallest, in two processes, into results/recipes (some minutes)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m recipes.smallest

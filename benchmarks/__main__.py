@@ -26,7 +26,6 @@ from benchmarks import (
     measured_plans,
     measures,
     parts,
-    plans,
     report,
     scaling,
     single_token,
@@ -52,7 +51,6 @@ SECTIONS: dict[str, tuple[str, Callable[[Effort], Iterator[Row]]]] = {
     "interpret": (interpret.TITLE, interpret.rows),
     "measures": (measures.TITLE, measures.rows),
     "cost_model": ("The planner's constants", lambda effort: iter(())),
-    "plans": (plans.TITLE, lambda effort: iter(())),
     "copies": (copies.TITLE, lambda effort: iter(())),
     "measured_plans": (measured_plans.TITLE, lambda effort: iter(())),
 }
@@ -91,8 +89,6 @@ def measure(name: str, effort: Effort, command: str) -> Section:
     if name == "cost_model":
         extra = cost_model.constants(cost_model.fit(effort))
         print(f"  {extra}")
-    if name == "plans":
-        extra["table"] = plans.markdown(list(plans.compare(effort)))
     if name == "copies":
         extra["table"] = copies.markdown(list(copies.compare(effort)))
     if name == "measured_plans":

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from benchmarks.measured_plans import call_of
 from benchmarks.measuring import Effort, measure_ratio
-from benchmarks.plans import network
+from benchmarks.random_networks import network
 from factorized_moe import FactorizedExpertTensor
 from factorized_moe.contraction import forward_request
 from factorized_moe.contraction.exhaustive import AllOrders

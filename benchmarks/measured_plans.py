@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from benchmarks.measuring import Call, Effort, measure_ratio
-from benchmarks.plans import network
+from benchmarks.random_networks import network
 from factorized_moe import FactorizedExpertTensor
 from factorized_moe.contraction import ContractionPlan, candidate_plans, execute, fastest_plan, forward_request
 

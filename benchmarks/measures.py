@@ -35,7 +35,6 @@ from factorized_moe.interpret import (
     open_recording,
     record,
     sample_active,
-    sample_quantiles,
 )
 from factorized_moe.interpret.report.layer import LayerSummary
 
@@ -80,6 +79,8 @@ def rows(effort: Effort, sizes: Sizes = SIZES) -> Iterator[Row]:
         "co-activation": lambda: measure_coactivation(recording),
         "top samples": lambda: find_top_samples(recording),
         "top experts": lambda: find_top_experts(recording),
+        "random samples": lambda: sample_active(recording),
+        "samples at quantiles": lambda: sample_active(recording, spread=True),
         "labels": lambda: count_labels(recording),
         "duplicates": lambda: compare_duplicates(recording),
         "two recordings": lambda: compare_recordings(recording, recording),
@@ -109,12 +110,21 @@ def plain_measures(a: Tensor, labels: Tensor, ids: Tensor) -> dict[str, Callable
         members = nn.functional.one_hot(labels).float().T
         return members @ a, members @ (a > 0).float()
 
+    def random_samples() -> Tensor:
+        place = torch.randperm(len(a))[:, None]
+        return torch.where(a > 0, place, len(a)).topk(10, dim=0, largest=False).indices
+
+    def quantiles() -> Tensor:
+        return a.sort(dim=0, descending=True).indices[((torch.arange(10) + 0.5) * (len(a) / 10)).long()]
+
     return {
         "load": lambda: ((a >= 0.5).sum(dim=0), a.mean(dim=0), a.amax(dim=0)),
         "histogram": lambda: (torch.histc(a, 50, 0, 1), torch.histc(a.amax(dim=1), 50, 0, 1)),
         "co-activation": coactivation,
         "top samples": lambda: a.topk(10, dim=0),
         "top experts": lambda: a.topk(5, dim=1),
+        "random samples": random_samples,
+        "samples at quantiles": quantiles,
         "labels": by_label,
         "duplicates": duplicates,
         "two recordings": lambda: nn.functional.cosine_similarity(a, a),
@@ -165,7 +175,7 @@ def _streamed(samples: int, experts: int, folder: Path) -> None:
         "top samples": lambda: find_top_samples(recording),
         "top experts": lambda: find_top_experts(recording),
         "random samples": lambda: sample_active(recording),
-        "samples at quantiles": lambda: sample_quantiles(recording),
+        "samples at quantiles": lambda: sample_active(recording, spread=True),
         "labels": lambda: measure_label_specialisation(count_labels(recording)),
         "duplicates": lambda: compare_duplicates(recording),
         "two recordings": lambda: compare_recordings(recording, recording),

@@ -38,16 +38,6 @@ Written by `make bench` from the measurements in [benchmarks.json](benchmarks.js
 - Everything is float32. *Compiled* rows compare `torch.compile`d contenders with the `torch.compile`d first row.
 """
 
-ORDERS = """\
-## Orders of contraction beside other libraries
-
-Random networks of 3 to 40 operands, nodes and vectors, at 64 samples. Each ratio is ours to theirs, below 1 in our
-favour: the median and, in brackets, the smallest and the largest. *Ended* is in how many networks their search ended
-within 3 s. *Cost* is the planner's, FLOPs and elements moved, which ours are planned for; theirs are for FLOPs. *The
-layer's* plan is near the best at all batch sizes and prefers small intermediates.
-
-"""
-
 COPIES = """\
 ## Plans at other prices of a copied element
 
@@ -128,8 +118,6 @@ def markdown(sections: Mapping[str, Section]) -> str:
         parts.append(_slower(sections["contraction"]))
     if "cost_model" in sections:
         parts.append(_constants(sections["cost_model"]))
-    if "plans" in sections:
-        parts.append(ORDERS + str(sections["plans"].extra["table"]))
     if "copies" in sections:
         parts.append(COPIES + str(sections["copies"].extra["table"]))
     if "measured_plans" in sections:

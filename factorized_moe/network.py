@@ -29,6 +29,10 @@ FIXED_RULES = ("identity", "ones")
 """What a fixed node may hold by a rule: 1 where all its indices are equal and 0 elsewhere, or 1 everywhere."""
 
 
+MOST_BONDS_SHOWN = 6
+"""Bonds named in a network's repr."""
+
+
 @dataclass(frozen=True)
 class Node:
     """One tensor of a network: its name and its labels, in memory order.
@@ -282,6 +286,13 @@ class TensorNetwork:
     def size_of(self, labels: Iterable[str]) -> int:
         """The product of the sizes of some labels."""
         return math.prod(self.sizes[label] for label in labels)
+
+    def __repr__(self) -> str:
+        """One line; the whole description is ``str(network)``."""
+        bonds = [f"{bond}={self.sizes[bond]}" for bond in self.bonds]
+        shown = [*bonds[:MOST_BONDS_SHOWN], "..."] if len(bonds) > MOST_BONDS_SHOWN else bonds
+        count = f"{len(self.nodes)} node{'s' if len(self.nodes) > 1 else ''}"
+        return f"TensorNetwork({' x '.join(map(str, self.shape))}, {count}, {' '.join(shown) or 'no bond'})"
 
     def __str__(self) -> str:
         """The text that `parse` reads, one line a term, if the modes' labels have the usual names."""

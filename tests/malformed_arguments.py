@@ -57,7 +57,6 @@ from factorized_moe.interpret import (
     open_recording,
     record,
     sample_active,
-    sample_quantiles,
 )
 from factorized_moe.interpret.report import ReportData, load_run
 from factorized_moe.parallel import Machine, shard, shards_of
@@ -305,11 +304,6 @@ def calls() -> dict[str, Call]:
         "find_top_samples": (find_top_samples, {"recording": recording}, {**of, "k": "count", "seed": "seed"}),
         "sample_active": (
             sample_active,
-            {"recording": recording},
-            {**of, "k": "count", "seed": "seed", "threshold": "threshold"},
-        ),
-        "sample_quantiles": (
-            sample_quantiles,
             {"recording": recording},
             {**of, "k": "count", "seed": "seed", "threshold": "threshold"},
         ),

@@ -17,6 +17,7 @@ from factorized_moe.interpret import (
     measure_coactivation,
     measure_histogram,
     measure_load,
+    sample_active,
 )
 
 pytestmark = pytest.mark.thorough
@@ -26,7 +27,7 @@ ONCE = Effort(seconds=0.0, fewest=2, turn=0.0, compiled=False)
 
 def test_rows() -> None:
     rows = list(measures.rows(ONCE, measures.Sizes(samples=40, experts=12, taken_out=4, images=20)))
-    assert [row.baseline for row in rows] == [True, False] * 9
+    assert [row.baseline for row in rows] == [True, False] * 11
     assert all(row.forward is not None for row in rows)
 
 
@@ -45,6 +46,11 @@ def test_plain_torch_measures_the_same() -> None:
     assert torch.equal(measure_coactivation(found).counts, plain["co-activation"].long())
     assert torch.equal(find_top_samples(found).values, plain["top samples"].values.T)
     assert torch.equal(find_top_experts(found).experts, plain["top experts"].indices)
+    for name, spread in (("random samples", False), ("samples at quantiles", True)):
+        drawn = sample_active(found, spread=spread).samples
+        assert drawn.shape == plain[name].T.shape
+        assert all(len(set(column)) == 10 for column in plain[name].T.tolist())
+    torch.testing.assert_close(drawn, plain[name].T)  # no expert has more samples than are drawn before the quantiles
     by_label = count_labels(found)
     torch.testing.assert_close((by_label.means * by_label.class_sizes).T.float(), plain["labels"][0])
     torch.testing.assert_close(compare_duplicates(found).similarities.float(), plain["duplicates"])

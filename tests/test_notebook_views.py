@@ -13,7 +13,9 @@ from factorized_moe import CPMuMoE, FactorizedExpertTensor, GatedMuMoEBlock, Ten
 from factorized_moe._text_tables import html_table
 from factorized_moe.drawing import draw_svg
 from factorized_moe.interpret import (
+    Annotations,
     Coactivation,
+    Load,
     Measurement,
     count_labels,
     find_top_samples,
@@ -23,6 +25,7 @@ from factorized_moe.interpret import (
     measure_spectra,
     record,
 )
+from factorized_moe.interpret.recording.rows import Rows
 from factorized_moe.interpret.report import ReportData
 
 
@@ -74,6 +77,14 @@ def test_a_result_is_a_line_and_a_table(looked_at: SimpleNamespace, measure: obj
     assert ("more rows" in shown) == (len(next(iter(columns.values()))) > 12)
 
 
+def test_numbers_have_four_digits() -> None:
+    found = Load.of(torch.tensor([[1 / 3, 2 / 3]], dtype=torch.float64), threshold=0)
+    assert Cells(found._repr_html_()).rows[1:] == [
+        ["0", "1", "1", "0.3333", "0.3333"],
+        ["1", "1", "1", "0.6667", "0.6667"],
+    ]
+
+
 def test_names_stay_text(looked_at: SimpleNamespace) -> None:
     shown = count_labels(looked_at.recording)._repr_html_()
     assert "<b>" not in shown
@@ -104,6 +115,29 @@ def test_report_data_has_a_short_repr(looked_at: SimpleNamespace) -> None:
     data = ReportData.from_recording(looked_at.recording, "A run")
     assert repr(data) == "ReportData('A run', 1 layers, 2 classes, no inputs)"
     assert repr(data.layers[0]) == "LayerSummary('model', 20 experts, 30 samples)"
+
+
+def test_reprs_are_one_short_line(looked_at: SimpleNamespace) -> None:
+    (chunk,) = looked_at.recording.chunks()
+    assert repr(chunk) == "Chunk(samples 0 to 29, layers ['model'], Annotations(30 labels))"
+    assert repr(chunk.modes("model")[0]) == "Rows(30 samples, 20 experts, all kept)"
+    assert repr(Rows.of(torch.eye(9))) == "Rows(9 samples, 9 experts, 9 that are not 0)"
+    assert repr(Annotations()) == "Annotations(none)"
+    assert repr(looked_at.recording) == "Recording(30 samples, layers ['model'])"
+    with record(looked_at.layer) as log, torch.no_grad():
+        looked_at.layer(torch.randn(1200, 6))
+        assert repr(log) == "Recorder(1,200 samples, layers ['model'], under way)"
+    assert repr(log) == "Recorder(1,200 samples, layers ['model'], ended)"
+
+
+def test_a_networks_repr_names_its_sizes() -> None:
+    network = FactorizedExpertTensor((8, 4), 16, 32, decomposition="tucker", rank=4).network
+    bonds = "rank_expert_0=4 rank_expert_1=4 rank_in=4 rank_out=4"
+    assert repr(network) == f"TensorNetwork(8 x 4 x 16 x 32, 5 nodes, {bonds})"
+    many = FactorizedExpertTensor([2] * 12, 16, 32, decomposition="tt", rank=2).network
+    assert len(repr(many)) < 160
+    assert repr(many).endswith("...)")
+    assert repr(TensorNetwork.parse("expert_0 in out; expert_0=2 in=3 out=4")).endswith("1 node, no bond)")
 
 
 def test_a_layer_is_a_summary(looked_at: SimpleNamespace) -> None:

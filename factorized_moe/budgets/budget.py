@@ -75,7 +75,7 @@ class Budget:
         ValueError: If an argument is out of range.
 
     Examples:
-        >>> from factorized_moe import MuMoE
+        >>> from factorized_moe import Budget, MuMoE
         >>> layer = MuMoE(768, 1000, [256], "cp", Budget(like=nn.Linear(768, 1000)), device="meta")
         >>> layer.experts.rank, sum(p.numel() for p in layer.parameters())
         (282, 767658)

@@ -14,7 +14,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import combinations
+from itertools import combinations, product
 from operator import itemgetter
 
 import torch
@@ -129,8 +129,8 @@ def plan_layer(network: TensorNetwork, request: Request) -> LayerPlans:
         return LayerPlans((plan,), (), plan)
     choices: list[tuple[float, tuple[_Candidate, ...], tuple[int, ...]]] = []  # where it is worst, orders, starts
     for count in range(2, len(cheapest) + 1):
-        for some in combinations(cheapest, count):
-            starts = (1, *map(_change, some, some[1:]))
+        for some, change in product(combinations(cheapest, count), (_change, _crossing)):
+            starts = (1, *map(change, some, some[1:]))
             stops = (*(start - 1 for start in starts[1:]), LARGEST)
             if all(start <= stop for start, stop in zip(starts, stops, strict=True)):
                 choices.append((max(map(worst, some, starts, stops)), some, starts))

@@ -17,11 +17,12 @@ from factorized_moe.interpret.interventions.kinds import (
     Swap,
 )
 from factorized_moe.interpret.interventions.tally import Counterfactuals
-from factorized_moe.interpret.measures.activity import Histogram, Load, measure_histogram, measure_load
+from factorized_moe.interpret.measures.activity import Load, measure_load
 from factorized_moe.interpret.measures.coactivation import Coactivation, measure_coactivation
 from factorized_moe.interpret.measures.consistency import Consistency, compare_duplicates, compare_recordings
 from factorized_moe.interpret.measures.contributions import Contribution, expert_contributions
 from factorized_moe.interpret.measures.fairness import GroupMeasures, balancing_weights, measure_groups
+from factorized_moe.interpret.measures.histogram import Histogram, measure_histogram
 from factorized_moe.interpret.measures.information import LabelInformation, measure_label_information
 from factorized_moe.interpret.measures.inner_products import distance, inner
 from factorized_moe.interpret.measures.labelling import (
@@ -35,7 +36,7 @@ from factorized_moe.interpret.measures.nulls import BesideNull
 from factorized_moe.interpret.measures.polysemanticity import Polysemanticity, PolysemanticitySummary
 from factorized_moe.interpret.measures.probing import LabelProbes, probe_labels
 from factorized_moe.interpret.measures.ranking import TopExperts, TopSamples, find_top_experts, find_top_samples
-from factorized_moe.interpret.measures.sampling import ActiveSamples, sample_active, sample_quantiles
+from factorized_moe.interpret.measures.sampling import ActiveSamples, sample_active
 from factorized_moe.interpret.measures.specialisation import class_accuracy, class_level_polysemanticity
 from factorized_moe.interpret.measures.spectra import (
     ExpertSimilarity,
@@ -131,7 +132,6 @@ __all__ = [
     "probe_labels",
     "record",
     "sample_active",
-    "sample_quantiles",
     "scale_bond",
     "watch_usage",
 ]

@@ -158,7 +158,9 @@ def _all_gather(tensor: Tensor, axis: int, size: int, lacking: int, group: Group
 def _reduce_scatter(tensor: Tensor, axis: int, size: int, group: Group) -> Tensor:
     piece = share(size, group.ranks)
     padded = _padded(tensor, axis, piece * group.ranks)
-    stacked = torch.cat(padded.chunk(group.ranks, axis)) if axis else padded.contiguous()
+    stacked = (
+        torch.cat(padded.chunk(group.ranks, axis)) if axis else padded
+    ).contiguous()  # cat keeps strides of its own
     reduced = _wait(torch.ops._c10d_functional.reduce_scatter_tensor(stacked, "sum", group.ranks, group.name))
     mine = share(size, group.ranks, group.rank)
     return reduced if reduced.shape[axis] == mine else reduced.narrow(axis, 0, mine)
@@ -168,7 +170,7 @@ def _all_to_all(tensor: Tensor, transfer: Transfer, group: Group) -> Tensor:
     ranks, axis, to_axis = group.ranks, transfer.axis, transfer.to_axis
     piece, to_piece = share(transfer.size, ranks), share(transfer.to_size, ranks)
     padded = _padded(_padded(tensor, axis, piece), to_axis, to_piece * ranks)
-    stacked = torch.stack(padded.chunk(ranks, to_axis))  # (p, .., piece, .., to_piece, ..)
+    stacked = torch.stack(padded.chunk(ranks, to_axis)).contiguous()  # (p, .., piece, .., to_piece, ..)
     sizes = [1] * ranks
     arrived = _wait(torch.ops._c10d_functional.all_to_all_single(stacked, sizes, sizes, group.name))
     whole = torch.cat(arrived.unbind(), axis)

@@ -29,8 +29,9 @@ TEMPLATE = """\
 {table}
 
 On the test people; mean over {seeds} seeds and, in brackets, the smallest and the largest. The *difference of
-opportunity* is the larger less the smaller true-positive rate of the groups: 0 is equal. All measures are
-[fairlearn](https://fairlearn.org)'s.
+opportunity* is the larger less the smaller true-positive rate of the groups: 0 is equal. All measures are as
+[fairlearn](https://fairlearn.org) defines them. With oversampling, the paper's cells and faces in place of incomes:
+[Bias correction on faces](bias-correction-celeba.md).
 
 ## How it was measured
 

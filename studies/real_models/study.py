@@ -1,80 +1,63 @@
-"""One MLP of a model in many forms: upcycled, measured inside the model, distilled, and measured again.
+"""One run: MLPs of a model in one form, distilled for a number of steps, and the model measured with them in place.
 
 Legend: ``n`` rows (tokens), ``I`` in_features.
 """
 
 from __future__ import annotations
 
-import math
-import time
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from itertools import product
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from factorized_moe.budgets import rank_for_budget
-from factorized_moe.surgery import DistillationSettings, distill, upcycle
-from factorized_moe.surgery.replacing.linears import read_linear
+from factorized_moe.surgery import DistillationSettings, distill
+from studies.real_models.forms import Form, make
+from studies.real_models.mlps import MLP, MeanOutput
 
-__all__ = ["VARIANTS", "Ablated", "Place", "Row", "Variant", "make_block", "rows"]
+__all__ = ["Place", "SideBySide", "measure_run"]
 
-
-@dataclass(frozen=True)
-class Variant:
-    """One form of an MLP.
-
-    Attributes:
-        decomposition: A registered name.
-        experts: The number of experts.
-        fraction: The most parameters, the gate included, as a share of the MLP's.
-    """
-
-    decomposition: str
-    experts: int
-    fraction: float
+FITTED = 8192
+"""Rows that a start is fitted to."""
 
 
-FORMS = (
-    ("cp", 1),  # one product of two matrices: what experts add to
-    *product(("cp", "tr", "tucker"), (16, 256)),
-)
-VARIANTS = tuple(Variant(*form, fraction) for fraction in (1.0, 0.75, 0.5) for form in FORMS)
-
-INDEPENDENT = 4
-"""Experts that must be able to be linearly independent; more would leave less rank to each one's matrix."""
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Place:
-    """One MLP in a model.
+    """MLPs of a model that change their form together.
 
     Attributes:
-        name: What the page calls the MLP.
         model: The model.
-        mlp: What computes the MLP alone; its parts stay the model's own.
-        linears: Its linear layers, in the order of application.
-        changes: From what shall take the MLP's place to what goes where, by the modules' names in the model.
-        inputs: What the MLP is given on the training text, ``(n, I)``.
-        measure: Measures the model as it is.
+        mlps: The MLPs, by what the page calls them.
+        changes: From what shall take the MLPs' places, in their order, to what goes where, by the modules' names.
+        inputs: What each MLP is given on the training text, ``(n, I)`` of one order; half precision saves memory.
+        validation: The same of text that is neither trained nor measured on.
+        measure: Measures the model as it is, on held-out text.
+        batches: What the whole model is called with for training, over and over, and how it answers with one tensor;
+            None if it is never trained as a whole.
     """
 
-    name: str
     model: nn.Module
-    mlp: nn.Module
-    linears: tuple[nn.Module, ...]
-    changes: Callable[[nn.Module], Mapping[str, nn.Module]]
-    inputs: Tensor
+    mlps: Mapping[str, MLP]
+    changes: Callable[[Sequence[nn.Module]], Mapping[str, nn.Module]]
+    inputs: Sequence[Tensor]
+    validation: Sequence[Tensor]
     measure: Callable[[], dict[str, float]]
+    whole: Whole | None = None
+
+    @property
+    def parameters(self) -> int:
+        """Of all the MLPs."""
+        return sum(mlp.parameters for mlp in self.mlps.values())
 
     @contextmanager
-    def holding(self, block: nn.Module) -> Iterator[None]:
-        """Put a module in the MLP's place for a block of code."""
-        new = self.changes(block)
+    def holding(self, blocks: Sequence[nn.Module]) -> Iterator[None]:
+        """Put modules in the MLPs' places for a block of code."""
+        new = self.changes(blocks)
         old = {name: self.model.get_submodule(name) for name in new}
         try:
             for name, module in new.items():
@@ -85,120 +68,147 @@ class Place:
                 self.model.set_submodule(name, module)
 
 
-@dataclass(frozen=True)
-class Row:
-    """What one variant cost and did.
+@dataclass(frozen=True, eq=False)
+class Whole:
+    """How a model is trained as a whole.
 
     Attributes:
-        variant: The variant.
-        rank: The rank of the first tensor.
-        share: Its parameters, the gate included, as a share of the MLP's.
-        weight_error: The largest relative error of the experts' means.
-        upcycled: What was measured before any training, started from the weights alone.
-        fitted: The same, started from the weights and the covariance of the inputs.
-        distilled: What was measured after distillation from the latter.
-        losses: The normalised squared error of the first and the last step.
-        seconds: What all this took.
+        answer: From the model to a module that gives the one tensor that is learned.
+        batches: What this is called with, from a seed; without end.
+        tokens: The mean number of tokens of a batch.
     """
 
-    variant: Variant
-    rank: int | tuple[int, ...]
-    share: float
-    weight_error: float
-    upcycled: Mapping[str, float]
-    fitted: Mapping[str, float]
-    distilled: Mapping[str, float]
-    losses: tuple[float, float]
-    seconds: float
+    answer: Callable[[nn.Module], nn.Module]
+    batches: Callable[[int], Iterator[Any]]
+    tokens: float
 
 
-class Ablated(nn.Module):
-    """Zeros, as many as an input of the same width has."""
+class SideBySide(nn.Module):
+    """Several MLPs, each with an input of its own."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Zeros of the input's shape."""
-        return torch.zeros_like(x)
+    def __init__(self, mlps: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.mlps = nn.ModuleList(mlps)
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """What each gives."""
+        return tuple(mlp(x) for mlp, x in zip(self.mlps, inputs, strict=True))
 
 
-def make_block(place: Place, variant: Variant, seed: int = 0, *, fit_inputs: bool = False) -> Any:
-    """The MLP upcycled within the variant's parameters, each linear layer with its share of them.
+def measure_run(place: Place, settings: Mapping[str, Any], batch_size: int, checkpoint: Path | None) -> dict[str, Any]:
+    """Make a form, distil it, and measure the model with it.
 
     Args:
-        place: The MLP.
-        variant: Its form.
-        seed: Of the noise between experts.
-        fit_inputs: Whether what a low rank loses is chosen by the covariance of the place's inputs.
-
-    Returns:
-        What `upcycle` returns.
+        place: The MLPs.
+        settings: ``kind``, ``experts``, ``fraction``, ``start``, ``seed``, ``loss`` (``"layers"``: each MLP learns what
+            its own original gives; ``"model"``: all together what the whole model answers), ``steps`` and
+            ``learning_rate``. The kinds ``"original"``, ``"mean"`` and ``"zeros"`` are the MLPs as they are, and what
+            they give on average or nothing in their place.
+        batch_size: Tokens of a batch.
+        checkpoint: Where a long run is kept; it is removed at the end.
     """
-    weights = [read for linear in place.linears if (read := read_linear(linear)) is not None]
-    bias = any(read.bias is not None for read in weights)
-    sizes = [read.matrix(bias).numel() for read in weights]
-    gate = weights[0].weight.shape[0] * variant.experts
-    total = int(variant.fraction * sum(sizes)) - gate
-    shapes = [(*weights[k].weight.shape, total * sizes[k] // sum(sizes)) for k in (0, -1)]
-    first, last = (_rank(variant, *shape, bias) for shape in shapes)
-    rows = nn.functional.pad(place.inputs, (0, 1), value=1.0) if bias else place.inputs
-    return upcycle(
-        place.mlp,
-        (variant.experts,),
-        variant.decomposition,
-        first,
-        second_rank=last,
-        seed=seed,
-        input_covariance=rows.t() @ rows / len(rows) if fit_inputs else None,
-    )
+    kind = settings["kind"]
+    if kind in ("original", "mean", "zeros"):
+        blocks = [_fixed(kind, mlp, inputs) for mlp, inputs in zip(place.mlps.values(), place.inputs, strict=True)]
+        with place.holding(blocks):
+            return {"measured": place.measure()}
+    form = Form(kind, settings["experts"], settings["fraction"], settings["start"])
+    seed, steps = settings["seed"], settings["steps"]
+    blocks = [
+        copy.deepcopy(_made(mlp, form, rows, seed))
+        for mlp, rows in zip(place.mlps.values(), map(_fitted_rows, place.inputs), strict=True)
+    ]
+    tokens = 0.0
+    if steps:
+        how = DistillationSettings(steps=steps, learning_rate=settings["learning_rate"], seed=seed)
+        train = _train_layers if settings["loss"] == "layers" else _train_whole
+        blocks, tokens = train(place, blocks, how, batch_size, checkpoint)
+        if checkpoint is not None:
+            checkpoint.unlink(missing_ok=True)
+    with place.holding(blocks):
+        measured = place.measure()
+    made = sum(parameter.numel() for block in blocks for parameter in block.parameters())
+    return {
+        "share": made / place.parameters,
+        "ranks": [list(_ranks(block)) for block in blocks],
+        "tokens": tokens,
+        "validation": [
+            _error(mlp.module, block, x)
+            for mlp, block, x in zip(place.mlps.values(), blocks, place.validation, strict=True)
+        ],
+        "measured": measured,
+    }
 
 
-@cache
-def _rank(variant: Variant, in_features: int, out_features: int, parameters: int, bias: bool) -> int | tuple[int, ...]:
-    return rank_for_budget(
-        (variant.experts,),
-        in_features,
-        out_features,
-        variant.decomposition,
-        parameters=parameters,
-        bias=bias,
-        count_gate=False,
-        independent_experts=min(INDEPENDENT, variant.experts),
-    )
+_made = cache(make)  # runs of several lengths start from the same
 
 
-def rows(place: Place, variants: Sequence[Variant], settings: DistillationSettings, batch_size: int) -> Iterator[Row]:
-    """Every variant in turn.
-
-    Args:
-        place: The MLP.
-        variants: Its forms.
-        settings: How they are distilled.
-        batch_size: Rows of the place's inputs in a batch, drawn anew for each.
-    """
-    dense = sum(parameter.numel() for parameter in place.mlp.parameters())
-    for variant in variants:
-        begun = time.perf_counter()
-        started = make_block(place, variant, settings.seed)
-        with place.holding(started.layer):
-            upcycled = place.measure()
-        block = make_block(place, variant, settings.seed, fit_inputs=True).layer
-        with place.holding(block):
-            fitted = place.measure()
-        batches = _batches(place.inputs, batch_size, settings)
-        losses = distill(place.mlp, {"": block}, batches, settings)[""]
-        with place.holding(block):
-            distilled = place.measure()
-        share = sum(parameter.numel() for parameter in block.parameters()) / dense
-        ends = losses[0], losses[-1]
-        seconds = time.perf_counter() - begun
-        yield Row(variant, block.first.rank, share, started.error, upcycled, fitted, distilled, ends, seconds)
+_ROWS: dict[int, Tensor] = {}
 
 
-def _batches(inputs: Tensor, batch_size: int, settings: DistillationSettings) -> Iterator[Tensor]:
-    """Rows in a new order for each pass; the same ones for every variant."""
-    generator = torch.Generator().manual_seed(settings.seed)
-    needed = settings.steps * settings.accumulate
-    per_pass = max(1, len(inputs) // batch_size)
-    for _ in range(math.ceil(needed / per_pass)):
-        order = torch.randperm(len(inputs), generator=generator)
-        for k in range(per_pass):
-            yield inputs[order[k * batch_size : (k + 1) * batch_size]]
+def _fitted_rows(inputs: Tensor) -> Tensor:
+    """Rows at equal distances, the same tensor each time."""
+    if id(inputs) not in _ROWS:
+        _ROWS[id(inputs)] = inputs[:: max(1, len(inputs) // FITTED)][:FITTED].float()
+    return _ROWS[id(inputs)]
+
+
+@torch.no_grad()
+def _fixed(kind: str, mlp: MLP, inputs: Tensor) -> nn.Module:
+    if kind == "original":
+        return mlp.module
+    return MeanOutput(mlp.module(_fitted_rows(inputs)).mean(0) if kind == "mean" else None)
+
+
+def _train_layers(
+    place: Place, blocks: list[nn.Module], how: DistillationSettings, batch_size: int, checkpoint: Path | None
+) -> tuple[list[nn.Module], float]:
+    originals = SideBySide([mlp.module for mlp in place.mlps.values()]).eval()
+    replacements = {f"mlps.{k}": block for k, block in enumerate(blocks)}
+    batches = _rows(place.inputs, batch_size, how.seed)
+    distill(originals, replacements, batches, how, checkpoint=checkpoint, checkpoint_every=256)
+    return blocks, how.steps * min(batch_size, len(place.inputs[0]))
+
+
+def _rows(inputs: Sequence[Tensor], batch_size: int, seed: int) -> Iterator[tuple[Tensor, ...]]:
+    """Rows in a new order for each pass, without end; the same ones for every form."""
+    generator = torch.Generator().manual_seed(seed)
+    count = len(inputs[0])
+    while True:
+        order = torch.randperm(count, generator=generator)
+        for begin in range(0, max(1, count - batch_size + 1), batch_size):
+            chosen = order[begin : begin + batch_size]
+            yield tuple(rows[chosen].float() for rows in inputs)
+
+
+def _train_whole(
+    place: Place, blocks: list[nn.Module], how: DistillationSettings, batch_size: int, checkpoint: Path | None
+) -> tuple[list[nn.Module], float]:
+    """Only the blocks are trained; everything below and between them stays as it is."""
+    whole = place.whole
+    if whole is None:
+        raise ValueError("this place says nothing of how the whole model is trained; distil its layers")
+    changed = copy.deepcopy(place.model)
+    for parameter in changed.parameters():
+        parameter.requires_grad_(False)
+    for name, module in place.changes(blocks).items():
+        changed.set_submodule(name, module)
+    for block in blocks:
+        block.requires_grad_(True)
+    model, answer = whole.answer(place.model), whole.answer(changed)
+    distill(model, {"": answer}, whole.batches(how.seed), how, checkpoint=checkpoint, checkpoint_every=64)
+    return blocks, how.steps * whole.tokens
+
+
+@torch.no_grad()
+def _error(exact: nn.Module, other: nn.Module, rows: Tensor) -> float:
+    """The mean squared error of the outputs over the outputs' mean square about their mean."""
+    rows = rows.float()
+    wanted = exact(rows)
+    missed = (other.eval()(rows) - wanted).square().sum()
+    return float(missed / (wanted - wanted.mean(0)).square().sum())
+
+
+def _ranks(block: nn.Module) -> Iterator[int | list[int]]:
+    for experts in getattr(block, "expert_tensors", {}).values():
+        yield list(experts.rank) if isinstance(experts.rank, tuple) else experts.rank

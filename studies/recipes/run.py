@@ -23,8 +23,6 @@ from torch import nn
 
 from factorized_moe._writing import write_files
 from recipes.gpt.language import GPTOptions, gpt
-from recipes.gpt.prepare import prepare
-from recipes.gpt.shards import DESCRIPTION
 from recipes.head.backbones import HeadOptions
 from recipes.head.fine_tuning import head
 from recipes.mixer.mixing import MixerOptions, mixer
@@ -33,6 +31,7 @@ from recipes.recipe import Recipe, cross_entropy
 from recipes.train import train
 from studies.common.glosses import WORDNET, group
 from studies.common.runs import finish, read
+from studies.common.text import token_shards
 from studies.real_models.sources import SENTENCE_MODEL, unpack
 from studies.recipes.page import curves, page
 
@@ -78,7 +77,7 @@ def options_of(problem: str, form: str, seed: int, out: Path, quick: bool) -> Op
         case "gpt" | "gpt_narrow":
             spread = 0.02 if problem == "gpt_narrow" else 0.0
             size = {"depth": 2, "tokens": 64, "steps": 400, "batch": 16, "held_out": 512, "experts": (16,)}
-            return GPTOptions(**{**given, **size, **small}, data=_text(), spread=spread)
+            return GPTOptions(**{**given, **size, **small}, data=token_shards(CACHE), spread=spread)
         case "mixer":
             size = {"depth": 2, "steps": 400, "batch": 64, "held_out": 2000, "experts": (16,)}
             return MixerOptions(**{**given, **size, **small})
@@ -163,23 +162,15 @@ def processes(form: str, number: int, quick: bool) -> float:
         quick: Whether for tests.
     """
     with tempfile.TemporaryDirectory() as place:
-        options = options_of("gpt", form, 0, Path(place) / "run", quick)
+        options, data = options_of("gpt", form, 0, Path(place) / "run", quick), token_shards(CACHE)
         steps = 4 if quick else STEPS_IN_PROCESSES
         launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", number]
-        command = [*launch, "-m", "recipes.gpt", "--cpu", "--quiet", "--out", options.out, "--data", _text()]
+        command = [*launch, "-m", "recipes.gpt", "--cpu", "--quiet", "--out", options.out, "--data", data]
         command += ["--form", form, "--depth", 2, "--tokens", 64, "--steps", steps, "--log-every", 2, "--held-out", 16]
         subprocess.run(list(map(str, command)), check=True, capture_output=True)
         lines = [json.loads(line) for line in (options.out / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     speeds = [line["tokens_per_second"] for line in lines if "tokens_per_second" in line]
     return statistics.median(speeds[1:])
-
-
-def _text() -> Path:
-    """Shards of the standard library's text, made once."""
-    folder = CACHE / "python-text"
-    if not (folder / DESCRIPTION).exists():
-        prepare("stdlib", folder, vocabulary=2048)
-    return folder
 
 
 def _encoder() -> Path:

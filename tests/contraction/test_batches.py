@@ -14,6 +14,8 @@ from factorized_moe.contraction.batches import LARGEST, NEAR
 from factorized_moe.decompositions import available_decompositions, get_decomposition
 from factorized_moe.testing import plan_cost
 
+from .random_networks import random_network
+
 MIXED = TensorNetwork.parse("core: in out s, mix: expert_0 s; expert_0=4 in=64 out=64 s=16")
 
 
@@ -79,6 +81,21 @@ def test_two_plans_take_two_compilations() -> None:
     for samples in (1, 2, 6, 7, 64, 4096, 3):
         x, coefficients = arguments(samples)
         torch.testing.assert_close(compiled(x, coefficients), w(x, coefficients))
+    assert counter.frame_count <= 2
+
+
+@pytest.mark.thorough
+def test_three_plans_take_two_compilations() -> None:
+    w = FactorizedExpertTensor(network=random_network(11))
+    starts = [plan.runs_from for plan in plan_layer(w.network, w._request).plans]
+    assert len(starts) == 3
+    torch.compiler.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(w, fullgraph=True, backend=counter)
+    for samples in (1, *starts[1:], 2 * starts[2], 2):
+        x = torch.randn(samples, w.in_features)
+        coefficients = [torch.rand(samples, count) for count in w.expert_dims]
+        torch.testing.assert_close(compiled(x, coefficients), w(x, coefficients), rtol=1e-3, atol=1e-3)
     assert counter.frame_count <= 2
 
 

@@ -1,34 +1,39 @@
-"""The real models' page: made from tiny random models here; the real run is opt-in (`-m models`)."""
+"""The study of real models, on tiny models with random weights; the real ones under ``-m models``."""
 
-import math
+from __future__ import annotations
+
+import json
 import subprocess
 import zipfile
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from factorized_moe.surgery import Call, DistillationSettings, output_error
-from studies.real_models import language, report, sentences, sources, study
+from studies.real_models import curves, forms, language, mlps, plan, report, sentences, sources, study
 from studies.real_models import run as command
-from studies.real_models.report import Study
-from studies.real_models.study import Place, Row, Variant
+from studies.real_models.forms import Form
+from studies.real_models.study import Place
 
 pytestmark = pytest.mark.thorough
 
-VARIANTS = (Variant("cp", 1, 1.0), Variant("cp", 4, 1.0), Variant("tr", 4, 0.75), Variant("tucker", 8, 0.5))
-"""Tiny forms: the real ones have up to 256 experts."""
+FORMS = (
+    Form("cp", 4, 0.75),
+    Form("cp", 4, 0.75, "weights"),
+    Form("tr", 4, 0.75),
+    Form("tucker", 4, 0.75),
+    Form("low-rank", 0, 0.5),
+    Form("narrow", 0, 0.5),
+    Form("dense", 0, 1.0),
+)
 
-SETTINGS = DistillationSettings(steps=3, learning_rate=1e-3)
-EFFORT = command.Effort(batch_size=16, settings=SETTINGS, variants=VARIANTS)
 
-
-def numbers(*shape: int) -> Tensor:
-    return torch.randint(1, 50, shape, generator=torch.Generator().manual_seed(1))
+def numbers(*shape: int, seed: int = 1) -> Tensor:
+    return torch.randint(1, 50, shape, generator=torch.Generator().manual_seed(seed))
 
 
 def awake(model: PreTrainedModel) -> PreTrainedModel:
@@ -39,211 +44,348 @@ def awake(model: PreTrainedModel) -> PreTrainedModel:
     return model.eval()
 
 
-def llama_place() -> Place:
+def llama_place(cache: Path) -> Place:
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "vocab_size": 50}
     model = awake(LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=2, num_key_value_heads=1)))
-    return language.place(model, numbers(3, 12), numbers(2, 10))
+    return language.place(model, numbers(8, 24), numbers(3, 24, seed=2), numbers(2, 10, seed=3), cache)
 
 
-def bert_place() -> Place:
+def texts(count: int, seed: int) -> dict[str, Tensor]:
+    mask = torch.ones(count, 6, dtype=torch.long)
+    mask[count // 2 :, 4:] = 0
+    return {"input_ids": numbers(count, 6, seed=seed), "attention_mask": mask}
+
+
+def bert_place(cache: Path, layers: Sequence[int] = (1,)) -> Place:
     torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "vocab_size": 50}
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "vocab_size": 50}
     model = awake(BertModel(BertConfig(**sizes, num_attention_heads=2)))
-    mask = torch.ones(8, 6, dtype=torch.long)
-    mask[3:, 4:] = 0
-    batch = {"input_ids": numbers(8, 6), "attention_mask": mask}
-    return sentences.place(model, [batch], [batch, {key: value.flip(0) + 0 for key, value in batch.items()}])
-
-
-PLACES = {"language": llama_place, "sentences": bert_place}
-
-
-@pytest.fixture(autouse=True)
-def _tiny_forms(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report, "VARIANTS", VARIANTS)
-    monkeypatch.setattr(command, "VARIANTS", VARIANTS)
+    return sentences.place(model, layers, [texts(16, 1), texts(16, 2)], [texts(8, 3)], [texts(8, 4)], cache)
 
 
 @pytest.fixture(scope="module")
-def studies() -> dict[str, Study]:
-    change = language.relative_change_at_full_rank(llama_place(), numbers(1, 10))
-    amounts = "some text", "36 tokens", "20 tokens"
-    found = {}
-    for kind, source, exact in (
-        ("language", sources.LANGUAGE_MODEL, change),
-        ("sentences", sources.SENTENCE_MODEL, None),
-    ):
-        *_, found[kind] = command.study(
-            source, PLACES[kind](), EFFORT, VARIANTS, amounts, "python -m studies real_models", exact
-        )
-    return found
+def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Place]:
+    cache = tmp_path_factory.mktemp("cache")
+    return {
+        plan.MIDDLE: bert_place(cache),
+        plan.LAST: bert_place(cache, (1, 2)),
+        plan.LANGUAGE: llama_place(cache),
+    }
+
+
+PLACES = (plan.MIDDLE, plan.LAST, plan.LANGUAGE)
+
+
+def settings(place: str, form: Form, steps: int, *, seed: int = 0, loss: str = "layers") -> dict[str, Any]:
+    return plan._run(place, form, seed, steps, 3e-3 if steps else 0.0, loss)
 
 
 # -- what is measured
 
 
-@pytest.mark.parametrize("kind", list(PLACES))
-def test_place_computes_the_mlp_and_is_put_back(kind: str) -> None:
-    at = PLACES[kind]()
+@pytest.mark.parametrize("name", PLACES)
+def test_place_computes_the_mlps_and_is_put_back(places: dict[str, Place], name: str) -> None:
+    at = places[name]
     before = at.measure()
-    state = {name: id(module) for name, module in at.model.named_modules()}
-    with at.holding(at.mlp):  # the MLP itself, where it belongs
-        assert at.measure() == pytest.approx(before, abs=1e-6)
-    with at.holding(study.Ablated()):
-        assert at.measure() != pytest.approx(before, abs=1e-3)
-    assert {name: id(module) for name, module in at.model.named_modules()} == state
+    state = {path: id(module) for path, module in at.model.named_modules()}
+    with at.holding([mlp.module for mlp in at.mlps.values()]):  # the MLPs themselves, where they belong
+        assert at.measure() == pytest.approx(before, abs=1e-5)
+    with at.holding([mlps.MeanOutput() for _ in at.mlps]):
+        assert curves.harm(at.measure()) > curves.harm(before) + 1e-3
+    assert {path: id(module) for path, module in at.model.named_modules()} == state
     assert at.measure() == before
 
 
-def test_inputs_are_the_tokens_that_count() -> None:
-    assert llama_place().inputs.shape == (36, 32)
-    assert bert_place().inputs.shape == (48 - 5 * 2, 32)  # without the padding
+def test_inputs_are_the_tokens_that_count(places: dict[str, Place]) -> None:
+    assert [rows.shape for rows in places[plan.LANGUAGE].inputs] == [(192, 32)]
+    assert [rows.shape for rows in places[plan.LAST].inputs] == [(2 * 16 * 5, 32)] * 2  # without the padding
+    assert torch.equal(places[plan.MIDDLE].inputs[0], places[plan.LAST].inputs[0])
 
 
-@pytest.mark.parametrize("kind", list(PLACES))
-@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: f"{variant.decomposition}-{variant.experts}")
-def test_blocks_keep_to_their_parameters(kind: str, variant: Variant) -> None:
-    at = PLACES[kind]()
-    block = study.make_block(at, variant).layer
-    dense = sum(parameter.numel() for parameter in at.mlp.parameters())
-    assert 0.6 * variant.fraction < sum(p.numel() for p in block.parameters()) / dense <= variant.fraction
+@pytest.mark.parametrize("name", PLACES)
+def test_inputs_are_what_the_mlp_is_given(places: dict[str, Place], name: str) -> None:
+    """An ablation by the mean of what the MLP gives on its own inputs leaves a smaller error than zeros do."""
+    at = places[name]
+    (mlp, *_), (rows, *_) = at.mlps.values(), at.inputs
+    exact = mlp.module(rows.float()).detach()
+    assert float((exact - exact.mean(0)).square().sum()) < float(exact.square().sum())
+    assert study._error(mlp.module, mlp.module, rows) == 0.0
 
 
-def test_full_rank_changes_nothing() -> None:
-    assert language.relative_change_at_full_rank(llama_place(), numbers(1, 10)) < 1e-5
-
-
-def test_measure_of_the_upper_half_is_the_whole_models_loss() -> None:
-    at, ids = llama_place(), numbers(2, 10)
-    block = study.make_block(at, VARIANTS[1]).layer
-    for module in (at.mlp, block):
-        with at.holding(module), torch.no_grad():
+def test_measure_of_the_upper_half_is_the_whole_models_loss(places: dict[str, Place]) -> None:
+    at, ids = places[plan.LANGUAGE], numbers(2, 10, seed=3)
+    (mlp,) = at.mlps.values()
+    block = forms.make(mlp, FORMS[0], at.inputs[0].float(), 0)
+    for module in (mlp.module, block):
+        with at.holding([module]), torch.no_grad():
             expected = at.model(ids, labels=ids).loss.item()
-            assert at.measure() == {"cross-entropy": pytest.approx(expected, rel=1e-5)}
+            assert at.measure()[language.CROSS_ENTROPY] == pytest.approx(expected, rel=1e-5)
 
 
-def test_inputs_covariance_makes_the_start_closer() -> None:
-    at = bert_place()
-    at = replace(at, inputs=at.inputs * torch.linspace(0.01, 2.0, 32))
-    plain, fitted = (study.make_block(at, Variant("cp", 4, 0.5), fit_inputs=fit).layer for fit in (False, True))
-    calls = [Call((at.inputs,), at.mlp(at.inputs).detach())]
-    assert output_error(fitted, calls) < 0.9 * output_error(plain, calls)
+def test_full_rank_changes_nothing(places: dict[str, Place]) -> None:
+    assert language.relative_change_at_full_rank(places[plan.LANGUAGE], numbers(1, 10)) < 1e-5
 
 
-def test_distillation_brings_a_form_closer_and_is_the_same_again() -> None:
-    settings = DistillationSettings(steps=40, learning_rate=3e-3)
-    (first,), (again,) = (list(study.rows(llama_place(), VARIANTS[3:], settings, 16)) for _ in range(2))
-    assert first.losses[1] < 0.8 * first.losses[0]
-    assert replace(again, seconds=first.seconds) == first
+# -- the forms
 
 
-# -- the page
+@pytest.mark.parametrize("name", [plan.MIDDLE, plan.LANGUAGE])
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_forms_keep_to_their_parameters(places: dict[str, Place], name: str, form: Form) -> None:
+    at = places[name]
+    (mlp,) = at.mlps.values()
+    made = forms.make(mlp, form, at.inputs[0].float(), 0)
+    share = sum(parameter.numel() for parameter in made.parameters()) / mlp.parameters
+    assert 0.6 * form.fraction < share <= form.fraction
+    assert made(at.inputs[0][:5].float()).shape == (5, 32)
 
 
-def test_page_has_every_figure_of_the_run(studies: dict[str, Study], tmp_path: Path) -> None:
-    for name in ("sentences", "language"):
-        command.write(tmp_path, name, studies[name])
-    stored = report.load(tmp_path / "real-models.json")
-    assert stored == studies
-    assert list(stored) == ["language", "sentences"]  # in the page's order, not that of the runs
+@pytest.mark.parametrize("name", [plan.MIDDLE, plan.LANGUAGE])
+def test_controls_with_all_parameters_that_they_need_are_exact(places: dict[str, Place], name: str) -> None:
+    at = places[name]
+    (mlp,), rows = at.mlps.values(), at.inputs[0]
+    for form in (Form("low-rank", 0, 2.0), Form("narrow", 0, 1.0)):
+        assert study._error(mlp.module, forms.make(mlp, form, rows.float(), 0), rows) < 1e-6
+
+
+@pytest.mark.parametrize("name", [plan.MIDDLE, plan.LANGUAGE])
+def test_experts_at_full_rank_are_exact_and_whitening_changes_nothing_then(places: dict[str, Place], name: str) -> None:
+    at = places[name]
+    (mlp,), rows = at.mlps.values(), at.inputs[0]
+    for start in ("whitened", "weights"):
+        assert study._error(mlp.module, forms.make(mlp, Form("cp", 2, 3.0, start), rows.float(), 0), rows) < 1e-6
+
+
+@pytest.mark.parametrize("name", [plan.MIDDLE, plan.LANGUAGE])
+def test_whitening_makes_the_start_closer(places: dict[str, Place], name: str) -> None:
+    at = places[name]
+    (mlp,), rows = at.mlps.values(), at.inputs[0] * torch.linspace(0.01, 2.0, 32).half()
+    plain, fitted = (
+        study._error(mlp.module, forms.make(mlp, Form("cp", 4, 0.75, start), rows.float(), 0), rows)
+        for start in ("weights", "whitened")
+    )
+    assert fitted < 0.8 * plain
+
+
+def test_moments_of_outputs_say_what_a_small_error_does() -> None:
+    """For errors of the first layer's output drawn apart from the input, against the error of the MLP itself."""
+    torch.manual_seed(0)
+    mlp = nn.Sequential(nn.Linear(6, 9), nn.GELU(), nn.Linear(9, 5)).double()
+    parts, rows = mlps.bert_parts(mlp), torch.randn(4000, 6, dtype=torch.float64)
+    (found, last) = mlps.moments(parts, rows)
+    errors = 1e-4 * torch.randn(4000, 9, dtype=torch.float64) @ torch.randn(9, 9, dtype=torch.float64)
+    missed = parts.last(parts.between([parts.firsts[0](rows) + errors])) - mlp(rows)
+    assert found.outputs is not None
+    expected = (errors @ found.outputs * errors).sum(1).mean()
+    assert float(missed.square().sum(1).mean()) == pytest.approx(float(expected), rel=0.05)
+    assert last.outputs is None
+
+
+def test_low_rank_is_the_best_where_errors_count_by_moments() -> None:
+    """Against descent from 8 random starts, in the same measure."""
+    torch.manual_seed(0)
+    matrix = torch.randn(6, 5, dtype=torch.float64)
+    inputs, outputs = (m @ m.mT for m in (torch.randn(6, 6).double(), torch.randn(5, 5).double()))
+
+    def error(product: Tensor) -> Tensor:
+        rest = matrix - product
+        return (inputs @ rest @ outputs * rest).sum()
+
+    one, other = mlps.low_rank(matrix, inputs, outputs, 2)
+    best = float(error(one @ other))
+    for _ in range(8):
+        left, right = (torch.randn(*s, dtype=torch.float64, requires_grad=True) for s in ((6, 2), (2, 5)))
+        optimizer = torch.optim.LBFGS([left, right], max_iter=200, line_search_fn="strong_wolfe")
+
+        def closure(left: Tensor = left, right: Tensor = right, optimizer: Any = optimizer) -> Tensor:
+            optimizer.zero_grad()
+            loss = error(left @ right)
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+        assert float(error(left @ right)) >= best * (1 - 1e-6)
+
+
+# -- the runs
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_distillation_brings_a_form_closer_and_is_the_same_again(places: dict[str, Place], name: str) -> None:
+    at, form = places[name], Form("cp", 4, 0.75, "weights")
+    before = study.measure_run(at, settings(name, form, 0), 32, None)
+    first, again = (study.measure_run(at, settings(name, form, 30), 32, None) for _ in range(2))
+    assert all(b < 0.97 * a for a, b in zip(before["validation"], first["validation"], strict=True))
+    assert first == again
+    assert first["tokens"] == 30 * 32
+    assert len(first["ranks"]) == len(at.mlps)
+
+
+def test_training_through_the_whole_model_moves_only_the_blocks(places: dict[str, Place]) -> None:
+    at, form = places[plan.LAST], Form("cp", 4, 0.5, "weights")
+    state = {name: value.clone() for name, value in at.model.state_dict().items()}
+    before = study.measure_run(at, settings(plan.LAST, form, 0), 32, None)
+    after = study.measure_run(at, settings(plan.LAST, form, 40, loss="model"), 32, None)
+    assert curves.harm(after["measured"]) < 0.8 * curves.harm(before["measured"])
+    assert all(torch.equal(value, state[name]) for name, value in at.model.state_dict().items())
+    with pytest.raises(ValueError, match="nothing of how the whole model is trained"):
+        study.measure_run(places[plan.LANGUAGE], settings(plan.LANGUAGE, form, 3, loss="model"), 32, None)
+
+
+def test_a_stopped_run_goes_on_and_leaves_no_file(places: dict[str, Place], tmp_path: Path) -> None:
+    at, form, file = places[plan.MIDDLE], FORMS[0], tmp_path / "run.safetensors"
+    whole = study.measure_run(at, settings(plan.MIDDLE, form, 20), 32, None)
+    assert study.measure_run(at, settings(plan.MIDDLE, form, 20), 32, file) == whole
+    assert not file.exists()
+
+
+def test_rows_come_in_a_new_order_each_pass() -> None:
+    rows = torch.arange(10.0)[:, None]
+    stream = study._rows([rows, rows + 100], 5, 0)
+    passes = [[next(stream) for _ in range(2)] for _ in range(2)]
+    assert all(sorted(torch.cat([one for one, _ in each])[:, 0].tolist()) == list(range(10)) for each in passes)
+    assert all(torch.equal(one + 100, other) for each in passes for one, other in each)
+    assert not torch.equal(passes[0][0][0], passes[1][0][0])
+
+
+# -- the curves and the page
+
+
+def entry(
+    kind: str, steps: int, harm: float, *, seed: int = 0, start: str = "whitened", place: str = plan.MIDDLE
+) -> Any:
+    form = Form(kind, 16 if kind == "cp" else 0, 0.5, start)
+    result = {
+        "share": 0.5,
+        "ranks": [[3, 3]],
+        "tokens": steps * 256,
+        "validation": [harm],
+        "measured": {"distance": harm, "nearest": 1.0},
+        "machine": {"cores": "2"},
+    }
+    return {"settings": settings(place, form, steps, seed=seed), "result": result, "seconds": 60.0}
+
+
+FIXED = [entry("original", 0, 0.0), entry("mean", 0, 2.0), entry("zeros", 0, 1.0)]
+
+
+def curve(*harms: float, kind: str = "cp", **rest: Any) -> list[Any]:
+    return [entry(kind, steps, harm, **rest) for steps, harm in zip(plan.LENGTHS, harms, strict=False)]
+
+
+def test_made_good_is_of_the_ablation_that_costs_less() -> None:
+    (found,) = curves.curves([*FIXED, entry("cp", 32, 0.25)])
+    assert found.points[0].made_good == {0: 0.75}
+    assert curves.references(FIXED)[plan.MIDDLE].ablation == "zeros"
+    assert curves.references(FIXED[:2]) == {}
+
+
+@pytest.mark.parametrize(
+    ("harms", "fair", "change"),
+    [
+        ((0.05, 0.04, 0.04), 0, "level"),
+        ((0.5, 0.2, 0.09), 32768, "rises"),
+        ((0.5, 0.09, 0.2), None, "falls"),  # fair once is not fair from there on
+        ((0.5, 0.101), None, "unknown"),
+        ((0.5, 0.30, 0.26), None, "rises"),
+        ((0.5, 0.30, 0.28), None, "level"),
+    ],
+)
+def test_what_a_curve_is_called(harms: tuple[float, ...], fair: int | None, change: str) -> None:
+    (found,) = curves.curves([*FIXED, *curve(*harms)])
+    assert (found.fair_from, found.change) == (fair, change)
+
+
+def test_a_form_is_fair_only_in_every_seed() -> None:
+    (found,) = curves.curves(
+        [*FIXED, *curve(0.5, 0.05), *curve(0.5, 0.2, seed=1), *curve(0.0, 0.0, seed=plan.RATE_SEED)]
+    )
+    assert found.fair_from is None
+    assert found.points[1].mean == pytest.approx(0.875)
+
+
+def page_of(entries: Sequence[Any]) -> str:
+    return report.page(entries, "python -m studies real_models")
+
+
+def test_verdicts_follow_from_the_figures() -> None:
+    runs = [
+        *FIXED,
+        *curve(0.05, 0.05, 0.05),
+        *curve(0.6, 0.3, 0.15, start="weights"),
+        *curve(0.2, 0.18, 0.12, kind="narrow"),
+    ]
+    page = page_of([*runs, *curve(0.04, 0.04, 0.06, kind="low-rank")])
+    assert "Fair before any training, whitened: CP; low rank, no experts (2 of 3 forms)." in page
+    assert "Not fair at the most tokens tried (tokens, made good): CP from the weights alone (32,768, 85.0%);" in page
+    assert "still improving with the last four times as many tokens: CP from the weights alone; narrower MLP." in page
+    assert "this leaves open: CP from the weights alone; narrower MLP." in page
+    assert "are closer to the original than the control *low rank, no experts* after 32,768 tokens, in 1 of 1" in page
+    assert "95.0% against 40.0% after 0 tokens, 95.0% against 85.0% after 32,768 tokens" in page
+    later = page_of([*FIXED, *curve(0.2, 0.15, 0.05), *curve(0.04, 0.04, 0.04, kind="low-rank")])
+    assert "Fair with distillation: CP from 32,768 tokens." in later
+    assert "are no closer to the original than the control *low rank, no experts*" in later
+    assert "Not fair" not in later
+
+
+def test_page_has_every_figure(tmp_path: Path) -> None:
+    runs = [*FIXED, *curve(0.5, 0.25, 0.1), *curve(0.5, 0.2, 0.1, seed=1), *curve(0.3, 0.3, 0.3, kind="narrow")]
+    report.write(runs, tmp_path, "python -m studies real_models")
     page = (tmp_path / "real-models.md").read_text(encoding="utf-8")
-    for part in studies.values():
-        assert len(part.rows) == part.planned == len(VARIANTS)
-        for row in part.rows:
-            figures = [*row.upcycled.values(), *row.fitted.values(), *row.distilled.values()]
-            assert all(math.isfinite(figure) for figure in figures)
-            cells = " | ".join(f"{value:.4f}" for value in figures)
-            assert f"| {row.share:.1%} | {row.rank} | {row.weight_error:.3f} | {cells} |" in page
-        assert all(f"{value:.4f}" in page for value in (*part.original.values(), *part.ablated.values()))
-    assert "Seed 0." in page
-    assert "s for the forms. Run by `python -m studies real_models`." in page
-    assert "Not all forms" not in page
+    assert (
+        "| CP | 50.0% | 50.0% [50.0%, 50.0%] | 77.5% [75.0%, 80.0%] | 90.0% [90.0%, 90.0%] | 32,768 | rises |" in page
+    )
+    assert "| narrower MLP | 50.0% | 70.0% | 70.0% | 70.0% | not yet | level |" in page
+    assert f"{len(runs)} runs, {len(runs)} minutes" in page
     for table in page.split("\n\n"):
         if table.startswith("|"):
             assert len({line.count("|") for line in table.splitlines()}) == 1
+    assert (tmp_path / "real-models.svg").read_text(encoding="utf-8").startswith("<?xml")
 
 
-def test_forms_of_several_runs_are_put_together(studies: dict[str, Study], tmp_path: Path) -> None:
-    part = studies["language"]
-    last, first = replace(part, rows=part.rows[3:], commands=("b",)), replace(part, rows=part.rows[:1], commands=("a",))
-    command.write(tmp_path, "language", last)
-    command.write(tmp_path, "language", first)
-    page = (tmp_path / "real-models.md").read_text(encoding="utf-8")
-    assert "- **Not all forms were run**: 2 of 4 forms are missing." in page
-    assert "Run by `b`, `a`." in page
-    command.write(tmp_path, "language", part)
-    assert report.load(tmp_path / "real-models.json")["language"].rows == part.rows
-    changed = replace(first, original={"cross-entropy": 1.0})  # another study: nothing of the earlier one is kept
-    command.write(tmp_path, "language", changed)
-    assert report.load(tmp_path / "real-models.json")["language"] == changed
-    assert [path.name for path in sorted(tmp_path.iterdir())] == ["real-models.json", "real-models.md"]
+def test_published_page_is_that_of_the_published_runs(tmp_path: Path) -> None:
+    published = command.ROOT / "docs" / "studies"
+    found = [json.loads(line) for line in (published / command.FILE).read_text(encoding="utf-8").splitlines()]
+    assert page_of(found) == (published / "real-models.md").read_text(encoding="utf-8")
 
 
-def test_command_runs_what_is_asked_for(
-    studies: dict[str, Study], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+# -- the plan
+
+
+def test_every_run_is_planned_once_and_rates_are_chosen_by_the_error() -> None:
+    rates = list(plan.rate_runs())
+    results = [{"settings": s, "result": {"validation": [abs(s["learning_rate"] - 1e-3)]}} for s in rates]
+    chosen = plan.chosen_rates(results)
+    assert set(chosen.values()) == {1e-3}
+    runs = [json.dumps(settings, sort_keys=True) for settings in (*rates, *plan.plan(chosen))]
+    assert len(set(runs)) == len(runs)
+    assert {json.loads(run)["learning_rate"] for run in runs[len(rates) :]} == {0.0, 1e-3}
+
+
+def test_command_makes_the_runs_that_are_missing(
+    places: dict[str, Place], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A quick run leaves the published page alone."""
-    asked = []
+    def runs(steps: int) -> list[dict[str, Any]]:
+        fixed = [Form(kind, 0, 0.0) for kind in ("original", "mean", "zeros")]
+        made = [settings(plan.MIDDLE, form, 0) for form in (*fixed, FORMS[0])]
+        return [*made, *(settings(plan.MIDDLE, form, k) for form in FORMS[:2] for k in range(1, steps))]
 
-    def study_language(effort: command.Effort, chosen: Sequence[Variant], line: str) -> Iterator[Study]:
-        asked.append((effort, tuple(chosen)))
-        yield replace(studies["language"], commands=(line,))
-
-    monkeypatch.setattr(command, "ROOT", tmp_path)
-    monkeypatch.setattr(command, "STUDIES", {"language": study_language})
-    monkeypatch.setattr(command, "FULL", EFFORT)
-    threads = torch.get_num_threads()
-    try:
-        command.main(["--quick", "--only", "language"])
-        page = (tmp_path / "results" / "models" / "real-models.md").read_text(encoding="utf-8")
-        assert "Run by `python -m studies real_models --only language --quick`." in page
-        assert not (tmp_path / "docs").exists()
-        command.main(["--shares", "0.75", "0.5"])
-        published = (tmp_path / "docs" / "studies" / "real-models.md").read_text(encoding="utf-8")
-        command.main(["--missing"])  # the stand-in gives all forms at once: none is missing
-    finally:
-        torch.set_num_threads(threads)
-    assert "Run by `python -m studies real_models --shares 0.75 0.5`." in published
-    assert asked == [(command.QUICK, command.QUICK.variants), (EFFORT, VARIANTS[2:])]
-
-
-def cases(*entropies: float, ablated: float = 4.0) -> Study:
-    rows = [
-        Row(Variant("cp", k, 1.0), 3, 0.99, 0.1, *({"cross-entropy": x} for x in (3.5, 3.25, value)), (1.0, 0.5), 1.0)
-        for k, value in enumerate(entropies, start=1)
-    ]
-    original, without = {"cross-entropy": 3.0}, {"cross-entropy": ablated}
-    texts = ("a model", "a-package", "MIT", "mlp", 10, "some text", "a", "b", "3 steps.")
-    return Study(*texts, original, without, rows, len(rows), 0, ("python -m studies real_models",), {"cores": "2"})
-
-
-def page_of(part: Study) -> str:
-    return report.markdown({"language": part})
-
-
-def test_poor_forms_are_called_poor_by_thresholds() -> None:
-    page = page_of(cases(2.9, 3.04, 3.1, 3.3, 4.2))
-    verdicts = [line.split(" | ")[-1].strip(" |") for line in page.splitlines() if line.startswith("| CP")]
-    assert verdicts == ["good", "good", "fair", "poor", "worse than no MLP"]
-    assert "- Upcycled: of 5 forms 5 poor." in page
-    assert "- Fitted: of 5 forms 5 poor." in page
-    assert "- Distilled: of 5 forms 2 good, 1 fair, 1 poor, 1 worse than no MLP." in page
-    assert "- **Poor even when distilled**: CP, 4 experts, 99%; CP, 5 experts, 99%." in page
-    assert "- Distillation made things worse for: CP, 4 experts, 99%; CP, 5 experts, 99%." in page
-    assert "both distilled: 0 of 4 forms with several experts." in page
-    page = page_of(cases(3.1, 3.0))
-    assert "both distilled: 1 of 1 forms with several experts (CP, 2 experts, 99%)." in page
-    assert "Poor even" not in page
-
-
-def test_page_says_where_an_mlp_does_not_matter_and_where_full_rank_is_not_exact() -> None:
-    part = cases(3.0)
-    assert "costs nothing here" in page_of(cases(3.0, ablated=2.9))
-    assert "costs nothing here" not in page_of(part)
-    assert "At full rank" not in page_of(part)
-    assert "by 2.0e-04 (relative), **more than** the 1e-05" in page_of(replace(part, full_rank_change=2e-4))
-    assert "by 2.0e-06 (relative), within the 1e-05" in page_of(replace(part, full_rank_change=2e-6))
+    rates = [settings(plan.MIDDLE, FORMS[0], 1, seed=plan.RATE_SEED)]
+    monkeypatch.setattr(command, "rate_runs", lambda: rates)
+    monkeypatch.setattr(command, "CACHE", tmp_path)
+    file, known = tmp_path / command.FILE, {plan.MIDDLE: lambda: places[plan.MIDDLE]}
+    monkeypatch.setattr(command, "plan", lambda chosen: runs(2))
+    first = command.finish(file, known, 16, {"cores": "2"})
+    written = file.read_bytes()
+    monkeypatch.setattr(command, "plan", lambda chosen: runs(3))
+    later = command.finish(file, known, 16, {"cores": "2"})
+    assert file.read_bytes().startswith(written)
+    assert all(entry in later for entry in first)
+    assert len(later) == len(first) + 2
+    page = page_of(later)
+    assert f"## {plan.MIDDLE[0].upper()}{plan.MIDDLE[1:]}" in page
+    assert "planned runs are missing; the command goes on with them" in page
 
 
 # -- the text
@@ -258,17 +400,6 @@ def test_no_paragraph_is_on_both_sides() -> None:
     assert not set(real.train) & set(real.held_out)
     assert min(len(real.train), len(real.held_out)) > 100
     assert real.source == sources.prose().source
-
-
-def test_sentences_are_split_and_enough() -> None:
-    paragraphs = [
-        "Too short. This one is\nlong enough to count. So is this one, I should think!",
-        "* not a sentence of it.",
-    ]
-    found = ["This one is long enough to count.", "So is this one, I should think!"]
-    assert sentences.split_sentences(paragraphs, 2) == found
-    with pytest.raises(ValueError, match="the text has 2 sentences, but 3 are wanted"):
-        sentences.split_sentences(paragraphs, 3)
 
 
 class Words:
@@ -327,18 +458,18 @@ def test_failed_download_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.models
 @pytest.mark.filterwarnings("default")  # of what reads the GGUF file
-def test_real_models(tmp_path: Path) -> None:
-    """One form of each real model, for a few steps: `pytest -m models`."""
-    threads = torch.get_num_threads()
-    try:
-        command.main(["--quick", "--out", str(tmp_path)])
-    finally:
-        torch.set_num_threads(threads)
-    found = report.load(tmp_path / "real-models.json")
-    change = found["language"].full_rank_change
-    assert change is not None
-    assert change < 1e-5
-    assert found["language"].parameters == 3 * 576 * 1536
-    for part in found.values():
-        (row,) = part.rows
-        assert report.harm(part.ablated, part.original) > report.harm(row.upcycled, part.original) > 0
+def test_real_models() -> None:
+    """A form of each real model, for a few steps: `pytest -m models`."""
+    effort = plan.Effort(
+        train_sentences=64,
+        validation_sentences=16,
+        held_out_sentences=16,
+        train_windows=2,
+        validation_windows=1,
+        held_out_windows=1,
+    )
+    for name, make in command.places(effort).items():
+        at = make()
+        made = study.measure_run(at, settings(name, Form("cp", 16, 0.5), 3), 64, None)
+        zeros = study.measure_run(at, settings(name, Form("zeros", 0, 0.0), 0), 64, None)
+        assert 0 < curves.harm(made["measured"]) < curves.harm(zeros["measured"])

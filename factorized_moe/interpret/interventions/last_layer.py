@@ -29,6 +29,12 @@ LEFT = 0.25
 A difference of two numbers is off by the rounding of the larger one: by four times that of its own size at most here.
 """
 
+CLOSE = 64
+"""Roundings of the largest entry of an output by which its two largest may be apart for it to be computed anew.
+
+A run with the expert's coefficient 0 adds the same numbers up in another order, and might predict the other class.
+"""
+
 
 class LastLayer:
     """Gathers batches until there is enough to do, then subtracts each expert's contribution from the outputs.
@@ -109,6 +115,10 @@ class LastLayer:
                     without[little] = self._anew(pairs, part, little, x, coefficients)
                 if self._after is not None:
                     without = self._after(without)
+                close = _is_close(without) & ~little & ~alone[rows]
+                if close.any():
+                    anew = self._anew(pairs, part, close, x, coefficients)
+                    without[close] = anew if self._after is None else self._after(anew)
                 mine = None if labels is None else labels[rows]
                 if len(uses) == 1:
                     self._tally.add_expert(uses[0][0], outputs[rows], predicted[rows], without, mine)
@@ -136,6 +146,14 @@ class LastLayer:
                 "counterfactuals: after of the layer's output is not the model's output, they differ by up to "
                 f"{float((expected - outputs).abs().max()):.3g}; it has to be all that follows the layer"
             )
+
+
+def _is_close(outputs: Tensor) -> Tensor:
+    """Which rows have two largest entries so near to each other that rounding decides between them, ``(p,)``."""
+    least, best = outputs.aminmax(dim=-1)
+    size = torch.maximum(best.abs(), least.abs())
+    reached = outputs >= (best - size * (CLOSE * torch.finfo(outputs.dtype).eps))[:, None]
+    return reached.sum(dim=-1) > 1
 
 
 Use = tuple[int, slice, slice | Tensor]

@@ -1,6 +1,6 @@
-"""How much each expert of a recording is used: load, dead experts, histograms.
+"""How much each expert of a recording is used: load, and dead experts.
 
-Legend: ``n`` samples, ``N`` experts of one mode or of the whole grid, ``B`` bins.
+Legend: ``n`` samples, ``N`` experts of one mode or of the whole grid.
 """
 
 from __future__ import annotations
@@ -13,14 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from factorized_moe._scalars import is_number, is_whole
 from factorized_moe._validation import check_size, check_values
 from factorized_moe.interpret.measures.measurement import Measurement, expert_columns
 from factorized_moe.interpret.recording.coefficients import Mode
 from factorized_moe.interpret.recording.recording import Recording
 from factorized_moe.interpret.recording.streaming import Block, check_threshold, collect, in_step, reaches
 
-__all__ = ["Histogram", "Load", "LoadCollector", "measure_histogram", "measure_load"]
+__all__ = ["Load", "LoadCollector", "measure_load"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,137 +160,9 @@ class LoadCollector:
             self._sums += piece.double().sum(dim=0)
             self._largest = torch.maximum(self._largest, piece.amax(dim=0))
             # NumPy counts along an axis 30 times as fast as torch adds bools up.
-            self._counts += torch.from_numpy(np.count_nonzero(reaches(piece, self._threshold).numpy(), axis=0))
+            self._counts += torch.from_numpy(np.count_nonzero(reaches(piece.numpy(), self._threshold), axis=0))
 
     def result(self) -> Load:
         """What was seen so far."""
         means = self._sums / max(1, self._samples)
         return Load(self._counts, means, self._largest, self._samples, self._threshold, self._grid)
-
-
-@dataclass(frozen=True, eq=False)
-class Histogram(Measurement):
-    """Histograms of the coefficients of one expert mode, and of the largest one of each sample.
-
-    Attributes:
-        edges: The bins' edges, ``(B + 1,)``, float64; a bin holds its lower edge, the last one its upper too.
-        counts: The coefficients in each bin, without zeros, ``(B,)``, int64.
-        largest_counts: The samples by their largest coefficient, ``(B,)``, int64.
-        zeros: The number of coefficients that are exactly 0.
-        outside: The number of others that are in no bin.
-    """
-
-    edges: Tensor
-    counts: Tensor
-    largest_counts: Tensor
-    zeros: int
-    outside: int
-
-    def columns(self) -> dict[str, list[Any]]:
-        """One row for each bin."""
-        return {
-            "from": self.edges[:-1].tolist(),
-            "to": self.edges[1:].tolist(),
-            "count": self.counts.tolist(),
-            "largest_count": self.largest_counts.tolist(),
-        }
-
-
-def measure_histogram(
-    recording: Recording,
-    bins: int = 50,
-    *,
-    low: float = 0.0,
-    high: float = 1.0,
-    layer: str | None = None,
-    mode: Mode = 0,
-) -> Histogram:
-    """Count coefficients by size, and samples by their largest coefficient.
-
-    Args:
-        recording: The recording.
-        bins: ``B``, of one width.
-        low: The first bin's lower edge.
-        high: The last bin's upper edge.
-        layer: The layer's name; may be left out if there is one layer only.
-        mode: The number of an expert mode, or ``"product"`` for the experts of the whole grid.
-
-    Raises:
-        ValueError: If there is no bin, a coefficient is not finite, or there is no such layer or mode.
-
-    Examples:
-        >>> from factorized_moe import CPMuMoE
-        >>> from factorized_moe.interpret import record
-        >>> layer = CPMuMoE(8, 3, [4], rank=2)
-        >>> with record(layer) as log:
-        ...     y = layer(torch.randn(6, 8))
-        >>> measure_histogram(log.recording, bins=5).counts.tolist()
-        [0, 24, 0, 0, 0]
-    """
-    if not is_whole(bins):
-        raise TypeError(f"bins is an int, got {bins!r}")
-    for name, end in (("low", low), ("high", high)):
-        if not is_number(end):
-            raise TypeError(f"{name} is a number, got {end!r}")
-    if bins < 1 or not -math.inf < low < high < math.inf:
-        raise ValueError(f"expected at least one bin from low to a larger high, got {bins} from {low} to {high}")
-    recording = in_step(recording, layer)
-    grid = recording.grid(layer, mode)
-    found = _HistogramCollector(math.prod(grid), torch.linspace(low, high, bins + 1, dtype=torch.float64))
-    collect(recording, layer, mode, "histogram", found)
-    return found.result()
-
-
-class _HistogramCollector:
-    """The histogram of the blocks so far.
-
-    A coefficient is looked up in its own type among edges rounded up to that type, which is exact and needs no copy in
-    float64. The two ends are rounded to the nearest: float32 has 0.7 as a little less, and it is meant to be inside.
-    """
-
-    def __init__(self, experts: int, edges: Tensor) -> None:
-        self._experts, self._edges, self._bins = experts, edges, len(edges) - 1
-        self._counts, self._largest = torch.zeros(2, self._bins, dtype=torch.int64)
-        self._samples = self._nonzeros = 0
-        self._ready: dict[torch.dtype, Tensor] = {}
-
-    def add(self, block: Block) -> None:
-        """Take the next samples."""
-        self._samples += len(block)
-        if block.rows.is_sparse:
-            sample, _, value = block.entries
-            self._nonzeros += len(value)
-            self._counts += self._count(value)
-            has_zero = block.rows.nonzeros() < self._experts  # a 0 counts where there is one
-            start = torch.where(has_zero, 0.0, -math.inf).to(value.dtype)
-            self._largest += self._count(start.scatter_reduce(0, sample, value, "amax"))
-            return
-        for _, piece in block.pieces():
-            self._counts += self._count(piece)
-            self._largest += self._count(piece.amax(dim=1)) if piece.shape[1] else 0
-        zeros = 0 if block.range[0] > 0 else int((block.rows.values == 0).sum())
-        self._nonzeros += block.rows.values.numel() - zeros
-        if zeros:
-            self._counts -= zeros * self._count(torch.zeros(1, dtype=block.rows.values.dtype))
-
-    def _count(self, values: Tensor) -> Tensor:
-        edges = self._edges_in(values.dtype)
-        place = torch.bucketize(values.flatten(), edges, right=True)  # 0 is below, bins + 1 the upper end or above
-        found = torch.bincount(place, minlength=self._bins + 2)
-        if found[-1]:  # the upper end belongs to the last bin
-            found[-2] += (values == edges[-1]).sum()
-        return found[1:-1]
-
-    def _edges_in(self, dtype: torch.dtype) -> Tensor:
-        if dtype not in self._ready:
-            rounded = self._edges.to(dtype)
-            above = torch.from_numpy(np.nextafter(rounded.numpy(), rounded.numpy().dtype.type(np.inf)))
-            up = torch.where(rounded.double() < self._edges, above, rounded)
-            up[0], up[-1] = rounded[0], rounded[-1]
-            self._ready[dtype] = up.clamp(rounded[0], rounded[-1])
-        return self._ready[dtype]
-
-    def result(self) -> Histogram:
-        """What was seen so far."""
-        zeros = self._samples * self._experts - self._nonzeros
-        return Histogram(self._edges, self._counts, self._largest, zeros, self._nonzeros - int(self._counts.sum()))

@@ -10,13 +10,21 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from factorized_moe.interpret.measures.measurement import Measurement
 from factorized_moe.interpret.recording.coefficients import Mode
 from factorized_moe.interpret.recording.recording import Recording
-from factorized_moe.interpret.recording.streaming import Block, finite_blocks, in_step, pieces_of
+from factorized_moe.interpret.recording.streaming import (
+    WIDE_ELEMENTS,
+    Block,
+    Float64Room,
+    finite_blocks,
+    in_step,
+    pieces_of,
+)
 
 __all__ = ["Consistency", "compare_duplicates", "compare_recordings"]
 
@@ -156,13 +164,13 @@ def compare_duplicates(recording: Recording, *, layer: str | None = None, mode: 
     group = torch.where(several, several.cumsum(0) - 1, -1)[group]  # (n,), -1 for an id that occurs once
     ids, occurrences = known[several], sizes[several]
     step = max(1, GROUP_ELEMENTS // experts)
-    squares = []
+    squares, room = [], Float64Room()
     for first in range(0, len(ids), step):
         count = min(step, len(ids) - first)
         sums = torch.zeros(count * experts, dtype=torch.float64)
         for block in finite_blocks(recording, layer, mode, "duplicates", checked=False):
             mine = group[block.start : block.start + len(block)] - first
-            if not _add_unit_rows(block, mine, sums.reshape(count, experts)):
+            if not _add_unit_rows(block, mine, sums.reshape(count, experts), room):
                 _refuse_infinite(recording, layer, mode)
         squares.append(torch.linalg.vector_norm(sums.reshape(count, experts), dim=1).square())
     # Of unit vectors, || sum ||^2 is their number and twice the sum over all pairs.
@@ -176,7 +184,7 @@ def _refuse_infinite(recording: Recording, layer: str | None, mode: Mode) -> Non
         pass
 
 
-def _add_unit_rows(block: Block, group: Tensor, sums: Tensor) -> bool:
+def _add_unit_rows(block: Block, group: Tensor, sums: Tensor, room: Float64Room) -> bool:
     """Add each sample's coefficients, as a vector of length 1, to its group's row of the sums, ``(g, N)``.
 
     Samples whose group is no row of the sums are left out; a row of zeros makes its group's sum NaN.
@@ -188,14 +196,17 @@ def _add_unit_rows(block: Block, group: Tensor, sums: Tensor) -> bool:
     count, experts = sums.shape
     inside = (group >= 0) & (group < count)
     if not block.rows.is_sparse:
-        for some, piece in block.pieces():
+        for some, piece in block.pieces(WIDE_ELEMENTS):
             chosen, mine = inside[some], group[some]
-            wide = piece.double()
-            norms = torch.linalg.vector_norm(wide, dim=1, keepdim=True)
-            finite &= bool(norms.isfinite().all())
+            wide = room.copy(piece).numpy()
+            with np.errstate(all="ignore"):  # a row of zeros makes NaN
+                norms = np.sqrt(np.einsum("ij,ij->i", wide, wide))
+                wide /= norms[:, None]
+            finite &= bool(np.isfinite(norms).all())
+            units = torch.from_numpy(wide)
             if not bool(chosen.all()):
-                wide, mine, norms = wide[chosen], mine[chosen], norms[chosen]
-            sums.index_add_(0, mine, wide.mul_(norms.reciprocal_()))
+                units, mine = units[chosen], mine[chosen]
+            sums.index_add_(0, mine, units)
         return finite
     sample, expert, value = block.entries
     norms = torch.zeros(len(block), dtype=torch.float64).index_add_(0, sample, value.double().square()).sqrt()

@@ -93,11 +93,11 @@ class LabelInformation(Measurement):
         classes = highest + 1 if num_classes is None else check_size("num_classes", num_classes)
         if len(given) and not 0 <= int(given.min()) <= highest < classes:
             raise ValueError(f"labels are from {int(given.min())} to {highest}, expected 0 to {classes - 1}")
-        if not bool(coefficients.isfinite().all()):
-            raise ValueError("coefficients have a value that is not finite")
         names = tuple(map(str, range(classes)))
         found = _Joint(given, classes, rows.shape[-1], draws, seed)
         for some, piece in pieces_of(rows):
+            if not bool(piece.isfinite().all()):
+                raise ValueError("coefficients have a value that is not finite")
             found.add(Block(some.start, Rows(piece.cpu(), None, None, rows.shape[-1])))
         return found.result(names, (rows.shape[-1],))
 

@@ -5,6 +5,7 @@ Legend: ``n`` samples, ``N`` experts, ``k`` samples kept of each, ``c`` candidat
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -47,20 +48,25 @@ class KeptSamples:
             The experts that had a candidate, and how many of the kept and offered samples have the coefficient of the
             expert's last one.
         """
-        k = self.values.shape[1]
-        changed, owner = expert.unique(return_inverse=True)
-        owner = torch.cat([torch.arange(len(changed)).repeat_interleave(k), owner])
+        # NumPy, on one thread: there are too few candidates to wait for several at each step.
+        kept = tuple(tensor.numpy() for tensor in (self.values, self.places, self.samples))
+        k, offered = self.values.shape[1], expert.numpy()
+        changed = np.flatnonzero(np.bincount(offered, minlength=len(self.values)))
+        number = np.zeros(len(self.values), dtype=np.int64)
+        number[changed] = np.arange(len(changed))
+        owner = np.concatenate([np.arange(len(changed)).repeat(k), number[offered]])
         values, places, samples = (
-            torch.cat([kept[changed].reshape(-1), new])
-            for kept, new in ((self.values, value), (self.places, place), (self.samples, sample))
+            np.concatenate([mine[changed].reshape(-1), new.numpy()])
+            for mine, new in zip(kept, (value, place, sample), strict=True)
         )
         order = places.argsort()
         if self._largest:
-            order = order[values[order].argsort(descending=True, stable=True)]
-        order = order[owner[order].argsort(stable=True)]
-        counts = torch.bincount(owner, minlength=len(changed))  # k and more
-        best = order[(counts.cumsum(0) - counts)[:, None] + torch.arange(k)]
-        self.samples[changed], self.values[changed], self.places[changed] = samples[best], values[best], places[best]
-        last = self.values[changed, -1]
-        equal = torch.bincount(owner[values == last[owner]], minlength=len(changed))
-        return changed, equal
+            order = order[(-values[order]).argsort(kind="stable")]
+        order = order[owner[order].argsort(kind="stable")]
+        counts = np.bincount(owner, minlength=len(changed))  # k and more
+        best = order[(counts.cumsum() - counts)[:, None] + np.arange(k)]
+        for mine, new in zip(kept, (values, places, samples), strict=True):
+            mine[changed] = new[best]
+        last = kept[0][changed, -1]
+        equal = np.bincount(owner[values == last[owner]], minlength=len(changed))
+        return torch.from_numpy(changed), torch.from_numpy(equal)

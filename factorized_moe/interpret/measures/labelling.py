@@ -17,7 +17,15 @@ from factorized_moe._validation import check_size
 from factorized_moe.interpret.measures.measurement import Measurement, expert_columns
 from factorized_moe.interpret.recording.coefficients import Mode
 from factorized_moe.interpret.recording.recording import Recording
-from factorized_moe.interpret.recording.streaming import Block, check_threshold, collect, in_step, reaches
+from factorized_moe.interpret.recording.streaming import (
+    WIDE_ELEMENTS,
+    Block,
+    Float64Room,
+    check_threshold,
+    collect,
+    in_step,
+    reaches,
+)
 
 __all__ = ["LabelCollector", "LabelCounts", "LabelSpecialisation", "count_labels", "measure_label_specialisation"]
 
@@ -114,6 +122,7 @@ class LabelCollector:
         check_room(what, 24 * experts * classes, recording.num_bytes)
         self._counts = torch.zeros(classes, experts, dtype=torch.int64)
         self._sums = torch.zeros(classes, experts, dtype=torch.float64)
+        self._room = Float64Room()
 
     def add(self, block: Block) -> None:
         """Take the next samples."""
@@ -126,10 +135,10 @@ class LabelCollector:
             places = mine[sample] * experts + expert
             self._counts.view(-1).index_add_(0, places, torch.ones_like(places))
             return
-        counts = torch.zeros(self._counts.shape)  # float32 counts exactly up to 2**24 samples
-        for some, piece in block.pieces():
-            self._sums.index_add_(0, mine[some], piece.double())
-            counts.index_add_(0, mine[some], reaches(piece, self._threshold).float())
+        counts = torch.zeros(self._counts.shape, dtype=torch.float64)
+        for some, piece in block.pieces(WIDE_ELEMENTS):
+            self._sums.index_add_(0, mine[some], self._room.copy(piece))
+            counts.index_add_(0, mine[some], self._room.copy(reaches(piece, self._threshold)))
         self._counts += counts.long()
 
     def result(self) -> LabelCounts:

@@ -16,7 +16,7 @@ from factorized_moe._validation import check_kind, check_seed, check_size
 from factorized_moe.interpret.measures.measurement import Measurement
 from factorized_moe.interpret.recording.coefficients import Mode
 from factorized_moe.interpret.recording.recording import Recording
-from factorized_moe.interpret.recording.streaming import finite_rows
+from factorized_moe.interpret.recording.streaming import WIDE_ELEMENTS, Float64Room, finite_blocks, finite_rows
 
 __all__ = ["LabelProbes", "probe_labels"]
 
@@ -131,10 +131,18 @@ def _most_different(
     """For each class the experts whose mean coefficients on it and on the others differ most, ``(C, k)``."""
     sums = torch.zeros(classes * number, dtype=torch.float64)
     used = learned & (labels >= 0)
-    for start, rows in finite_rows(recording, layer, mode):
-        sample, expert, value = rows.entries()
-        mine = used[sample + start]
-        sums.index_add_(0, labels[sample + start][mine] * number + expert[mine], value[mine].double())
+    room = Float64Room()
+    for block in finite_blocks(recording, layer, mode, "probes"):
+        samples = slice(block.start, block.start + len(block))
+        mine, label = used[samples], labels[samples]
+        if block.rows.is_sparse:
+            sample, expert, value = block.entries
+            taken = mine[sample]
+            sums.index_add_(0, label[sample][taken] * number + expert[taken], value[taken].double())
+            continue
+        for some, piece in block.pieces(WIDE_ELEMENTS):
+            wide = room.copy(piece)[mine[some]]
+            sums.view(classes, number).index_add_(0, label[some][mine[some]], wide)
     sums = sums.reshape(classes, number)
     sizes = torch.bincount(labels[used], minlength=classes)[:, None]
     others = (sums.sum(dim=0) - sums) / (sizes.sum() - sizes).clamp(min=1)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from factorized_moe._validation import check_seed, check_size
@@ -21,6 +22,12 @@ from factorized_moe.interpret.recording.recording import Recording
 from factorized_moe.interpret.recording.streaming import Block, collect, finite_blocks, in_step
 
 __all__ = ["TopExperts", "TopSamples", "TopSamplesCollector", "find_top_experts", "find_top_samples", "ids_of"]
+
+
+Array = NDArray[Any]
+
+FEW = 4
+"""Candidates of a dense block for each sample kept; of more, the block's own largest are found first."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +70,7 @@ def find_top_samples(
     """Find for each expert the samples with its largest coefficients; among equal ones they are drawn at random.
 
     Sparse gates reach exactly 1, often for hundreds of samples. The first of them recorded would say how the data are
-    sorted, not what the expert does; see also `sample_active` and `sample_quantiles`, which look below the top.
+    sorted, not what the expert does; see also `sample_active`, which looks below the top.
 
     Args:
         recording: The recording.
@@ -109,41 +116,42 @@ class TopSamplesCollector:
         self._kept = KeptSamples(math.prod(self._grid), k, recording.dtype, largest=True)
         self._equal = torch.zeros(math.prod(self._grid), dtype=torch.int64)
         self._order = draw_order(recording.num_samples, seed)
+        self._smallest = np.nextafter(torch.zeros((), dtype=recording.dtype).numpy(), 1)  # the least above 0
 
     def add(self, block: Block) -> None:
         """Take the next samples."""
-        order = self._order[block.start : block.start + len(block)]
-        last, place = self._last()
+        order = self._order[block.start : block.start + len(block)].numpy()
+        # The last sample kept of each expert: its coefficient, and its place in the order.
+        last, place = self._kept.values[:, -1].numpy().copy(), self._kept.places[:, -1].numpy()
         if block.rows.is_sparse:
-            sample, expert, value = block.entries
-            same = (value == last[expert]) & (value > 0)
-            self._equal += torch.bincount(expert[same], minlength=len(self._equal))
-            better = (value > last[expert]) | (same & (order[sample] < place[expert]))
-            self._offer(block.start, sample[better], expert[better], value[better], order)
+            sample, expert, value = (entries.numpy() for entries in block.entries)
+        else:
+            sample, expert, value = self._candidates(block.rows.values, last)
+        same = (value == last[expert]) & (value > 0)
+        self._equal += torch.from_numpy(np.bincount(expert[same], minlength=len(last)))
+        better = np.flatnonzero((value > last[expert]) | (same & (order[sample] < place[expert])))
+        if not len(better):
             return
-        for some, piece in block.pieces():
-            mine = order[some]
-            same = (piece == last) & (last > 0)
-            self._equal += torch.from_numpy(np.count_nonzero(same.numpy(), axis=0))
-            better = (piece > last) | (same & (mine[:, None] < place))
-            found = np.divmod(np.flatnonzero(better.numpy()), piece.shape[1])
-            rows, columns = torch.from_numpy(found[0]), torch.from_numpy(found[1])
-            if len(rows):
-                self._offer(block.start + some.start, rows, columns, piece[rows, columns], mine)
-                last, place = self._last()
-
-    def _last(self) -> tuple[Tensor, Tensor]:
-        """The coefficient and the place of the last sample kept of each expert."""
-        return self._kept.values[:, -1].contiguous(), self._kept.places[:, -1].contiguous()
-
-    def _offer(self, start: int, sample: Tensor, expert: Tensor, value: Tensor, order: Tensor) -> None:
-        if not len(sample):
-            return
-        before = self._kept.values[:, -1].clone()
-        changed, equal = self._kept.offer(sample + start, expert, value, order[sample])
+        sample, expert, value = sample[better], expert[better], value[better]
+        offered = map(torch.from_numpy, (sample + block.start, expert, value, order[sample]))
+        changed, equal = self._kept.offer(*offered)
         # Samples equal to a new last one were above the old one: all of them were kept or are offered now.
-        risen = self._kept.values[changed, -1] > before[changed]
+        risen = self._kept.values[changed, -1] > torch.from_numpy(last)[changed]
         self._equal[changed[risen]] = equal[risen]
+
+    def _candidates(self, values: Tensor, last: Array) -> tuple[Array, Array, Array]:
+        """The samples, experts and values of the coefficients, of a dense block, that may be among the largest.
+
+        Where more than a few reach the last ones kept, those are raised to the block's own before any is taken out.
+        """
+        k, coefficients = self._kept.values.shape[1], values.numpy()
+        least = np.maximum(last, self._smallest)
+        reached = coefficients >= least
+        if np.count_nonzero(reached) > FEW * k * len(least) and k <= len(values):
+            reached = coefficients >= np.maximum(least, values.topk(k, dim=0).values[-1].numpy())
+        found = np.flatnonzero(reached)
+        sample, expert = np.divmod(found, len(least))
+        return sample, expert, coefficients.reshape(-1)[found]
 
     def result(self) -> TopSamples:
         """What was seen so far."""
@@ -210,8 +218,7 @@ def find_top_experts(recording: Recording, k: int = 5, *, layer: str | None = No
         if block.rows.is_sparse:
             _top_of_entries(block, experts[mine], values[mine])
         else:
-            for some, piece in block.pieces():
-                _top_of_piece(piece, experts[mine][some], values[mine][some])
+            _top_of_rows(block.rows.values, experts[mine], values[mine])
     return TopExperts(experts, values, recording.ids)
 
 
@@ -228,13 +235,13 @@ def _top_of_entries(block: Block, experts: Tensor, values: Tensor) -> None:
     values[row[kept], rank[kept]] = value[order][kept]
 
 
-def _top_of_piece(piece: Tensor, experts: Tensor, values: Tensor) -> None:
-    """Write the top experts of dense rows, ``(m, k)``; torch leaves the order of equals open, so those are sorted."""
-    k = min(experts.shape[1], piece.shape[1])
-    best, place = piece.topk(min(k + 1, piece.shape[1]), dim=1)
+def _top_of_rows(rows: Tensor, experts: Tensor, values: Tensor) -> None:
+    """Write the top experts of dense rows, ``(n, k)``; torch leaves the order of equals open, so those are sorted."""
+    k = min(experts.shape[1], rows.shape[1])
+    best, place = rows.topk(min(k + 1, rows.shape[1]), dim=1)
     tied = ((best[:, 1:] == best[:, :-1]) & (best[:, 1:] > 0)).any(dim=1)
     if tied.any():
-        value, column = piece[tied].sort(dim=1, descending=True, stable=True)
+        value, column = rows[tied].sort(dim=1, descending=True, stable=True)
         best[tied], place[tied] = value[:, : best.shape[1]], column[:, : best.shape[1]]
     there = best[:, :k] > 0
     experts[:, :k] = torch.where(there, place[:, :k], -1)

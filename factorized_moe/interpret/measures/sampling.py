@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from factorized_moe._validation import check_seed, check_size
+from factorized_moe._validation import check_flag, check_seed, check_size
 from factorized_moe.interpret.measures.keeping import KeptSamples, draw_order
 from factorized_moe.interpret.measures.measurement import Measurement, ranked_columns
 from factorized_moe.interpret.measures.ranking import ids_of
@@ -21,7 +22,9 @@ from factorized_moe.interpret.recording.coefficients import Mode
 from factorized_moe.interpret.recording.recording import Recording
 from factorized_moe.interpret.recording.streaming import Block, check_threshold, collect, in_step, reaches
 
-__all__ = ["ActiveSamples", "sample_active", "sample_quantiles"]
+__all__ = ["ActiveSamples", "sample_active"]
+
+Array = NDArray[Any]
 
 POOL = 256
 """Samples drawn of each expert, out of which those at its quantiles are taken."""
@@ -60,24 +63,30 @@ def sample_active(
     k: int = 10,
     threshold: float = 0.0,
     *,
+    spread: bool = False,
     seed: int = 0,
     layer: str | None = None,
     mode: Mode = 0,
 ) -> ActiveSamples:
-    """Draw for each expert samples on which it is active, each with the same probability.
+    """Draw for each expert samples on which it is active: each with the same probability, or spread over its range.
 
     A gallery of the largest coefficients shows what an expert answers to most; this one shows what it does all day.
+
+    With ``spread`` an expert's active samples are sorted by coefficient, equal ones at random, and of ``k`` groups of
+    equal size the one in the middle is taken. Of an expert that is active on more than 256 samples, 256 are drawn at
+    random first (more for a large ``k``, fewer for more than 32,768 experts), so the quantiles are those of the draw.
 
     Args:
         recording: The recording.
         k: How many samples to draw for each expert.
         threshold: The least coefficient of an active expert; 0 for any above 0.
+        spread: Whether to take them at even steps from an expert's largest coefficient to its smallest.
         seed: Of the draw: the same seed gives the same samples.
         layer: The layer's name; may be left out if there is one layer only.
         mode: The number of an expert mode, or ``"product"`` for the experts of the whole grid.
 
     Raises:
-        TypeError: If ``k`` or the seed is not an int, or the threshold not a number.
+        TypeError: If ``k`` or the seed is not an int, the threshold not a number, or ``spread`` not a bool.
         ValueError: If one is out of range, a coefficient is not finite, or there is no such layer or mode.
 
     Examples:
@@ -86,48 +95,17 @@ def sample_active(
         >>> found = sample_active(recording, k=2, threshold=0.2)
         >>> found.samples.tolist(), found.counts.tolist()
         ([[0, 1], [1, -1]], [2, 1])
-    """
-    return _drawn(recording, check_size("k", k), threshold, check_seed(seed), layer, mode)
-
-
-def sample_quantiles(
-    recording: Recording,
-    k: int = 10,
-    threshold: float = 0.0,
-    *,
-    seed: int = 0,
-    layer: str | None = None,
-    mode: Mode = 0,
-) -> ActiveSamples:
-    """Take for each expert samples spread evenly over its range: of ``k`` groups of equal size by coefficient one each.
-
-    The active samples are sorted by coefficient, equal ones at random, and those in the middle of each of ``k`` groups
-    are taken. Of an expert that is active on more than 256 samples, 256 are drawn at random first (more for a large
-    ``k``, fewer for more than 32,768 experts), so the quantiles are those of the draw.
-
-    Args:
-        recording: The recording.
-        k: How many samples to take for each expert.
-        threshold: The least coefficient of an active expert; 0 for any above 0.
-        seed: Of the draw: the same seed gives the same samples.
-        layer: The layer's name; may be left out if there is one layer only.
-        mode: The number of an expert mode, or ``"product"`` for the experts of the whole grid.
-
-    Raises:
-        TypeError: If ``k`` or the seed is not an int, or the threshold not a number.
-        ValueError: If one is out of range, a coefficient is not finite, or there is no such layer or mode.
-
-    Examples:
-        >>> from factorized_moe.interpret import Recording
-        >>> recording = Recording.from_coefficients(torch.linspace(0.1, 0.9, 9)[:, None])
-        >>> sample_quantiles(recording, k=3).samples.tolist()
+        >>> rising = Recording.from_coefficients(torch.linspace(0.1, 0.9, 9)[:, None])
+        >>> sample_active(rising, k=3, spread=True).samples.tolist()
         [[7, 4, 1]]
     """
-    k = check_size("k", k)
+    k, seed = check_size("k", k), check_seed(seed)
+    if not check_flag("spread", spread):
+        return _drawn(recording, k, threshold, seed, layer, mode)
     recording = in_step(recording, layer)
     experts = math.prod(recording.grid(layer, mode))
     pool = max(k, min(max(POOL, 4 * k), MOST_DRAWN // max(1, experts)))
-    drawn = _drawn(recording, pool, threshold, check_seed(seed), layer, mode)
+    drawn = _drawn(recording, pool, threshold, seed, layer, mode)
     there = (drawn.samples >= 0).sum(dim=1)  # those that there are come first
     place = ((torch.arange(k) + 0.5) * (there[:, None] / k)).long()
     few = there[:, None] < k
@@ -159,32 +137,32 @@ class _DrawCollector:
 
     def add(self, block: Block) -> None:
         """Take the next samples."""
-        order = self._order[block.start : block.start + len(block)]
+        order = self._order[block.start : block.start + len(block)].numpy()
         if block.rows.is_sparse:
-            sample, expert, value = block.active(self._threshold)
-            self.counts += torch.bincount(expert, minlength=len(self.counts))
+            sample, expert, value = (entries.numpy() for entries in block.active(self._threshold))
+            self.counts += torch.from_numpy(np.bincount(expert, minlength=len(self.counts)))
             self._offer(block.start, sample, expert, value, order)
             return
         for _, piece in block.pieces():
-            self.counts += torch.from_numpy(np.count_nonzero(reaches(piece, self._threshold).numpy(), axis=0))
+            self.counts += torch.from_numpy(np.count_nonzero(reaches(piece.numpy(), self._threshold), axis=0))
         # Samples are taken in the order of the draw: those that come late have no chance once all experts have enough.
-        step = max(self._kept.values.shape[1], 64)
-        for some in order.argsort().split(step):
-            last = self._kept.places[:, -1]
-            if int(order[some[0]]) > int(last.max()):
+        values, step = block.rows.values.numpy(), max(self._kept.values.shape[1], 64)
+        drawn = order.argsort()
+        for first in range(0, len(drawn), step):
+            some = drawn[first : first + step]
+            if order[some[0]] > self._kept.places[:, -1].numpy().max():
                 break
-            piece = block.rows.values[some]
-            wanted = reaches(piece, self._threshold) & (order[some][:, None] < last)
-            rows, columns = np.divmod(np.flatnonzero(wanted.numpy()), piece.shape[1])
-            row, column = torch.from_numpy(rows), torch.from_numpy(columns)
-            self._offer(block.start, some[row], column, piece[row, column], order)
+            here = values[some]
+            active = np.flatnonzero(reaches(here, self._threshold))
+            row, expert = np.divmod(active, here.shape[1])
+            self._offer(block.start, some[row], expert, here.reshape(-1)[active], order)
 
-    def _offer(self, start: int, sample: Tensor, expert: Tensor, value: Tensor, order: Tensor) -> None:
+    def _offer(self, start: int, sample: Array, expert: Array, value: Array, order: Array) -> None:
         place = order[sample]
-        chance = place < self._kept.places[expert, -1]
-        if chance.any():
-            sample, expert, value, place = sample[chance], expert[chance], value[chance], place[chance]
-            self._kept.offer(sample + start, expert, value, place)
+        chance = np.flatnonzero(place < self._kept.places[:, -1].numpy()[expert])
+        if len(chance):
+            found = (sample[chance] + start, expert[chance], value[chance], place[chance])
+            self._kept.offer(*map(torch.from_numpy, found))
 
     def result(self) -> tuple[Tensor, Tensor]:
         """The samples drawn and their coefficients, each ``(N, k)``, the largest first."""

@@ -48,6 +48,10 @@ class Annotations:
     labels: Tensor | None = None
     texts: tuple[str, ...] | None = None
 
+    def __repr__(self) -> str:
+        counts = (f"{len(getattr(self, kind)):,} {kind}" for kind in self.kinds)
+        return f"Annotations({', '.join(counts) or 'none'})"
+
     @property
     def kinds(self) -> tuple[str, ...]:
         """The names of those that were given."""
@@ -131,6 +135,10 @@ class Chunk:
     def kinds(self) -> tuple[str, ...]:
         """The kinds of annotations that its samples have."""
         return self.annotations.kinds
+
+    def __repr__(self) -> str:
+        last = self.start + self.num_samples - 1
+        return f"Chunk(samples {self.start:,} to {last:,}, layers {list(self.layers)}, {self.annotations!r})"
 
     @property
     def num_bytes(self) -> int:

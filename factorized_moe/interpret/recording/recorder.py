@@ -155,6 +155,10 @@ class Recorder:
                 raise ValueError(f"{folder} holds another recording; give another folder, or delete that one first")
             header.write(folder)
 
+    def __repr__(self) -> str:
+        state = "under way" if self._open else "ended"
+        return f"Recorder({self.num_samples:,} samples, layers {[name for name, _ in self._header.layers]}, {state})"
+
     @property
     def num_samples(self) -> int:
         """The samples recorded so far: of the layer that has most, where a forward pass is under way."""

@@ -53,6 +53,10 @@ class Rows:
         values = matrix.reshape(-1)[places]
         return cls(torch.from_numpy(values), torch.from_numpy(columns), torch.from_numpy(counts), experts)
 
+    def __repr__(self) -> str:
+        kept = f"{len(self.values):,} that are not 0" if self.is_sparse else "all kept"
+        return f"Rows({len(self):,} samples, {self.num_experts:,} experts, {kept})"
+
     @classmethod
     def concatenate(cls, pieces: Sequence[Rows]) -> Rows:
         """The rows of several pieces, one after the other, in one form: that of most entries."""

@@ -2,7 +2,9 @@
 
 Rows that are stored dense are handed on dense, some at a time, so that what is made of them stays in the processor's
 cache: for 4,096 x 1,024 softmax coefficients a float64 copy took 34 ms as a whole and 6 ms in pieces, and finding the
-entries that are not 0 takes longer than most measures.
+entries that are not 0 takes longer than most measures. A piece is also too small for torch to divide among threads:
+each division ends with the threads waiting for each other, and hundreds of them, with one core of two taken by another
+program, made a histogram of 10,000 x 1,024 coefficients ten times as slow as on one thread.
 
 Legend: ``n`` samples of a block, ``m`` of a piece of it, ``N`` experts, ``z`` coefficients that count.
 """
@@ -12,9 +14,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from factorized_moe._bars import if_slow
@@ -25,8 +29,10 @@ from factorized_moe.interpret.recording.recording import Recording
 from factorized_moe.interpret.recording.rows import Rows
 
 __all__ = [
+    "WIDE_ELEMENTS",
     "Block",
     "Collector",
+    "Float64Room",
     "active_entries",
     "check_threshold",
     "collect",
@@ -37,8 +43,13 @@ __all__ = [
     "reaches",
 ]
 
-PIECE_ELEMENTS = 2**17
-"""Elements of the pieces of a dense block: half a MiB of float32, a MiB of what is made of them in float64."""
+Numbers = TypeVar("Numbers", Tensor, NDArray[Any])
+
+PIECE_ELEMENTS = 2**15 - 1
+"""Elements of the pieces of a dense block: the most that torch does on one thread (its grain is 2**15)."""
+
+WIDE_ELEMENTS = 2**20
+"""Elements of a piece for what torch divides among threads however small it is: adding rows up by an index."""
 
 
 class Block:
@@ -78,20 +89,38 @@ class Block:
         active = reaches(value, threshold)
         return sample[active], expert[active], value[active]
 
-    def pieces(self) -> Iterator[tuple[slice, Tensor]]:
+    def pieces(self, elements: int = PIECE_ELEMENTS) -> Iterator[tuple[slice, Tensor]]:
         """Of a block that is stored dense, the coefficients of some samples at a time, ``(m, N)``, and which they are.
 
         The slices are of the block; nothing is copied.
         """
-        return pieces_of(self.rows.values)
+        return pieces_of(self.rows.values, elements)
 
 
-def pieces_of(values: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """The rows of a matrix, some at a time, and which they are; nothing is copied."""
-    step = max(1, PIECE_ELEMENTS // max(1, values.shape[1]))
+def pieces_of(values: Tensor, elements: int = PIECE_ELEMENTS) -> Iterator[tuple[slice, Tensor]]:
+    """The rows of a matrix, so many elements at a time, and which rows they are; nothing is copied."""
+    step = max(1, elements // max(1, values.shape[1]))
     for first in range(0, len(values), step):
         some = slice(first, min(first + step, len(values)))
         yield some, values[some]
+
+
+class Float64Room:
+    """Room for the copies in float64 of one piece after the other, each in the place of the last.
+
+    New memory for each would take longer than the copy.
+    """
+
+    def __init__(self) -> None:
+        self._room = torch.empty(0, dtype=torch.float64)
+
+    def copy(self, piece: Tensor) -> Tensor:
+        """A copy of a matrix, ``(m, N)``, until the next one."""
+        if self._room.numel() < piece.numel():
+            self._room = torch.empty(piece.numel(), dtype=torch.float64)
+        found = self._room[: piece.numel()].view(piece.shape)
+        np.copyto(found.numpy(), piece.numpy())
+        return found
 
 
 def in_step(recording: Recording, layer: str | None) -> Recording:
@@ -165,7 +194,7 @@ def finite_rows(recording: Recording, layer: str | None, mode: Mode) -> Iterator
         yield block.start, block.rows
 
 
-def reaches(values: Tensor, threshold: float) -> Tensor:
+def reaches(values: Numbers, threshold: float) -> Numbers:
     """Which coefficients are above 0 and reach a threshold, bool of the same shape."""
     return (values > 0) if threshold == 0 else (values >= threshold)
 

@@ -17,8 +17,8 @@ from factorized_moe._reading import check_room
 from factorized_moe._scalars import is_whole
 from factorized_moe.interpret.measures.activity import LoadCollector
 from factorized_moe.interpret.measures.labelling import LabelCollector, LabelCounts
-from factorized_moe.interpret.measures.ranking import TopSamplesCollector
 from factorized_moe.interpret.measures.polysemanticity import Polysemanticity
+from factorized_moe.interpret.measures.ranking import TopSamplesCollector
 from factorized_moe.interpret.measures.spectra import ExpertSpectra
 from factorized_moe.interpret.recording.coefficients import Mode
 from factorized_moe.interpret.recording.recording import Recording

@@ -17,8 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from factorized_moe.interpret.measures.activity import Histogram, Load
+from factorized_moe.interpret.measures.activity import Load
 from factorized_moe.interpret.measures.coactivation import Coactivation
+from factorized_moe.interpret.measures.histogram import Histogram
 from factorized_moe.interpret.measures.labelling import LabelCounts, LabelSpecialisation
 from factorized_moe.interpret.measures.polysemanticity import Polysemanticity
 from factorized_moe.interpret.measures.ranking import TopSamples

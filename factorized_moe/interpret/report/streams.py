@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,6 +17,9 @@ from factorized_moe.interpret.recording.streaming import Block
 from factorized_moe.interpret.report.samples import Patches, Texts
 
 __all__ = ["ContextCollector", "ExpertHistograms", "NoNegatives", "TopTokens"]
+
+OFFERED_ELEMENTS = 2**17
+"""Elements of the pieces whose tokens are offered together: all that are kept are sorted with them each time."""
 
 
 class ExpertHistograms:
@@ -40,8 +44,10 @@ class ExpertHistograms:
             self._counts += torch.bincount(expert * self._bins + self._place(value), minlength=len(self._counts))
             return
         first = torch.arange(experts) * self._bins
-        for _, piece in block.pieces():
-            self._counts += torch.bincount((first + self._place(piece)).view(-1), minlength=len(self._counts))
+        places = torch.empty(block.rows.values.shape, dtype=torch.int32)
+        for some, piece in block.pieces():
+            places[some] = first + self._place(piece)
+        self._counts += torch.bincount(places.view(-1), minlength=len(self._counts))
 
     def _place(self, values: Tensor) -> Tensor:
         return (values.double() * (self._bins / self._end)).long().clamp(0, self._bins - 1)
@@ -78,9 +84,12 @@ class TopTokens:
             sample, expert, value = block.active(0.0)
             self._offer(block.start, sample, expert, value)
             return
-        for some, piece in block.pieces():
-            sample, expert = ((piece >= self._last) & (piece > 0)).nonzero(as_tuple=True)
-            self._offer(block.start + some.start, sample, expert, piece[sample, expert])
+        for some, piece in block.pieces(OFFERED_ELEMENTS):
+            reached = piece.numpy() >= self._last.numpy()
+            reached &= piece.numpy() > 0
+            sample, expert = map(torch.from_numpy, np.divmod(np.flatnonzero(reached), piece.shape[1]))
+            if len(sample):
+                self._offer(block.start + some.start, sample, expert, piece[sample, expert])
 
     def _offer(self, start: int, sample: Tensor, expert: Tensor, value: Tensor) -> None:
         chance = value >= self._last[expert]

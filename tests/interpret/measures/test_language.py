@@ -10,6 +10,7 @@ from factorized_moe import CPMuMoE, GatedMuMoEBlock, MuMoE
 from factorized_moe.interpret import (
     Add,
     Force,
+    Recording,
     attribute_to_experts,
     average_inputs,
     find_written_tokens,
@@ -106,6 +107,42 @@ def test_a_probe_finds_the_experts_of_a_label() -> None:
     assert list(one.to_pandas()["class"]) == ["one", "two", "none", "unused"]
     with pytest.raises(ValueError, match="k is 9, but there are 8 experts"):
         probe_labels(log.recording, 9)
+
+
+def random_run(seed: int, samples: int, experts: int, share: float, shift: float) -> Any:
+    """Noise as coefficients, of which the first is larger where the label is 1; a share of the labels is."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = (torch.rand(samples, generator=generator) < share).long()
+    a = torch.randn(samples, experts, generator=generator)
+    a[:, 0] += shift * labels
+    a[:, 1] += 5  # of all
+    return Recording.from_coefficients(a, labels=labels)
+
+
+def test_a_probe_is_tested_on_what_it_has_not_seen() -> None:
+    """Experts chosen, or weights learned, on the samples that are tested would tell labels that mean nothing."""
+    found = [probe_labels(random_run(seed, 80, 60, 0.5, 0.0), 8, seed=seed + 99).accuracy.mean() for seed in range(40)]
+    assert float(torch.stack(found).mean()) == pytest.approx(0.5, abs=0.035)
+
+
+def test_both_sides_of_a_probe_weigh_alike() -> None:
+    """One sample in 20 has the label: a probe by plain likelihood would say no to nearly all."""
+    found = [probe_labels(random_run(seed, 2000, 3, 0.05, 1.0), 1, seed=seed + 99) for seed in range(10)]
+    accuracy = torch.stack([probe.accuracy[1] for probe in found]).mean()
+    assert float(accuracy) == pytest.approx(0.69, abs=0.03)  # of two normals one deviation apart, 0.691
+
+
+@pytest.mark.parametrize("shift", [3.0, -3.0])
+def test_a_probe_takes_the_experts_that_differ_not_those_that_are_large(shift: float) -> None:
+    assert probe_labels(random_run(0, 500, 6, 0.3, shift), 1).experts.tolist() == [[0], [0]]
+
+
+def test_negative_coefficients_weigh_nothing() -> None:
+    layer = MuMoE(3, 2, [3], rank=2, gate=InputAsCoefficients())
+    x = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
+    weights = x.clamp(min=0).double()
+    expected = weights.T @ x.double() / weights.sum(dim=0)[:, None]
+    assert torch.allclose(average_inputs(layer, [x]), expected)
 
 
 def test_a_probe_of_chance_is_near_one_half() -> None:

@@ -6,6 +6,7 @@ import math
 import sys
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -26,7 +27,6 @@ from factorized_moe.interpret import (
     measure_load,
     record,
     sample_active,
-    sample_quantiles,
 )
 from factorized_moe.interpret.measures import coactivation, consistency
 from factorized_moe.interpret.recording import coefficients as recorded_coefficients
@@ -139,6 +139,31 @@ def test_histogram_holds_its_edges_as_float32_has_them() -> None:
     assert measure_histogram(found, bins=3, low=0.7, high=1.0).counts.tolist() == [1, 1, 1]
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(
+    ("bins", "low", "high"),
+    [(50, 0.0, 1.0), (7, 0.02, 0.8), (1, 0.3, 0.4), (3, -0.1, 0.1), (10, 0.3, 0.3001), (1000, 0.0, 1.0)],
+)
+def test_histogram_to_the_last_number_beside_an_edge(dtype: torch.dtype, bins: int, low: float, high: float) -> None:
+    """The edges, the numbers next to them, halves of bins, zeros and ones: as a search among the edges finds them."""
+    edges = torch.linspace(low, high, bins + 1, dtype=torch.float64)
+    near = edges.to(dtype).numpy()
+    values = np.concatenate(
+        [near, np.nextafter(near, near.dtype.type(9)), np.nextafter(near, near.dtype.type(-9)), [0, 1, 0.3]]
+    )
+    values = np.concatenate([values, (low + (high - low) * np.random.default_rng(0).random(200)).astype(near.dtype)])
+    values = values.astype(near.dtype)
+    matrix = torch.from_numpy(values)[:, None].expand(-1, 2)
+    found = measure_histogram(Recording.from_coefficients(matrix), bins, low=low, high=high)
+    ends = near[[0, -1]].astype(np.float64)  # as the type has them
+    inside = [v for v in values.astype(np.float64) if ends[0] <= v <= ends[1]]
+    places = [int((edges[1:-1].numpy() <= v).sum()) for v in inside]
+    largest = np.bincount(places, minlength=bins)
+    assert found.largest_counts.tolist() == largest.tolist()
+    zero = np.bincount([p for p, v in zip(places, inside, strict=True) if v == 0], minlength=bins)
+    assert found.counts.tolist() == (2 * (largest - zero)).tolist()
+
+
 @pytest.mark.parametrize("threshold", [0, 0.1])
 def test_coactivation(case: Case, threshold: float) -> None:
     found, mode, dense, _ = case
@@ -220,13 +245,31 @@ def test_galleries_that_misled(kinds: list[str], shown_before: str) -> None:
     assert sum(share) / 100 == pytest.approx(kinds.count(commonest) / len(kinds), abs=0.06)
 
 
+@pytest.mark.parametrize("k", [1, 2, 5, 30])
+def test_top_samples_among_many_equals_in_dense_rows(k: int) -> None:
+    """Few different coefficients, in an order that makes every block's largest those of the recording so far."""
+    torch.manual_seed(0)
+    dense = (torch.randint(1, 6, (SAMPLES, 5)) / 5).sort(dim=0).values
+    dense[:, 3] = 1.0
+    dense[3:, 4] = 0.0
+    top = find_top_samples(recorded(dense), k, seed=3)
+    for expert, column in enumerate(dense.T.tolist()):
+        values = sorted((value for value in column if value > 0), reverse=True)[:k]
+        samples = [sample for sample in top.samples[expert].tolist() if sample >= 0]
+        assert top.values[expert].tolist() == values + [0.0] * (k - len(values))
+        assert [column[sample] for sample in samples] == values
+        assert len(set(samples)) == len(samples)
+        assert int(top.equal[expert]) == column.count(values[-1])
+        assert int(top.drawn[expert]) == values.count(values[-1])
+
+
 @pytest.mark.parametrize("threshold", [0, 0.1])
 @pytest.mark.parametrize("k", [1, 4, 60])
 def test_samples_drawn_among_the_active_ones(case: Case, k: int, threshold: float) -> None:
     found, mode, dense, _ = case
     active = (dense >= threshold) & (dense > 0)
-    for sampled in (sample_active, sample_quantiles):
-        drawn = sampled(found, k, threshold, mode=mode, seed=2)
+    for spread in (False, True):
+        drawn = sample_active(found, k, threshold, spread=spread, mode=mode, seed=2)
         assert drawn.samples.shape == (dense.shape[1], k)
         assert torch.equal(drawn.counts, active.sum(0))
         for expert, samples in enumerate(drawn.samples.tolist()):
@@ -244,7 +287,7 @@ def test_draws_are_even_and_quantiles_are_spread() -> None:
     found = recorded(torch.cat([column, 0 * column], dim=1))
     times = torch.cat([sample_active(found, 5, seed=seed).samples[0] for seed in range(400)]).bincount(minlength=50)
     assert 12 <= int(times.min()) <= int(times.max()) <= 68  # 40 on average, with a standard deviation of 6
-    assert sample_quantiles(found, 5).samples.tolist() == [[5, 15, 25, 35, 45], [-1] * 5]
+    assert sample_active(found, 5, spread=True).samples.tolist() == [[5, 15, 25, 35, 45], [-1] * 5]
 
 
 @pytest.mark.parametrize("k", [1, 3, 30])
@@ -340,7 +383,7 @@ def results(found: Recording) -> list[Measurement]:
         measure_coactivation(found),
         find_top_samples(found, mode="product"),
         sample_active(found, mode="product"),
-        sample_quantiles(found),
+        sample_active(found, spread=True),
         find_top_experts(found),
         counts,
         measure_label_specialisation(counts),

@@ -16,6 +16,7 @@ from factorized_moe.interpret import (
     measure_label_information,
     record,
 )
+from factorized_moe.interpret.recording.streaming import finite_blocks
 
 CORRECT = torch.tensor([40, 10, 0])
 WITHOUT = torch.tensor([[0, 10, 0], [20, 5, 0], [40, 10, 3], [39, 12, 0]])
@@ -153,20 +154,21 @@ def test_samples_without_a_coefficient_are_left_out_and_negative_ones_are_none()
 @pytest.mark.parametrize("mode", [0, 1, "product"])
 def test_a_recording_has_the_information_of_its_coefficients(sparse: bool, mode: int | str) -> None:
     torch.manual_seed(0)
-    layer = CPMuMoE(6, 3, [5, 4], rank=2, activation="entmax" if sparse else "softmax").eval()
+    layer = CPMuMoE(6, 3, [40, 30], rank=2, gate="entmax" if sparse else "softmax").eval()
     torch.nn.init.normal_(layer.gate.projection.weight, std=3.0)
     x, labels = torch.randn(300, 6), torch.randint(3, (300,))
     with torch.no_grad(), record(layer, class_names=["a", "b", "c"]) as log:
         for some in torch.arange(300).split(70):
             layer(x[some])
             log.annotate(labels=labels[some])
+    assert all(block.rows.is_sparse == sparse for block in finite_blocks(log.recording, None, mode))
     recorded = measure_label_information(log.recording, mode=mode, draws=3)
     at_hand = LabelInformation.of(log.recording.coefficients(mode=mode), labels, draws=3)
     torch.testing.assert_close(recorded.joint, at_hand.joint)
     assert recorded.mutual_information.value == pytest.approx(at_hand.mutual_information.value)
     torch.testing.assert_close(recorded.mutual_information.null, at_hand.mutual_information.null)
     assert recorded.class_names == ("a", "b", "c")
-    assert recorded.grid == ((5, 4) if mode == "product" else ((5,), (4,))[int(mode)])
+    assert recorded.grid == ((40, 30) if mode == "product" else ((40,), (30,))[int(mode)])
     assert len(recorded.to_pandas()) == math.prod(recorded.grid)
     assert len(json.loads(recorded.to_json())["mutual_information"]["null"]) == 3
 

@@ -1,9 +1,11 @@
 """The report page in a real browser, from its file: what a reader clicks and types, and that data stays data."""
 
 import html
+import io
 import itertools
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -11,6 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from torch import Tensor, nn
 
@@ -395,6 +398,10 @@ def test_long_captions_move_nothing(page: Page, pages: SimpleNamespace) -> None:
         rows = page.eval_on_selector_all(".gallery img", "all => all.map(x => x.getBoundingClientRect().top)")
         columns = page.evaluate("getComputedStyle(document.querySelector('.gallery')).gridTemplateColumns").split()
         assert len(set(rows)) == -(-len(rows) // len(columns))
+        labels = page.locator(".gallery .label")
+        assert max(labels.evaluate_all("all => all.map(x => x.offsetHeight)")) <= 2 * 1.4 * 13 + 1  # two lines
+        names = {f"a class with the long name {n}" for n in range(50)}
+        assert {label.get_attribute("title") for label in labels.all()} <= names
 
 
 @pytest.mark.parametrize("kind", ["images", "texts", "compared"])
@@ -455,10 +462,56 @@ def test_printed_list_is_short_and_full(page: Page, pages: SimpleNamespace) -> N
     assert page.pdf().count(b"/Type /Page\n") <= 2
 
 
-def test_paper_is_light(page: Page, pages: SimpleNamespace) -> None:
-    page.emulate_media(color_scheme="dark", media="print")
-    page.goto(pages.images)
-    assert page.evaluate("getComputedStyle(document.documentElement).getPropertyValue('--ink')") == "#1c1e22"
+@pytest.mark.parametrize("chosen", [False, True], ids=["the system's", "the reader's"])
+@pytest.mark.parametrize("view", ["#/", "#/head?sort=-load", "#/head/expert/0", "#/~compare"])
+def test_paper_is_light(page: Page, pages: SimpleNamespace, chosen: bool, view: str) -> None:
+    """Whether the system is dark or the reader has chosen it: white behind nearly black, as seen and as styled."""
+    page.emulate_media(color_scheme="light" if chosen else "dark")
+    page.goto(f"{pages.compared}{view}")
+    page.wait_for_selector("h1")
+    if chosen:
+        page.keyboard.press("d")
+    assert brightness(page) < 60  # it is dark on the screen
+    page.emulate_media(media="print", color_scheme="light" if chosen else "dark")
+    assert brightness(page) > 180  # pictures are as dark as they are
+    styles = page.eval_on_selector_all(
+        "main, main :is(h1, h2, p, td, th, dt, dd, a, li, section, .panel)",
+        """all => all.map(x => {
+            const { color, backgroundColor } = getComputedStyle(x);
+            return [color, backgroundColor, x.closest('.heat') !== null];
+        })""",
+    )
+    assert max(sum(rgb(text)[:3]) / 3 for text, _, _ in styles) < 130
+    grounds = [rgb(ground) for _, ground, heat in styles if not heat]
+    assert all(sum(ground[:3]) / 3 > 230 for ground in grounds if len(ground) == 3 or ground[3] > 0)
+
+
+def rgb(colour: str) -> list[float]:
+    """The numbers of a colour as a browser writes it: red, green, blue, and opacity below 1."""
+    return [float(number) for number in colour[colour.index("(") + 1 : -1].replace(",", " ").replace("/", " ").split()]
+
+
+def test_a_printed_list_has_all_its_columns(page: Page, pages: SimpleNamespace) -> None:
+    """A page of A4 is narrower than most screens, and has room for them."""
+    page.set_viewport_size({"width": 688, "height": 900})
+    page.goto(f"{pages.images}#/head?sort=-load")
+    page.emulate_media(media="print")
+    headers = page.locator(".list thead th")
+    assert all(header.is_visible() for header in headers.all())
+    assert headers.count() == 9
+    edges = headers.evaluate_all(
+        "all => all.map(x => [x.getBoundingClientRect().left, x.getBoundingClientRect().right])"
+    )
+    assert edges[-1][1] <= 688
+    cells = page.locator(".list tbody tr").first.locator("td.number > div")
+    assert all(cells.evaluate_all("all => all.map(x => x.scrollWidth <= x.clientWidth)"))
+    assert page.locator(".list thead th").first.get_by_role("button").aria_snapshot() == '- button "Expert"'
+
+
+def brightness(page: Page) -> float:
+    """The mean of all pixels in view, 0 to 255."""
+    with Image.open(io.BytesIO(page.screenshot())) as picture:
+        return float(np.asarray(picture.convert("L")).mean())
 
 
 @pytest.mark.parametrize("kind", ["compared", "texts", "patches"])
@@ -472,7 +525,8 @@ def test_download_is_what_python_writes(page: Page, pages: SimpleNamespace, kind
         "patches": lambda: report_json(patch_run()),
     }
     assert json.loads(download.value.path().read_text(encoding="utf-8")) == json.loads(given[kind]())
-    assert download.value.suggested_filename.endswith(".json")
+    title = json.loads(given[kind]())["runs"][0]["title"]
+    assert download.value.suggested_filename == "-".join(re.findall("[a-z0-9]+", title.lower())) + ".json"
 
 
 @pytest.mark.parametrize("sandbox", ["", 'sandbox="allow-scripts"'])

@@ -134,7 +134,7 @@ function classPanel(layer) {
   const experts = busiest.filter((n) => classes.includes(layer.topClass[n])); // no column whose label has no row
   const left = [];
   if (experts.length < layer.num_experts) left.push(`${experts.length} of ${plural(layer.num_experts, 'expert')}, those of most load`);
-  if (classes.length < all.length) left.push(`${classes.length} of ${all.length} labels`);
+  if (classes.length < all.length) left.push(`${classes.length} of ${whole.format(all.length)} labels`);
   const note = `How each expert's coefficients divide among the labels${left.length ? `; ${left.join(', ')}` : ''}`;
   return panel('Experts and labels', note, heatMap(layer, experts, classes));
 }

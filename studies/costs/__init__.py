@@ -1,0 +1,1 @@
+"""What experts cost at the uMoE paper's sizes: parameters, FLOPs, ranks, time and memory."""

@@ -1,0 +1,1 @@
+"""Trained models with a share of the singular vectors of every linear layer: quality against rank."""

@@ -1,0 +1,1 @@
+"""Pre-training at equal parameters, loss and accuracy over steps, and what the experts come to do."""

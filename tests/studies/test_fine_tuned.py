@@ -1,0 +1,150 @@
+"""The study of experts on a trained backbone, on a tiny model with random weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import BertConfig, BertModel
+
+from studies.fine_tuned import page, run
+from studies.fine_tuned.backbone import Backbone, Features, Sizes, embedded, prepare
+from studies.real_models.sentences import mean_of_tokens
+
+pytestmark = pytest.mark.thorough
+
+SIZES = Sizes(classes=3, train=16, test=8, tokens=8, layers=1, epochs=4, batch_size=8)
+
+
+class Letters:
+    """A tokenizer of letters, with padding."""
+
+    def __call__(self, texts: Sequence[str], **options: object) -> dict[str, Tensor]:
+        length = max(map(len, texts))
+        ids = torch.tensor([[ord(letter) - 90 for letter in text.ljust(length, "[")] for text in texts])
+        return {"input_ids": ids, "attention_mask": (ids != 1).long()}
+
+
+def model() -> BertModel:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "vocab_size": 40}
+    return BertModel(BertConfig(**sizes, num_attention_heads=2)).eval()
+
+
+TEXTS = [[letter * 2 + "xyz"[k % 3] * (1 + k % 4) for k in range(24)] for letter in "abc"]
+
+
+@pytest.fixture(scope="module")
+def data() -> Features:
+    return prepare(model(), Letters(), TEXTS, SIZES)
+
+
+def test_the_trained_layers_give_what_the_whole_encoder_gives(data: Features) -> None:
+    texts = ["aax", "aayyyy"]
+    batch = Letters()(texts)
+    whole = model()
+    exact = mean_of_tokens(whole, batch)
+    below = whole(**batch, output_hidden_states=True).hidden_states[1]
+    found = Backbone(whole, 1).eval()(below, batch["attention_mask"])
+    assert torch.allclose(torch.nn.functional.normalize(found, dim=-1), exact, atol=1e-5)
+
+
+def test_texts_are_split_and_scaled(data: Features) -> None:
+    assert data.train.labels.bincount().tolist() == [16] * 3
+    assert data.test.labels.bincount().tolist() == [8] * 3
+    rows = data.scaled(embedded(data.model, data.train))
+    assert torch.allclose(rows.mean(0), torch.zeros(32), atol=1e-4)
+    assert torch.allclose(rows.std(0), torch.ones(32), atol=1e-3)
+
+
+def test_an_epoch_has_every_text_once_and_batches_of_like_lengths(data: Features) -> None:
+    seen = list(data.train.epoch(8, torch.Generator().manual_seed(0)))
+    assert sorted(k for batch in seen for k in batch) == list(range(48))
+    padded, mask = data.train.batch([0, 1, 3])
+    assert padded.shape[:2] == mask.shape
+    assert mask.sum(1).tolist() == [len(data.train.hidden[k]) for k in (0, 1, 3)]
+
+
+@pytest.mark.parametrize("experts", [4, 0])
+@pytest.mark.parametrize("backbone", page.BACKBONES)
+def test_runs_learn_and_only_the_trained_backbone_moves(data: Features, backbone: str, experts: int) -> None:
+    found = run.measure_run(data, SIZES, {"backbone": backbone, "experts": experts, "seed": 0}, rank=8)
+    assert found["train accuracy"] > 0.6  # chance is a third
+    assert (found["moved"] > 1e-3) == (backbone == "trained")
+    assert ("measures" in found) == (experts > 0)
+    assert all(parameter.grad is None for parameter in data.model.parameters())
+
+
+def test_gradients_are_finite_where_a_feature_hardly_varies() -> None:
+    given = model()
+    given.encoder.layer[-1].output.LayerNorm.weight.data[3] = 0.0  # a constant feature
+    data = prepare(given, Letters(), TEXTS, SIZES)
+    found = run.measure_run(data, SIZES, {"backbone": "trained", "experts": 0, "seed": 0})
+    assert found["train accuracy"] > 0.5  # chance is a third
+    assert found["moved"] > 1e-3
+
+
+# -- the page
+
+
+def entry(backbone: str, experts: int, seed: int, value: float) -> Any:
+    result = {
+        "test accuracy": value,
+        "train accuracy": 0.9,
+        "moved": 0.3 if backbone == "trained" else 0.0,
+        "with effect": experts,
+        "used": 2.0,
+        "machine": {"cores": "2"},
+    }
+    if experts:
+        names = (*page.MEASURES, "mean_dead_one")
+        result["measures"] = {name: [value, 0.5, 0.01] for name in names}
+    settings = {"backbone": backbone, "experts": experts, "seed": seed}
+    return {"settings": settings, "result": result, "seconds": 60.0}
+
+
+def entries(frozen: tuple[float, float], trained: tuple[float, float]) -> list[Any]:
+    return [
+        entry(backbone, experts, seed, value + 0.01 * seed)
+        for backbone, values in (("frozen", frozen), ("trained", trained))
+        for experts, value in ((16, values[0]), (256, values[1]), (0, 0.7))
+        for seed in (0, 1)
+    ]
+
+
+def page_of(found: Sequence[Any]) -> str:
+    return page.page(found, "python -m studies fine_tuned", SIZES, run.FACTS)
+
+
+def test_verdicts_follow_from_the_figures() -> None:
+    text = page_of(entries((0.9, 0.4), (0.8, 0.3)))
+    assert "*Polysemanticity, 16 to 256 experts*: same direction on both backbones (2 of 2 seeds)" in text
+    assert "from 0.905 to 0.405 (frozen) and from 0.805 to 0.305 (trained)" in text
+    assert "*Polysemanticity* is below what chance gives in 2 of 4 runs (frozen) and 2 of 4 runs (trained)." in text
+    assert "*Concentration* is above what chance gives in 2 of 4 runs (frozen)" in text
+    assert "*Concentration*, trained less frozen: 16: -0.100 ± 0.000 (n = 2); 256: -0.100 ± 0.000 (n = 2)." in text
+    text = page_of(entries((0.9, 0.4), (0.3, 0.8)))
+    assert "not the same direction in every seed on both backbones (0 of 2 seeds)" in text
+
+
+def test_page_has_every_run(tmp_path: Path) -> None:
+    page.write(entries((0.9, 0.4), (0.8, 0.3)), tmp_path, "python -m studies fine_tuned", SIZES, run.FACTS)
+    text = (tmp_path / "fine-tuned.md").read_text(encoding="utf-8")
+    assert "| trained | 256 | 2 | 0.305 [0.300, 0.310] |" in text
+    assert "| frozen | linear head | 2 | 0.705 [0.700, 0.710] |" in text
+    for table in text.split("\n\n"):
+        if table.startswith("|"):
+            assert len({line.count("|") for line in table.splitlines()}) == 1
+    assert (tmp_path / page.FIGURE).read_text(encoding="utf-8").startswith("<?xml")
+
+
+def test_published_page_is_that_of_the_published_runs() -> None:
+    published = run.ROOT / "docs" / "studies"
+    found = [json.loads(line) for line in (published / run.FILE).read_text(encoding="utf-8").splitlines()]
+    text = page.page(found, "python -m studies fine_tuned", Sizes(), run.FACTS)
+    assert text == (published / "fine-tuned.md").read_text(encoding="utf-8")
