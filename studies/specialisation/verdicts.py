@@ -212,7 +212,7 @@ def in_short(runs: Runs) -> list[str]:
         ]
         lines.append(
             f"**Entmax against softmax, from 64 experts on**: of {len(large)} comparisons entmax's polysemanticity is "
-            f"lower in {', '.join(counts)} (experts without effect); with 16 experts it is {', '.join(small) or 'unknown'}."
+            f"lower in {', '.join(counts)} (experts without effect); with 16 it is {', '.join(small) or 'unknown'}."
         )
     apart = [found for data in ("wn252", "gl", "wn252 all") for _, found in _matched(runs, data) if found.pairs > 1]
     if apart:
