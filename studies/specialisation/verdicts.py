@@ -190,7 +190,7 @@ def in_short(runs: Runs) -> list[str]:
         lines.append(
             f"**Beyond that it turns round**: polysemanticity rises again on {rising.count('rises')} of {len(rising)} "
             f"data with experts without effect left out; counted 0 it still falls "
-            f"on {falling} of them. So the claim holds for the paper's range and not for all numbers."
+            f"on {falling} of them. So the claim is one of few experts for many classes, not of all numbers."
         )
     moves = [_information(runs, data) for data in TITLES if len(runs.sizes(data, DEFAULT)) > 1]
     moves = [found for found in moves if found is not None]
