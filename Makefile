@@ -33,7 +33,7 @@ demo: $(STAMPS)/demo ## train on real digits, show the experts in results/demo (
 bench: $(STAMPS)/bench ## measure beside other layers, write docs/benchmarks.md (a quarter of an hour; OPTIONS=--quick)
 	@$(BIN)/python -m benchmarks $(OPTIONS)
 
-models: $(STAMPS)/models ## upcycle and distil an MLP of real models, write docs/studies/real-models.md (downloads 180 MB; OPTIONS=--quick)
+models: $(STAMPS)/models ## put experts into real models and distil them, write docs/studies/real-models.md (downloads 180 MB; resumes; hours)
 	@$(BIN)/python -m studies real_models $(OPTIONS)
 
 fairness: $(STAMPS)/fairness ## correct a classifier of people for the group it wrongs, write docs/studies/bias-correction*.md

@@ -28,7 +28,7 @@ def lowest_torch(pyproject: str) -> str:
 
 
 def requirement_for(version: str) -> str:
-    """What pip is asked for; 2.6 means 2.6.0, the first release of that name."""
+    """What pip is asked for; 2.8 means 2.8.0, the first release of that name."""
     if version == NEWEST:
         return "torch"
     return f"torch=={version}" if version.count(".") == 2 else f"torch=={version}.0"

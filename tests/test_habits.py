@@ -58,8 +58,12 @@ def test_the_lowest_torch_that_is_tried_is_the_one_promised() -> None:
     assert spec.loader is not None
     versions = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(versions)
-    assert f'"torch>={versions.lowest_torch(PROJECT)}"' in PROJECT
-    assert versions.requirement_for("2.6") == "torch==2.6.0"
+    lowest = versions.lowest_torch(PROJECT)
+    assert f'"torch>={lowest}"' in PROJECT
+    for page in ("README.md", "docs/getting-started.md"):
+        assert f"Python 3.11 or newer, PyTorch {lowest} or newer" in read(page)
+    assert f"also on {lowest}.0 (`python scripts/versions.py {lowest}.0`" in read("docs/getting-started.md")
+    assert versions.requirement_for("2.8") == "torch==2.8.0"
     assert versions.requirement_for("2.13.0") == "torch==2.13.0"
     assert versions.requirement_for("newest") == "torch"
     with pytest.raises(ValueError, match="unpack"):

@@ -18,6 +18,9 @@ __all__ = ["FIGURE", "page", "write"]
 
 FIGURE = "fine-tuned.svg"
 BACKBONES = ("frozen", "trained")
+EXPERTS_AND_LINEAR = (16, 64, 256, 0)
+"""The heads; 0 experts is a linear head."""
+PLANNED_SEEDS = 3
 COLOURS = {"frozen": "#1f77b4", "trained": "#d62728"}
 
 MEASURES = {
@@ -152,9 +155,7 @@ def _verdicts(found: Runs, sizes: Sizes) -> list[str]:
             seeds = found.common(*((b, experts) for b in BACKBONES))
             if seeds:
                 pairs = [[found.of(b, experts, s, measure) for s in seeds] for b in ("trained", "frozen")]
-                difference = paired(*pairs)
-                tie = ", a tie" if difference.is_tie else ""
-                parts.append(f"{experts:,}: {difference}{tie} (n = {len(seeds)})")
+                parts.append(f"{experts:,}: {_difference(*pairs)}")
         sentences.append(f"*{name[0].upper()}{name[1:]}*, trained less frozen: {'; '.join(parts)}.")
     sentences += _beyond(found)
     parts = []
@@ -162,16 +163,32 @@ def _verdicts(found: Runs, sizes: Sizes) -> list[str]:
         seeds = found.common(("trained", experts), ("trained", 0))
         if seeds:
             pairs = [[found.of("trained", n, s, "test accuracy") for s in seeds] for n in (experts, 0)]
-            difference = paired(*pairs)
-            parts.append(f"{experts:,} experts {difference}{', a tie' if difference.is_tie else ''}")
-    sentences.append(f"*Accuracy*, experts less a linear head, both on a trained backbone: {'; '.join(parts)}.")
-    moved = [found.of("trained", n, s, "moved") for n in (*found.experts, 0) for s in found.seeds("trained", n)]
+            parts.append(f"{experts:,} experts {_difference(*pairs)}")
     sentences.append(
-        f"Training moved the features by {min(moved):.2f} to {max(moved):.2f} of their distance from their mean: "
-        "what is "
-        "found holds for that much."
+        f"*Accuracy*, experts less a linear head, both on a trained backbone: {'; '.join(parts) or 'not run'}."
+    )
+    missing = len(EXPERTS_AND_LINEAR) * 2 * PLANNED_SEEDS - len(found.found)
+    if missing > 0:
+        sentences.append(
+            f"**Not all was run**: {missing} of {missing + len(found.found)} planned runs are missing; the command "
+            "goes on with them. What rests on one seed, or on none, is no finding."
+        )
+    moved = [found.of("trained", n, s, "moved") for n in (*found.experts, 0) for s in found.seeds("trained", n)]
+    if not moved:
+        return sentences
+    sentences.append(
+        f"Training moved the test texts' features by {min(moved):.2f} to {max(moved):.2f} of their distance from "
+        "their mean: what is found holds for that much."
     )
     return sentences
+
+
+def _difference(one: Sequence[float], other: Sequence[float]) -> str:
+    """A mean of pairs with its standard error and what it amounts to; one pair alone amounts to nothing."""
+    found = paired(one, other)
+    if found.pairs == 1:
+        return f"{found.mean:+.3f} (one seed)"
+    return f"{found}{', a tie' if found.is_tie else ''} (n = {found.pairs})"
 
 
 def _beyond(found: Runs) -> list[str]:

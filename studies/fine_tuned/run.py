@@ -24,8 +24,7 @@ ROOT = Path(__file__).parents[2]
 CACHE = ROOT / "results" / "models"
 FILE = "fine-tuned.jsonl"
 
-EXPERTS = (16, 64, 256)
-SEEDS = (0, 1, 2)
+SEEDS = range(page.PLANNED_SEEDS)
 RANK = 128
 HEAD_RATE, BACKBONE_RATE, WEIGHT_DECAY, WARM_UP = 3e-3, 1e-4, 0.01, 0.05
 
@@ -43,7 +42,7 @@ def plan() -> Iterator[Settings]:
     """All runs, seed by seed; a linear head has 0 experts."""
     for seed in SEEDS:
         for trained in (False, True):
-            for experts in (*EXPERTS, 0):
+            for experts in page.EXPERTS_AND_LINEAR:
                 yield {"backbone": "trained" if trained else "frozen", "experts": experts, "seed": seed}
 
 

@@ -46,8 +46,8 @@ def page(
             "## Loss and accuracy",
             "",
             "`±` is the standard error of differences paired by seed, and within two of them is a tie. That rule calls",
-            "differences of three seeds real too easily, so in brackets is the 95% interval by Student's t, which is",
-            "4.3 standard errors wide on each side. Accuracy is of the next token, or of the class, in percent.",
+            "differences of three seeds real too easily, so in brackets is the 95% interval by Student's t: with three",
+            "seeds 4.3 standard errors on each side. Accuracy is of the next token, or of the class, in percent.",
             "",
             *_table(found),
             "",
@@ -68,7 +68,8 @@ def page(
             "",
             "These models have under a million parameters, have trained for minutes, and have one learning rate for",
             "all forms, the recipe's. ImageNet, OpenWebText and the paper's sizes were not run, nor anything on a GPU:",
-            "what is a tie or a difference here need not be one there.",
+            "what is a tie or a difference here need not be one there. CP with another learning rate and another",
+            "norm in the gate is on [the recipes' page](recipes.md).",
             "",
             "Command: `python -m studies pretraining`, about three quarters of an hour of one thread; on a machine",
             f"that did much other work its runs took {seconds / 60:.0f} minutes by the clock. A stopped command",
@@ -92,7 +93,8 @@ def _verdicts(found: Found) -> list[str]:
             told = (
                 f"{NAMES[form]} is {accuracies[form].word} in accuracy ({_brief(accuracies[form], POINTS, 2)} points)"
             )
-            parts.append(f"{told} and {losses[form].word} in loss ({_brief(losses[form])})")
+            share = losses[form].difference.mean / statistics.fmean(r["loss"] for r in forms["dense"].values())
+            parts.append(f"{told} and {losses[form].word} in loss ({_brief(losses[form])}, {share:+.1%} of dense's)")
         verdict = "reproduced in part" if behind else "reproduced"
         if unknown or len(behind) == len(accuracies):
             verdict = "one seed cannot tell" if unknown else "not reproduced"

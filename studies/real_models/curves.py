@@ -9,7 +9,7 @@ from typing import Any
 
 from studies.real_models.forms import Form
 from studies.real_models.language import DIVERGENCE
-from studies.real_models.plan import RATE_SEED
+from studies.real_models.plan import RATE_SEED, chosen_rates
 from studies.real_models.sentences import DISTANCE
 
 __all__ = ["FAIR", "STILL", "Curve", "Point", "Reference", "curves", "references"]
@@ -115,10 +115,22 @@ class Curve:
             return "unknown"
         before, after = self.points[-2].made_good, self.points[-1].made_good
         seeds = before.keys() & after.keys()
+        if not seeds:
+            return "unknown"
         missing = [sum(1.0 - found[seed] for seed in seeds) for found in (before, after)]
         if missing[1] <= STILL * missing[0]:
             return "rises"
         return "falls" if missing[1] * STILL > missing[0] else "level"
+
+    def shared(self, other: Curve) -> list[tuple[float, list[tuple[float, float]]]]:
+        """For each length that another curve has in the same seeds: the tokens, and pairs of what both make good."""
+        found = []
+        for point in self.points:
+            against = other.at(point.steps)
+            seeds = sorted(point.made_good.keys() & against.made_good.keys()) if against is not None else []
+            if against is not None and seeds:
+                found.append((point.tokens, [(point.made_good[seed], against.made_good[seed]) for seed in seeds]))
+        return found
 
     def at(self, steps: int) -> Point | None:
         """The point of a length."""
@@ -135,12 +147,19 @@ def references(entries: Entries) -> dict[str, Reference]:
 
 
 def curves(entries: Entries) -> list[Curve]:
-    """Every form of every place, in the order of the runs; those that learning rates were chosen by are no part."""
-    known = references(entries)
+    """Every form of every place, in the order of the runs.
+
+    Of the runs that learning rates were chosen by, the one of the chosen rate counts as a seed: it was chosen by its
+    error on validation text, not by what is compared.
+    """
+    known, rates = references(entries), chosen_rates(entries)
     found: dict[tuple[str, Form, str], dict[int, dict[int, Any]]] = {}
     for entry in entries:
         settings = entry["settings"]
-        if settings["kind"] in FIXED or settings["seed"] == RATE_SEED or settings["place"] not in known:
+        if settings["kind"] in FIXED or settings["place"] not in known:
+            continue
+        rate = rates.get((settings["kind"], settings["start"]))
+        if settings["seed"] == RATE_SEED and settings["learning_rate"] != rate:
             continue
         form = Form(settings["kind"], settings["experts"], settings["fraction"], settings["start"])
         every = found.setdefault((settings["place"], form, settings["loss"]), {})

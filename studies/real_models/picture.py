@@ -42,7 +42,7 @@ def draw(found: Sequence[Curve], path: Path) -> None:
     settings = {"svg.hashsalt": "factorized-moe", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
     with pyplot.rc_context(settings):
         figure, axes = pyplot.subplots(
-            1, len(places), figsize=(3.4 * len(places), 3.6), layout="constrained", squeeze=False
+            1, len(places), figsize=(max(3.4 * len(places), 7.0), 3.8), layout="constrained", squeeze=False
         )
         names: dict[str, object] = {}
         for axis, place in zip(axes[0], places, strict=True):
@@ -51,6 +51,7 @@ def draw(found: Sequence[Curve], path: Path) -> None:
                 label = NAMES[curve.form.kind] + (", from the weights alone" if curve.form.start == "weights" else "")
                 x = [max(point.tokens, NONE_AT) for point in curve.points]
                 style = {"linestyle": "--" if curve.form.start == "weights" else "-", "color": COLOURS[curve.form.kind]}
+                style["markerfacecolor"] = "white" if curve.form.start == "weights" else COLOURS[curve.form.kind]
                 (line,) = axis.plot(x, [p.mean for p in curve.points], marker="o", markersize=3, **style)
                 low, high = ([end(p.made_good.values()) for p in curve.points] for end in (min, max))
                 axis.fill_between(x, low, high, color=COLOURS[curve.form.kind], alpha=0.2, linewidth=0)

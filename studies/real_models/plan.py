@@ -116,18 +116,18 @@ def plan(rates: Mapping[tuple[str, str], float]) -> Iterator[Settings]:
         for steps in lengths:
             yield _run(place, form, seed, steps, rates[kind, form.start] if steps else 0.0, loss)
 
-    for place in (MIDDLE, LAST, LANGUAGE):
-        for kind in ("original", "mean", "zeros"):
-            yield _run(place, Form(kind, 0, 0.0), 0, 0, 0.0)
+    yield from references(MIDDLE)
     short, long = LENGTHS[:3], LENGTHS[3:4]
     for kind in KINDS:
         yield from curve(MIDDLE, _form(kind, FRACTION), 0, short)
     yield from curve(MIDDLE, _form("cp", FRACTION, "weights"), 0, short)
-    yield from curve(MIDDLE, _form("dense", 1.0), 0, short)
+    yield from curve(MIDDLE, _form("dense", FRACTION), 0, short)
     for kind, start in (("cp", "whitened"), ("cp", "weights"), ("low-rank", "whitened"), ("narrow", "whitened")):
         yield from curve(MIDDLE, _form(kind, FRACTION, start), 0, long)
+    yield from references(LAST)
     for kind in ("cp", "low-rank"):
         yield from curve(LAST, _form(kind, FRACTION), 0, short)
+    yield from references(LANGUAGE)
     for kind in ("cp", "low-rank", "narrow"):
         yield from curve(LANGUAGE, _form(kind, FRACTION), 0, short)
     yield from curve(LANGUAGE, _form("cp", FRACTION, "weights"), 0, short)
@@ -135,7 +135,7 @@ def plan(rates: Mapping[tuple[str, str], float]) -> Iterator[Settings]:
         yield from curve(MIDDLE, _form(kind, FRACTION), 1, short)
     for kind in ("tr", "tucker"):
         yield from curve(MIDDLE, _form(kind, FRACTION), 0, long)
-    yield from curve(MIDDLE, _form("dense", 1.0), 0, long)
+    yield from curve(MIDDLE, _form("dense", FRACTION), 0, long)
     yield from curve(LANGUAGE, _form("tr", FRACTION), 0, short)
     yield from curve(MIDDLE, _form("cp", FRACTION), 0, LENGTHS[4:])
     for fraction in (1.0, 0.75, 0.25):

@@ -74,8 +74,8 @@ def page(entries: Sequence[Mapping[str, Any]], command: str) -> str:
     sections = [line for place in places for line in _section(place, known[place], found)]
     if missing > 0:
         verdicts.append(
-            f"- **Not all was run**: {missing} of {missing + len(entries)} planned runs are missing; the command goes on "
-            "with them. Nothing is said of what they would show."
+            f"- **Not all was run**: {missing} of {missing + len(entries)} planned runs are missing; the command goes "
+            "on with them. Nothing is said of what they would show."
         )
     picture = f"![Quality against tokens, for each place and form]({FIGURE})"
     return INTRODUCTION + "\n".join(
@@ -98,7 +98,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _half(place: str, found: Sequence[Curve]) -> list[Curve]:
-    """The curves of a place at the share that is distilled for longest, but the dense MLP from random weights."""
+    """The curves of a place at the share that is distilled for longest."""
     return [curve for curve in found if curve.place == place and curve.form.fraction == FRACTION]
 
 
@@ -117,6 +117,9 @@ def _verdicts(place: str, reference: Reference, found: Sequence[Curve]) -> list[
     never = [f"{_name(c)} ({c.points[-1].tokens:,.0f}, {_percent(c.points[-1].mean)})" for c, at in later if at is None]
     if never:
         parts.append(f" Not fair at the most tokens tried (tokens, made good): {_listed(never)}.")
+    unknown = [_name(curve) for curve, tokens in later if tokens is None and curve.change == "unknown"]
+    if unknown:
+        parts.append(f" Whether more tokens would do cannot be said, for too few lengths were run: {_listed(unknown)}.")
     rising = [_name(curve) for curve in half if curve.change == "rises"]
     open_ = [name for name in rising if any(name == _name(c) for c, at in later if at is None)]
     sentences = ["".join(parts)]
@@ -136,20 +139,15 @@ def _against_controls(place: str, half: Sequence[Curve]) -> list[str]:
     sentences = []
     for kind in ("low-rank", "narrow"):
         control = _find(half, kind)
-        if experts is None or control is None:
+        shared = experts.shared(control) if experts is not None and control is not None else []
+        if not shared:
             continue
-        steps = max({p.steps for p in experts.points} & {p.steps for p in control.points}, default=None)
-        if steps is None:
-            continue
-        one, other = experts.at(steps), control.at(steps)
-        assert one is not None  # the length is one of both
-        assert other is not None
-        pairs = [(one.made_good[s], other.made_good[s]) for s in sorted(one.made_good.keys() & other.made_good.keys())]
+        tokens, pairs = shared[-1]
         ahead = sum(a > b for a, b in pairs)
         word = "closer to" if 2 * ahead > len(pairs) else "no closer to"
         values = ", ".join(f"{_percent(a)} against {_percent(b)}" for a, b in pairs)
         sentences.append(
-            f"{place}: experts (CP) are {word} the original than the control *{NAMES[kind]}* after {one.tokens:,.0f} "
+            f"{place}: experts (CP) are {word} the original than the control *{NAMES[kind]}* after {tokens:,.0f} "
             f"tokens, in {ahead} of {len(pairs)} seeds: {values} made good."
         )
     return sentences
@@ -160,13 +158,11 @@ def _whitening(place: str, half: Sequence[Curve]) -> list[str]:
     one, other = _find(half, "cp"), _find(half, "cp", "weights")
     if one is None or other is None:
         return []
-    shared = sorted({p.steps for p in one.points} & {p.steps for p in other.points})
+    shared = one.shared(other)
     parts = []
-    for steps in dict.fromkeys((shared[0], shared[-1])) if shared else ():
-        a, b = one.at(steps), other.at(steps)
-        assert a is not None
-        assert b is not None
-        parts.append(f"{_percent(a.mean)} against {_percent(b.mean)} after {a.tokens:,.0f} tokens")
+    for tokens, pairs in dict(shared[:1] + shared[-1:]).items():
+        values = [f"{_percent(a)} against {_percent(b)}" for a, b in pairs]
+        parts.append(f"{', '.join(values)} after {tokens:,.0f} tokens")
     return (
         [f"{place}: CP whitened on both sides against CP from the weights alone: {', '.join(parts)}."] if parts else []
     )
@@ -263,7 +259,7 @@ def _how(entries: Sequence[Mapping[str, Any]], command: str) -> list[str]:
     rates = "; ".join(f"{NAMES[kind]}, {start}: {rate:g}" for (kind, start), rate in chosen_rates(entries).items())
     machines = {", ".join(f"{k} {v}" for k, v in entry["result"]["machine"].items()) for entry in entries}
     minutes = sum(entry["seconds"] for entry in entries) / 60
-    seeds = {entry["settings"]["seed"] for entry in entries} - {RATE_SEED}
+    seeds = {entry["settings"]["seed"] for entry in entries}
     return [
         "## How it was measured",
         "",
@@ -275,15 +271,14 @@ def _how(entries: Sequence[Mapping[str, Any]], command: str) -> list[str]:
         "seed and "
         "at every greater length. Brackets hold the smallest and the largest of the seeds; without them there is one "
         f"seed. Seeds: {', '.join(map(str, sorted(seeds)))}.",
+        "- *Fair from* is the shortest length that was run; shorter ones that were not may be fair too.",
         f"- *At the end*: a curve *rises* if the last four times as many tokens leave at most {STILL:.0%} of what was "
         "missing to 100%: what more would do is then unknown, and nothing is claimed of it. *Falls* is the same "
         "backwards, *level* is between, *unknown* where two lengths of training are not there.",
         f"- Forms: {EXPERTS} experts of CP, tensor ring or Tucker, gate counted; *low rank*, every matrix a "
-        "product of two, "
-        "a truncated singular value decomposition; *narrower MLP*, the hidden features that contribute most, with the "
-        "last matrix fitted anew; *dense MLP from random weights*, of the original's shape: what this "
-        "distillation does "
-        "to an MLP that could be exact.",
+        "product of two, a truncated singular value decomposition; *narrower MLP*, the hidden features that contribute "
+        "most, with the last matrix fitted anew; *dense MLP from random weights*, of as many parameters: what training "
+        "alone does.",
         "- *Whitened*: matrices are brought to the rank that the experts' mean can have with the second moments of the "
         "layer's inputs and of the MLP's sensitivity to its outputs, then upcycled. The controls are fitted to "
         "the same "
@@ -294,7 +289,8 @@ def _how(entries: Sequence[Mapping[str, Any]], command: str) -> list[str]:
         f"{', '.join(f'{r:g}' for r in RATES)}: "
         f"the best after {RATE_STEPS} steps by the error on validation text, in the encoder's middle layer with a "
         "seed of its "
-        f"own ({rates}). Tensor rings and Tucker take CP's; other places and lengths take the same, which may be too "
+        f"own, {RATE_SEED}, whose best run counts as a seed ({rates}). Tensor rings and Tucker take CP's; other places "
+        "and lengths take the same, which may be too "
         "fast or slow for them.",
         f"- The encoder is all-MiniLM-L6-v2 (Apache-2.0): distilled on {FULL.train_sentences:,} noun glosses of "
         "WordNet "

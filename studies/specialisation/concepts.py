@@ -1,7 +1,8 @@
 """Many classes of text: the glosses of WordNet's nouns, each to be sorted by a concept far above it.
 
-`studies.common.glosses` takes the concept directly above, which gives a hundred classes with fifty glosses. Here
-a concept collects everything below it that no deeper concept has taken, so there are hundreds of classes with a hundred.
+`studies.common.glosses` takes the concept directly above, which gives a hundred classes with fifty glosses.
+Here a concept collects everything below it that no deeper concept has taken, so there are hundreds of classes
+with a hundred.
 """
 
 from __future__ import annotations

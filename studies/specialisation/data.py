@@ -5,7 +5,7 @@ Legend: ``n`` training samples, ``m`` test samples, ``D`` features, ``C`` classe
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -16,7 +16,7 @@ from torch import Tensor
 from studies.common.images import FASHION_MNIST, load
 from studies.specialisation import concepts, glyphs
 
-__all__ = ["CONCEPTS", "DATA", "TESTED", "Data", "cluster", "made_up"]
+__all__ = ["CONCEPTS", "DATA", "TESTED", "Data", "cluster", "made_up", "tested_words"]
 
 CONCEPTS = 252
 TESTED = 25
@@ -94,6 +94,20 @@ def _standardised(train: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
     return (train - mean) / spread, (test - mean) / spread
 
 
+def _places(size: int) -> Tensor:
+    """The glosses of a class that count where classes are of one size: at equal distances, ``(CAP,)``."""
+    return torch.linspace(0, size - 1, CAP).round().long()
+
+
+def _tested(size: int) -> Tensor:
+    return _places(size)[:: CAP // TESTED]
+
+
+def tested_words(found: Sequence[concepts.Concept]) -> list[str]:
+    """The nouns of the test samples, in order."""
+    return [concept.words[place] for concept in found for place in _tested(len(concept.words)).tolist()]
+
+
 def _glosses(folder: Path, cap: int | None) -> Data:
     found = concepts.read(CONCEPTS)
     rows = concepts.embeddings(found, folder)
@@ -102,9 +116,9 @@ def _glosses(folder: Path, cap: int | None) -> Data:
     start = 0
     for number, concept in enumerate(found):
         size = len(concept.glosses)
-        places = torch.linspace(0, size - 1, CAP).round().long()  # at equal distances
+        places = _places(size)
         tested = torch.zeros(size, dtype=torch.bool)
-        tested[places[:: CAP // TESTED]] = True
+        tested[_tested(size)] = True
         kept = torch.ones(size, dtype=torch.bool)
         if cap is not None:
             kept[:] = False
@@ -128,8 +142,8 @@ def _coarse(folder: Path, groups: int) -> Data:
     return replace(fine, train_labels=group[fine.train_labels], test_labels=group[fine.test_labels], class_names=names)
 
 
-def _glyphs(folder: Path, name: str, distortion: glyphs.Distortion) -> Data:
-    found = glyphs.features(folder, name, distortion)
+def _glyphs(folder: Path) -> Data:
+    found = glyphs.features(folder)
     train, test = _standardised(found["train"], found["test"])
     _, _, directions = torch.pca_lowrank(train, q=192, niter=4)
     train, test = _standardised(train @ directions, test @ directions)
@@ -154,11 +168,10 @@ def made_up(classes: int = 6, features: int = 12, samples: int = 20) -> Data:
 
 DATA: dict[str, Callable[[Path], Data]] = {
     "wn252": cache(lambda folder: _glosses(folder, CAP)),
-    "gl": cache(lambda folder: _glyphs(folder, "glyphs", glyphs.POOR)),
+    "gl": cache(_glyphs),
     "fm": cache(_fashion),
     "wn50": cache(lambda folder: _coarse(folder, 50)),
     "wn10": cache(lambda folder: _coarse(folder, 10)),
-    "gl clean": cache(lambda folder: _glyphs(folder, "glyphs-clean", glyphs.CLEAN)),
     "wn252 all": cache(lambda folder: _glosses(folder, None)),
 }
 """The data by name, from the folder where downloads are kept."""

@@ -3,7 +3,7 @@
 The faces are Debian's; the reader is PP-OCRv4's recogniser (Apache-2.0), from a package whose digest is kept beside
 this file. Each kanji is drawn once in every face, slightly turned, stretched, moved, blurred and with noise; half of
 its faces, drawn for each kanji, are for training and the others for the test, so a kanji is never tested in a face that
-it was trained in. Clean pictures are almost all read correctly, poor ones are not.
+it was trained in.
 
 Legend: ``n`` pictures, ``D`` features.
 """
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,48 +22,12 @@ from torch import Tensor
 
 from studies.real_models.sources import Source, unpack
 
-__all__ = [
-    "CLEAN",
-    "FACES",
-    "NUMBER",
-    "POOR",
-    "Distortion",
-    "characters",
-    "draw",
-    "faces_of",
-    "features",
-    "find_faces",
-    "pictures",
-]
+__all__ = ["FACES", "NUMBER", "characters", "draw", "faces_of", "features", "find_faces", "pictures"]
 
 HERE = Path(__file__).parent
 READER = Source("PP-OCRv4, recognition", "rapidocr_onnxruntime", "rapidocr_onnxruntime/models", "Apache-2.0")
 READER_OUTPUT = "transpose_51.tmp_0"
 """What the reader's last matrix multiplies, ``(n, 6, 120)`` for a square picture."""
-
-
-@dataclass(frozen=True)
-class Distortion:
-    """How far pictures are from clean print: standard deviations, and ranges of what is drawn for each.
-
-    Attributes:
-        turn: Of the angle and the slant, in radians.
-        stretch: Of the logarithms of both scales.
-        move: Of the place, in parts of the side.
-        blur: The range of its radius, in pixels of a canvas of twice the side.
-        noise: The range of its standard deviation, of 255.
-    """
-
-    turn: float
-    stretch: float
-    move: float
-    blur: tuple[float, float]
-    noise: tuple[float, float]
-
-
-CLEAN = Distortion(0.06, 0.07, 0.04, (0.0, 1.6), (0.0, 25.0))
-POOR = Distortion(0.12, 0.12, 0.08, (0.5, 3.5), (10.0, 70.0))
-"""So much that a linear head errs; on clean pictures almost none is lost without an expert."""
 
 FACES = tuple(tuple(line.split()) for line in (HERE / "faces.txt").read_text(encoding="utf-8").splitlines())
 """Debian packages, and the file of a face in each."""
@@ -138,14 +101,13 @@ def faces_of(kanji: int, faces: int) -> tuple[list[int], list[int]]:
     return sorted(order[: faces // 2]), sorted(order[faces // 2 :])
 
 
-def draw(sign: str, face: Path, seed: Sequence[int], distortion: Distortion, side: int = SIDE) -> np.ndarray:
+def draw(sign: str, face: Path, seed: Sequence[int], side: int = SIDE) -> np.ndarray:
     """One picture of a sign, black on white, ``(side, side)``, from 0 to 255.
 
     Args:
         sign: A character.
         face: The file of a face.
         seed: The seed of what is done to the picture.
-        distortion: How much of it.
         side: Pixels.
     """
     from PIL import Image, ImageDraw, ImageFilter, ImageFont
@@ -154,9 +116,9 @@ def draw(sign: str, face: Path, seed: Sequence[int], distortion: Distortion, sid
     canvas = Image.new("L", (2 * side, 2 * side), 255)
     font = ImageFont.truetype(str(face), int(1.5 * side))
     ImageDraw.Draw(canvas).text((side, side), sign, font=font, fill=0, anchor="mm")
-    angle, shear = generator.normal(0, distortion.turn, 2)
-    scale = np.exp(generator.normal(0, distortion.stretch, 2))
-    moved = generator.normal(0, distortion.move * side, 2)
+    angle, shear = generator.normal(0, 0.06, 2)
+    scale = np.exp(generator.normal(0, 0.07, 2))
+    moved = generator.normal(0, 0.04 * side, 2)
     cos, sin = np.cos(angle), np.sin(angle)
     matrix = np.array([[cos, -sin + shear], [sin, cos]]) * scale[:, None]
     offset = side - matrix @ np.array([side, side]) + moved
@@ -167,10 +129,8 @@ def draw(sign: str, face: Path, seed: Sequence[int], distortion: Distortion, sid
         fillcolor=255,
         resample=Image.Resampling.BILINEAR,
     )
-    canvas = canvas.filter(ImageFilter.GaussianBlur(float(generator.uniform(*distortion.blur)))).resize((side, side))
-    noisy = np.asarray(canvas, dtype=np.float32) + generator.normal(
-        0, generator.uniform(*distortion.noise), (side, side)
-    )
+    canvas = canvas.filter(ImageFilter.GaussianBlur(float(generator.uniform(0, 1.6)))).resize((side, side))
+    noisy = np.asarray(canvas, dtype=np.float32) + generator.normal(0, generator.uniform(0, 25), (side, side))
     return np.asarray(noisy.clip(0, 255).astype(np.uint8))
 
 
@@ -184,15 +144,13 @@ def pictures(part: int, faces: int) -> list[tuple[int, int]]:
     return [(kanji, face) for kanji in range(NUMBER) for face in faces_of(kanji, faces)[part]]
 
 
-def features(folder: Path, name: str, distortion: Distortion) -> dict[str, Tensor]:
+def features(folder: Path) -> dict[str, Tensor]:
     """Features ``(n, D)`` and labels of the training and the test pictures; made once, in some minutes, and kept.
 
     Args:
         folder: Where packages and features are kept.
-        name: What the features are called there.
-        distortion: Of the pictures.
     """
-    file = folder / f"{name}.safetensors"
+    file = folder / "glyphs.safetensors"
     if not file.exists():
         signs, faces = characters(folder), find_faces(folder)
         session = _reader(folder)
@@ -201,7 +159,7 @@ def features(folder: Path, name: str, distortion: Distortion) -> dict[str, Tenso
             chosen = pictures(part, len(faces))
             rows = []
             for start in range(0, len(chosen), 64):
-                drawn = [draw(signs[k], faces[face], (k, face), distortion) for k, face in chosen[start : start + 64]]
+                drawn = [draw(signs[k], faces[face], (k, face)) for k, face in chosen[start : start + 64]]
                 rows.append(torch.from_numpy(_read(session, np.stack(drawn))))
             found[title] = torch.cat(rows)
             found[f"{title}_labels"] = torch.tensor([k for k, _ in chosen])

@@ -5,6 +5,8 @@ Legend: ``m`` test samples, ``N`` experts, ``C`` classes.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +21,7 @@ from factorized_moe.interpret import counterfactuals
 from studies.common.training import train
 from studies.specialisation.data import Data
 
-__all__ = ["MATCHED", "RANK", "Outcome", "head", "outcome"]
+__all__ = ["MATCHED", "RANK", "Outcome", "head", "outcome", "outcome_file"]
 
 RANK = 128
 """The CP rank where parameters need not match."""
@@ -159,6 +161,12 @@ def outcome(settings: Mapping[str, Any], data: Data) -> Outcome:
         sizes = data.test_labels.bincount(minlength=data.num_classes)
         counts = sizes, _correct(model, data), nothing, torch.zeros(len(data.test), 0, dtype=torch.float16)
     return Outcome(accuracy, train_accuracy, _size(top), *counts)
+
+
+def outcome_file(settings: Mapping[str, Any], cache: Path) -> Path:
+    """Where the outcome of a run is kept."""
+    key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+    return cache / "specialisation" / f"{key}.npz"
 
 
 def _trunk(pixels: int, hidden: int) -> nn.Module:

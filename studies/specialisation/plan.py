@@ -62,10 +62,6 @@ def runs() -> list[Settings]:
     found += _cells(("fm",), SOFTMAX, (16, 64, 256), range(3))
     found += _cells(many, DEFAULT, (128,), range(5))
     found += _cells(coarse, DEFAULT, (128,), range(3))
-    found += _cells(("gl clean",), DEFAULT, EXPERTS, range(3))
-    found += _cells(("gl clean",), SOFTMAX, (64, 256, 16), range(3))
-    found += _cells(("gl clean",), LINEAR, (0,), range(3))
-    found += _cells(("gl clean",), MATCHED_CP, (64, 16), range(3))
     return found
 
 

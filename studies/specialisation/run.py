@@ -1,14 +1,13 @@
 """More experts, more special ones? ``python -m studies specialisation [--only DATA ...] [--quick] [--page]``.
 
 Two to three hours on one core, and 250 MB of downloads the first time. Every finished run is a line of a file, so a
-stopped command goes on where it was; two commands with different data may run at the same time. What the heads did is
-kept beside the downloads, so measures can be changed without training again. The page is written anew at the end.
+stopped command goes on where it was; one command at a time writes to a folder. What the heads did is kept beside the
+downloads, so measures can be changed without training again. The page is written anew at the end.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -19,7 +18,7 @@ import torch
 
 from studies.common.runs import finish
 from studies.specialisation.data import DATA, Data, made_up
-from studies.specialisation.heads import Outcome, outcome
+from studies.specialisation.heads import Outcome, outcome, outcome_file
 from studies.specialisation.measuring import measures
 from studies.specialisation.plan import RATE_SEED, contender, quick, rate_runs, runs
 
@@ -46,33 +45,36 @@ def run(settings: Mapping[str, Any], data: Data, cache: Path) -> dict[str, Any]:
     return measures(Outcome.load(file), data.test_labels)
 
 
-def outcome_file(settings: Mapping[str, Any], cache: Path) -> Path:
-    """Where the outcome of a run is kept."""
-    key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
-    return cache / NAME / f"{key}.npz"
-
-
-def do(wanted: list[dict[str, Any]], file: Path, data: Callable[[], Data], cache: Path) -> None:
-    """Do the runs of one file that it lacks, those first that choose a learning rate.
+def do(wanted: list[dict[str, Any]], folder: Path, data_of: Callable[[str], Data], cache: Path) -> None:
+    """Do the runs that are missing, and before them those that choose their learning rates.
 
     Args:
         wanted: Settings without learning rates.
-        file: The table.
-        data: Gives the data.
+        folder: Where the tables are, one for each data.
+        data_of: From a name to data.
         cache: Where outcomes are kept.
     """
-    one = partial(_run, data=data, cache=cache)
+
+    def one(settings: Mapping[str, Any]) -> dict[str, Any]:
+        return run(settings, data_of(settings["data"]), cache)
+
     best: dict[str, float] = {}
     for settings in wanted:
-        key = json.dumps(contender(settings))
+        shared = contender(settings)
+        key = json.dumps(shared)
         if key not in best:
-            tried = finish(file, rate_runs(settings), one)
+            tried = finish(table(folder, shared["data"]), rate_runs(settings), one)
             best[key] = max(tried, key=lambda entry: entry["result"]["accuracy"])["settings"]["learning_rate"]
-        finish(file, [{**settings, "learning_rate": best[key]}], one)
+        finish(table(folder, settings["data"]), [{**settings, "learning_rate": best[key]}], one)
 
 
-def _run(settings: Mapping[str, Any], data: Callable[[], Data], cache: Path) -> dict[str, Any]:
-    return run(settings, data(), cache)
+def table(folder: Path, name: str) -> Path:
+    """The file of the runs of some data."""
+    return folder / f"{name.replace(' ', '-')}.jsonl"
+
+
+def _data(cache: Path, small: bool, name: str) -> Data:
+    return made_up() if small else DATA[name](cache)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -93,8 +95,7 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(1)
     for name in [] if options.page else options.only or DATA:
         wanted = [settings for settings in (quick() if options.quick else runs()) if settings["data"] == name]
-        data = made_up if options.quick else partial(DATA[name], options.cache)
-        do(wanted, out / NAME / f"{name.replace(' ', '-')}.jsonl", data, options.cache)
+        do(wanted, out / NAME, partial(_data, options.cache, options.quick), options.cache)
     if not options.runs:
         from studies.specialisation.page import write
 

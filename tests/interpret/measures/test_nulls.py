@@ -8,11 +8,14 @@ import torch
 
 from factorized_moe import CPMuMoE
 from factorized_moe.interpret import (
+    Add,
     BesideNull,
     LabelInformation,
     Polysemanticity,
+    Scale,
     class_level_polysemanticity,
     counterfactuals,
+    intervene,
     measure_label_information,
     record,
 )
@@ -157,7 +160,8 @@ def test_a_recording_has_the_information_of_its_coefficients(sparse: bool, mode:
     layer = CPMuMoE(6, 3, [40, 30], rank=2, gate="entmax" if sparse else "softmax").eval()
     torch.nn.init.normal_(layer.gate.projection.weight, std=3.0)
     x, labels = torch.randn(300, 6), torch.randint(3, (300,))
-    with torch.no_grad(), record(layer, class_names=["a", "b", "c"]) as log:
+    odd = intervene(layer, Scale(0, 3.0), Add(1, -0.05))  # neither from 0 nor of sum 1
+    with odd, torch.no_grad(), record(layer, class_names=["a", "b", "c"]) as log:
         for some in torch.arange(300).split(70):
             layer(x[some])
             log.annotate(labels=labels[some])

@@ -1,1 +1,0 @@
-"""Whether more experts serve fewer classes each, and entmax fewer than softmax: on small images."""

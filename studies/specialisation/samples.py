@@ -1,0 +1,137 @@
+"""Pictures of what experts get: test samples, drawn at random among those that an expert has most of.
+
+Legend: ``m`` test samples, ``N`` experts.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from factorized_moe._writing import write_files
+from studies.common.glosses import WORDNET
+from studies.specialisation import concepts, glyphs
+from studies.specialisation.data import CONCEPTS, TESTED, tested_words
+from studies.specialisation.heads import Outcome, outcome_file
+from studies.specialisation.plan import DEFAULT
+from studies.specialisation.table import Runs
+
+__all__ = ["choose", "draw_samples"]
+
+SIZES = (16, 256)
+EXPERTS = 6
+SAMPLES = 12
+CLASS_COLOURS = ("#1f6fb4", "#d1495b", "#2a9d5c", "#b8730f", "#7a5ea8")
+ONCE = "#8a94a0"
+
+
+def choose(coefficients: Tensor, experts: int, samples: int) -> dict[int, list[int]]:
+    """Some experts and samples of each, all drawn at random.
+
+    Args:
+        coefficients: ``(m, N)``.
+        experts: How many experts; those are drawn from that are the first choice of enough samples.
+        samples: How many samples of each, drawn from those that give it their largest coefficient.
+
+    Examples:
+        >>> choose(torch.eye(3)[[0, 0, 1, 2, 2]], experts=2, samples=2)
+        {0: [0, 1], 2: [3, 4]}
+    """
+    generator = torch.Generator().manual_seed(0)
+    first = coefficients.argmax(dim=1)
+    enough = (first.bincount(minlength=coefficients.shape[1]) >= samples).nonzero().squeeze(1)
+    chosen = enough[torch.randperm(len(enough), generator=generator)[:experts]].sort().values
+    found = {}
+    for expert in chosen.tolist():
+        mine = (first == expert).nonzero().squeeze(1)
+        found[expert] = mine[torch.randperm(len(mine), generator=generator)[:samples]].sort().values.tolist()
+    return found
+
+
+def draw_samples(runs: Runs, out: Path, cache: Path) -> None:
+    """Draw the pictures for which the cache has what they need.
+
+    Args:
+        runs: The runs; those of seed 0 are shown.
+        out: The folder.
+        cache: Where downloads and outcomes are kept.
+    """
+    found = _coefficients(runs, "gl", cache)
+    if found and (cache / "kanji.txt").exists():
+        _draw_glyphs([choose(part, EXPERTS, SAMPLES) for part in found], out / "glyphs.png", cache)
+    found = _coefficients(runs, "wn252", cache)
+    if found and WORDNET.exists():
+        known = concepts.read(CONCEPTS)
+        _draw_words([choose(part, EXPERTS, SAMPLES) for part in found], out / "glosses.svg", tested_words(known), known)
+
+
+def _coefficients(runs: Runs, data: str, cache: Path) -> list[Tensor]:
+    """Those of both sizes, or none."""
+    found = []
+    for size in SIZES:
+        if 0 not in runs.of(data, DEFAULT, size):
+            return []
+        rate = runs.learning_rate(data, DEFAULT, size)
+        file = outcome_file({"data": data, **DEFAULT, "experts": size, "seed": 0, "learning_rate": rate}, cache)
+        if not file.exists():
+            return []
+        found.append(Outcome.load(file).coefficients.float())
+    return found
+
+
+def _draw_glyphs(found: Sequence[dict[int, list[int]]], path: Path, cache: Path) -> None:
+    """Pictures side by side, a row for each expert."""
+    from PIL import Image
+
+    signs, faces = glyphs.characters(cache), glyphs.find_faces(cache)
+    shown = glyphs.pictures(1, len(faces))
+
+    def picture(sample: int) -> np.ndarray:
+        kanji, face = shown[sample]
+        return np.pad(glyphs.draw(signs[kanji], faces[face], (kanji, face)), 2, constant_values=255)
+
+    blocks = [np.vstack([np.hstack([picture(k) for k in samples]) for samples in part.values()]) for part in found]
+    height = max(len(block) for block in blocks)
+    gap = np.full((height, 40), 255, dtype=np.uint8)
+    padded = [np.pad(block, ((0, height - len(block)), (0, 0)), constant_values=255) for block in blocks]
+    image = Image.fromarray(np.pad(np.hstack([padded[0], gap, padded[1]]), 12, constant_values=255))
+    image = image.quantize(16)
+    write_files(path.parent, {path.name: lambda place: image.save(place, format="png", optimize=True)})
+
+
+def _draw_words(
+    found: Sequence[dict[int, list[int]]], path: Path, words: Sequence[str], known: Sequence[concepts.Concept]
+) -> None:
+    """Words in rows, in the colours of their classes."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    with pyplot.rc_context({"svg.hashsalt": "factorized-moe", "svg.fonttype": "none", "font.size": 8}):
+        figure, axes = pyplot.subplots(1, len(found), figsize=(11, 5.6), layout="constrained")
+        for axis, size, part in zip(np.atleast_1d(axes), SIZES, found, strict=True):
+            axis.set(xlim=(0, 3), ylim=(5.2 * len(part), -0.5))
+            axis.axis("off")
+            axis.set_title(f"{size} experts", fontsize=10, loc="left")
+            for row, (expert, samples) in enumerate(part.items()):
+                classes = [sample // TESTED for sample in samples]
+                counts = Counter(classes).most_common()
+                repeated = [each for each, count in counts if count > 1]
+                colours = dict(zip(repeated, CLASS_COLOURS, strict=False))
+                told = ", ".join(f"{known[each].name} {count}" for each, count in counts[:2])
+                more = f" and {len(counts) - 2} more classes" if len(counts) > 2 else ""
+                axis.text(0, 5.2 * row, f"expert {expert}: {told}{more}", fontsize=8, fontweight="bold", va="center")
+                for place, (sample, each) in enumerate(zip(samples, classes, strict=True)):
+                    word = words[sample] if len(words[sample]) < 25 else f"{words[sample][:23]}..."
+                    spot = (place % 3, 5.2 * row + 0.95 + 0.9 * (place // 3))
+                    axis.text(*spot, word, color=colours.get(each, ONCE), va="center")
+        write = partial(figure.savefig, metadata={"Date": None}, format="svg")
+        write_files(path.parent, {path.name: write})
+        pyplot.close(figure)
