@@ -211,8 +211,8 @@ def in_short(runs: Runs) -> list[str]:
             for found in [_gates(runs, data, size)]
         ]
         lines.append(
-            f"**Entmax against softmax, from 64 experts on**: of {len(large)} comparisons entmax's polysemanticity is lower "
-            f"in {', '.join(counts)} (experts without effect); with 16 experts it is {', '.join(small) or 'unknown'}."
+            f"**Entmax against softmax, from 64 experts on**: of {len(large)} comparisons entmax's polysemanticity is "
+            f"lower in {', '.join(counts)} (experts without effect); with 16 it is {', '.join(small) or 'unknown'}."
         )
     apart = [found for data in ("wn252", "gl", "wn252 all") for _, found in _matched(runs, data) if found.pairs > 1]
     if apart:
