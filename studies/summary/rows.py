@@ -30,9 +30,33 @@ class Row:
 
 ROWS = (
     Row(
+        "The more experts, the fewer classes each of them serves",
+        "specialisation.md",
+        (r"- \*\*More experts are less polysemantic", r"- \*\*Beyond that", r"- \*\*What an expert tells"),
+        "specialisation/polysemanticity.svg",
+        "python -m studies specialisation",
+        "figures of polysemanticity",
+    ),
+    Row(
+        "Entmax gives experts of fewer classes than softmax",
+        "specialisation.md",
+        (r"- \*\*Entmax against softmax",),
+        "specialisation/gates.svg",
+        "python -m studies specialisation",
+        "table of activations",
+    ),
+    Row(
+        "A head of experts is at least as accurate as a linear one of as many parameters",
+        "specialisation.md",
+        (r"- \*\*As accurate as a linear head",),
+        "specialisation/accuracy.svg",
+        "python -m studies specialisation",
+        "table of CLIP heads",
+    ),
+    Row(
         "Blocks of experts in place of MLPs are as accurate at equal parameters",
         "pretraining.md",
-        (r"- \*\*GPT, accuracy at equal parameters", r"- \*\*Mixer, accuracy at equal parameters"),
+        (r"- \*\*GPT, accuracy at equal", r"- \*\*Mixer, accuracy at equal", r"- \*\*Early blocks"),
         "pretraining.svg",
         "python -m studies pretraining",
         "main table",

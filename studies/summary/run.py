@@ -60,7 +60,7 @@ def verdict(lines: Sequence[str]) -> str:
     words = {word.lower() for line in lines for word in VERDICTS.findall(line)}
     if not words:
         raise ValueError(f"no verdict in {list(lines)}")
-    return words.pop() if len(words) == 1 else "in part"
+    return words.pop().removeprefix("reproduced ") if len(words) == 1 else "in part"
 
 
 def page(texts: dict[str, str]) -> str:

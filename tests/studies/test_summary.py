@@ -34,7 +34,7 @@ def test_figures_are_there() -> None:
         (["**A: reproduced.**"], "reproduced"),
         (["**A: not reproduced.**", "B: **not reproduced**"], "not reproduced"),
         (["**A: reproduced.**", "**B: not reproduced**"], "in part"),
-        (["**A: reproduced in part.**"], "reproduced in part"),
+        (["**A: reproduced in part.**"], "in part"),
         (["**A: one seed cannot tell.**"], "cannot tell"),
     ],
 )
