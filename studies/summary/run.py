@@ -21,7 +21,7 @@ VERDICTS = re.compile(r"not reproduced|reproduced in part|reproduced|not testabl
 
 
 def answers(row: Row, text: str) -> list[str]:
-    """The lines of a page that answer a claim.
+    r"""The lines of a page that answer a claim.
 
     Args:
         row: The claim.
@@ -31,8 +31,8 @@ def answers(row: Row, text: str) -> list[str]:
         ValueError: If a line is not there.
 
     Examples:
-        >>> row = Row("a claim", "page.md", (r"- \\*\\*It",), "", "", "")
-        >>> answers(row, "# Title\\n\\n- **It is: reproduced.** By 2.\\n- More.")
+        >>> row = Row("a claim", "page.md", (r"- \*\*It",), "", "", "")
+        >>> answers(row, "# Title\n\n- **It is: reproduced.** By 2.\n- More.")
         ['**It is: reproduced.** By 2.']
     """
     found = []
