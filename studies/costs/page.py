@@ -126,9 +126,11 @@ def _counts_agree(found: Mapping[str, Any]) -> str:
     wrong = [row["form"] for row in rows if any(row[name] != row["formula"][name] for name in names)]
     wrong += [row["form"] for row in found["contraction"] if row["fast_flops"] != row["formula_flops"]]
     if wrong:
-        return f"- **Formulas**: counts differ from the formulas for {_listed(NAMES[name] for name in wrong)}."
+        differing = _listed(NAMES[name] for name in wrong)
+        return f"- **Formulas: not reproduced**: counts differ from the formulas for {differing}."
     listed = _listed(NAMES[row["form"]] for row in rows)
-    return f"- **Formulas**: parameters, FLOPs and largest ranks are those of the formulas to the last digit: {listed}."
+    same = "parameters, FLOPs and largest ranks are those of the formulas to the last digit"
+    return f"- **Formulas: reproduced**: {same}: {listed}."
 
 
 def _same_budget(rows: Sequence[Row]) -> str:
