@@ -18,16 +18,12 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from factorized_moe._scalars import is_whole
-from factorized_moe.parsing import parse_network, write_fixed
+from factorized_moe.parsing import FIXED_RULES, parse_network, read_fixed, write_fixed
 
 __all__ = ["BATCH", "FIXED_RULES", "Node", "TensorNetwork"]
 
 BATCH = "batch"
 """The label of the per-sample index. Plans use it; no network may."""
-
-FIXED_RULES = ("identity", "ones")
-"""What a fixed node may hold by a rule: 1 where all its indices are equal and 0 elsewhere, or 1 everywhere."""
-
 
 MOST_BONDS_SHOWN = 6
 """Bonds named in a network's repr."""
@@ -70,7 +66,11 @@ class Node:
         if repeated:
             raise ValueError(f"node {self.name!r} uses label {repeated[0]!r} twice in {self.labels}; use two labels")
         if self.fixed is not None:
-            object.__setattr__(self, "fixed", _checked_values(self))
+            if self.parameter != self.name:
+                raise ValueError(
+                    f"node {self.name!r} is fixed, so it reads no parameter {self.parameter!r}; leave one out"
+                )
+            object.__setattr__(self, "fixed", read_fixed(self.name, self.fixed))
 
 
 @dataclass(frozen=True)
@@ -306,23 +306,6 @@ class TensorNetwork:
             sizes.append(f"in={self.shape[-2]}")
         terms = "\n+ ".join(", ".join(word(node) for node in term) for term in self.terms)
         return f"{terms}; {' '.join(sizes)}"
-
-
-def _checked_values(node: Node) -> str | tuple[float, ...]:
-    if node.parameter != node.name:
-        raise ValueError(f"node {node.name!r} is fixed, so it reads no parameter {node.parameter!r}; leave one out")
-    if node.fixed in FIXED_RULES:
-        return str(node.fixed)
-    try:
-        entries = () if node.fixed is None or isinstance(node.fixed, str) else tuple(map(float, node.fixed))
-    except (TypeError, ValueError):
-        entries = ()
-    if not entries or not all(map(math.isfinite, entries)):
-        raise ValueError(
-            f"node {node.name!r} is fixed to {node.fixed!r}; expected one of {FIXED_RULES}, or all its entries, finite "
-            "numbers in memory order"
-        )
-    return entries
 
 
 def _check_fixed(network: TensorNetwork) -> None:

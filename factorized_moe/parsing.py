@@ -23,7 +23,10 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-__all__ = ["ParsedNetwork", "ParsedNode", "parse_network", "write_fixed"]
+__all__ = ["FIXED_RULES", "ParsedNetwork", "ParsedNode", "parse_network", "read_fixed", "write_fixed"]
+
+FIXED_RULES = ("identity", "ones")
+"""What a fixed node may hold by a rule: 1 where all its indices are equal and 0 elsewhere, or 1 everywhere."""
 
 NODE = re.compile(
     r"(?:(?P<name>[^:=@()]*)(?:@(?P<parameter>[^:=@()]*))?(?:\((?P<fixed>[^:=@()]*)\)\s*)?[:=])?(?P<labels>[^:=@]*)"
@@ -129,6 +132,34 @@ def _read_fixed(words: Sequence[str]) -> str | tuple[float, ...]:
         return tuple(map(float, words))
     except ValueError:
         return " ".join(words)
+
+
+def read_fixed(name: str, fixed: str | Sequence[float] | None) -> str | tuple[float, ...]:
+    """What a fixed node holds, checked: a rule, or all entries as floats.
+
+    Args:
+        name: The node's name, for the error.
+        fixed: A rule's name, or numbers.
+
+    Raises:
+        ValueError: If it is neither.
+
+    Examples:
+        >>> read_fixed("mask", [1, 0, 1, 1])
+        (1.0, 0.0, 1.0, 1.0)
+    """
+    if fixed in FIXED_RULES:
+        return str(fixed)
+    try:
+        entries = () if fixed is None or isinstance(fixed, str) else tuple(map(float, fixed))
+    except (TypeError, ValueError):
+        entries = ()
+    if not entries or not all(map(math.isfinite, entries)):
+        raise ValueError(
+            f"node {name!r} is fixed to {fixed!r}; expected one of {FIXED_RULES}, or all its entries, finite "
+            "numbers in memory order"
+        )
+    return entries
 
 
 def write_fixed(fixed: str | Sequence[float] | None) -> str:
