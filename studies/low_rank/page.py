@@ -142,11 +142,10 @@ def _others(found: Found) -> str:
     first = {name: next(iter(TITLES[name].measures)) for name in given}
     words = []
     for method in ("singular", "activations"):
-        fine = [
-            n for n in given if (n, method) in found and _harm(found[n, method], HALF, first[n]) <= BARELY[first[n]]
-        ]
+        there = [name for name in given if (name, method) in found]
+        fine = [name for name in there if _harm(found[name, method], HALF, first[name]) <= BARELY[first[name]]]
         listed = f" ({', '.join(TITLES[name].name for name in fine)})" if fine else ""
-        words.append(f"{len(fine)} of {len(given)} when chosen by {METHODS[method]}{listed}")
+        words.append(f"{len(fine)} of {len(there)} when chosen by {METHODS[method]}{listed}")
     return f"Of pretrained models, half of the rank barely hurts {', and '.join(words)}."
 
 
