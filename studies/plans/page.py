@@ -41,8 +41,8 @@ def page(runs: Sequence[Run]) -> str:
         f"- {len(runs)} random networks of {min(counts)} to {max(counts)} operands, nodes and vectors together, at 64",
         "  samples. All orders are lowered to plans and counted alike.",
         "- Each ratio is ours to theirs, below 1 in our favour: the median and, in brackets, the smallest and the",
-        f"  largest. *Ended* is in how many networks their search ended in time ({_limits(runs)}), of how many it was",
-        "  tried in.",
+        "  largest. *Ended* is in how many networks their search ended in time, of how many it was tried in. Allowed",
+        f"  is, of processor time, {_limits(runs)}.",
         "- *Cost* is the planner's, FLOPs and elements moved, which ours are planned for; theirs are for FLOPs. *The",
         "  layer's* plan is near the best at all batch sizes and prefers small intermediates.",
         "- cotengra's exhaustive search, with outer products, is tried up to ten operands.",
@@ -118,7 +118,7 @@ def _limits(runs: Sequence[Run]) -> str:
     for entry in runs:
         settings = entry["settings"]
         most[settings["seconds"]] = max(settings["operands"], most.get(settings["seconds"], 0))
-    return ", ".join(f"{limit:.0f} s of processor time up to {count} operands" for limit, count in most.items())
+    return ", ".join(f"{limit:.0f} s up to {count} operands" for limit, count in most.items())
 
 
 def _spread(ratios: Sequence[float]) -> str:
