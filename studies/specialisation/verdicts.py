@@ -178,9 +178,10 @@ def in_short(runs: Runs) -> list[str]:
         good = [
             TITLES[data] for data, found in tested.items() if {word for word, _ in found.values()} == {"reproduced"}
         ]
+        word = "reproduced" if len(good) == len(tested) else "reproduced in part" if good else "not reproduced"
         lines.append(
             "**More experts are less polysemantic while there are at most half as many as classes**, as in the paper: "
-            f"reproduced, under every rule for experts without effect, on {len(good)} of {len(tested)} data"
+            f"{word}, under every rule for experts without effect, on {len(good)} of {len(tested)} data"
             f"{': ' if good else ''}{'; '.join(good)}."
         )
     rising = [_rise(runs, data)["mean"][0] for data in TITLES if len(_many(runs, data)) > 1]
