@@ -103,8 +103,8 @@ def page(runs: Runs, drawn: list[str]) -> str:
         "",
         *RULES,
         f"Command: `python -m studies specialisation`; the {len(runs.all)} runs of this page took {seconds / 60:.0f}",
-        "minutes of one thread each by the clock, on a machine that did much other work. A stopped command goes on where it",
-        f"was: of {len(planned):,} planned heads, {done:,} are done. Runs:",
+        "minutes of one thread each by the clock, on a machine that did much other work. A stopped command goes on",
+        f"where itwas: of {len(planned):,} planned heads, {done:,} are done. Runs:",
         "`docs/studies/specialisation/*.jsonl`; every sentence above is made from them.",
         "",
     ]
