@@ -128,8 +128,9 @@ def plan_layer(network: TensorNetwork, request: Request) -> LayerPlans:
         plan = _plan(network, request, min(near, key=lambda one: _largest(terms, one, samples)))  # the first of equals
         return LayerPlans((plan,), (), plan)
     choices: list[tuple[float, tuple[_Candidate, ...], tuple[int, ...]]] = []  # where it is worst, orders, starts
-    for count in range(2, len(cheapest) + 1):
-        for some, change in product(combinations(cheapest, count), (_change, _crossing)):
+    # The later change of plans first: a plan that was timed is kept where it is near enough.
+    for count, change in product(range(2, len(cheapest) + 1), (_change, _crossing)):
+        for some in combinations(cheapest, count):
             starts = (1, *map(change, some, some[1:]))
             stops = (*(start - 1 for start in starts[1:]), LARGEST)
             if all(start <= stop for start, stop in zip(starts, stops, strict=True)):

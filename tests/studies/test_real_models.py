@@ -205,7 +205,7 @@ def test_low_rank_is_the_best_where_errors_count_by_moments() -> None:
             return loss
 
         optimizer.step(closure)
-        assert float(error(left @ right)) >= best * (1 - 1e-6)
+        assert float(error(left @ right).detach()) >= best * (1 - 1e-6)
 
 
 # -- the runs
