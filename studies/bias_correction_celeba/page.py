@@ -41,8 +41,8 @@ Found = Mapping[Row, Mapping[str, Sequence[float]]]
 TEMPLATE = """\
 # Bias correction on faces
 
-A classifier may recognise one group of people less well than another. Two kinds of correction are compared, on attributes
-of CelebA's faces: a shift of each person's logit by their expert coefficients, and one shift for everybody.
+A classifier may recognise one group of people less well than another. Two kinds of correction are compared, on the
+attributes of CelebA's faces: a shift of each person's logit by their expert coefficients, and one shift for everybody.
 
 {verdicts}
 
