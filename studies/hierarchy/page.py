@@ -22,6 +22,8 @@ LINES = (({64}, "64", "-", "o"), ({4096}, "4,096", "--", "o"), ({MILLION, 32**4}
 """Numbers of experts that the picture joins, and how."""
 FEWEST_SEEDS = 2
 """Of a difference that says anything."""
+VERDICT_SEEDS = 3
+"""Of a difference that a verdict counts."""
 
 Found = Mapping[str, Mapping[Contender, Mapping[int, Mapping[str, Any]]]]
 """By problem and contender: what each seed gave."""
@@ -220,8 +222,11 @@ def _learned(found: Found, problem: str) -> list[tuple[Contender, Difference]]:
 
 def _judged(what: str, differences: Sequence[Difference]) -> str:
     """A claim of parity, with how many comparisons are not worse, and their mean."""
+    differences = [difference for difference in differences if difference.pairs >= VERDICT_SEEDS]
+    if not differences:
+        return f"- {what}: **cannot tell**; no comparison has {VERDICT_SEEDS} seeds."
     fine = sum(_word(difference) != "worse" for difference in differences)
-    mean = statistics.fmean(difference.mean for difference in differences) if differences else 0.0
+    mean = statistics.fmean(difference.mean for difference in differences)
     return (
         f"- {what}: **{_reproduced(fine, len(differences))}**; {fine} of {len(differences)} comparisons are a tie or "
         f"better, the mean difference is {mean:+.3f}."
@@ -231,7 +236,7 @@ def _judged(what: str, differences: Sequence[Difference]) -> str:
 def _reproduced(fine: int, number: int) -> str:
     if number == 0:
         return "not run"
-    return "reproduced" if fine == number else "reproduced in part" if fine > number / 2 else "not reproduced"
+    return "reproduced" if fine == number else "reproduced in part" if 2 * fine >= number else "not reproduced"
 
 
 def page(runs: Sequence[Mapping[str, Any]]) -> str:

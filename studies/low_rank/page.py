@@ -143,10 +143,14 @@ def _others(found: Found) -> str:
     words = []
     for method in ("singular", "activations"):
         there = [name for name in given if (name, method) in found]
+        if not there:
+            continue
         fine = [name for name in there if _harm(found[name, method], HALF, first[name]) <= BARELY[first[name]]]
         listed = f" ({', '.join(TITLES[name].name for name in fine)})" if fine else ""
         words.append(f"{len(fine)} of {len(there)} when chosen by {METHODS[method]}{listed}")
-    return f"Of pretrained models, half of the rank barely hurts {', and '.join(words)}."
+    missing = [TITLES[name].name for name in TITLES if name != "mixer" and name not in given]
+    unknown = f" Not run: {', '.join(missing)}." if missing else ""
+    return f"Of pretrained models, half of the rank barely hurts {', and '.join(words)}.{unknown}"
 
 
 def _upcycling(found: Found) -> list[str]:
@@ -206,7 +210,7 @@ def page(runs: Sequence[Mapping[str, Any]]) -> str:
             *(line for name in present for line in _table(found, name)),
             "## What this cannot show",
             "",
-            "Whether training after the cut would give back what is lost, and other models than these four. Errors",
+            "Whether training after the cut would give back what is lost, and other models than these. Errors",
             "over samples say nothing about another model of the kind: three of the four are one model each.",
             "",
             f"Command: `python -m studies low_rank`; its {len(runs)} runs took {seconds / 60:.0f} minutes, one thread",

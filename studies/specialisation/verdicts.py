@@ -178,9 +178,10 @@ def in_short(runs: Runs) -> list[str]:
         good = [
             TITLES[data] for data, found in tested.items() if {word for word, _ in found.values()} == {"reproduced"}
         ]
+        word = "reproduced" if len(good) == len(tested) else "reproduced in part" if good else "not reproduced"
         lines.append(
             "**More experts are less polysemantic while there are at most half as many as classes**, as in the paper: "
-            f"reproduced, under every rule for experts without effect, on {len(good)} of {len(tested)} data"
+            f"{word}, under every rule for experts without effect, on {len(good)} of {len(tested)} data"
             f"{': ' if good else ''}{'; '.join(good)}."
         )
     rising = [_rise(runs, data)["mean"][0] for data in TITLES if len(_many(runs, data)) > 1]
@@ -202,7 +203,7 @@ def in_short(runs: Runs) -> list[str]:
     cells = [(size, _gates(runs, data, size)) for data in TITLES for size in runs.sizes(data, SOFTMAX)]
     if cells:
         large = [found for size, found in cells if size >= 64]
-        counts = [f"{sum(f[m][0] == 'lower' for f in large)} {rule}" for m, rule in RULES.items()]
+        counts = [f"{sum(f[m][0] == 'lower' for f in large)} with them {rule}" for m, rule in RULES.items()]
         small = [
             f"{found['mean'][0]} on {TITLES[data].split(',')[0]}"
             for data in TITLES
@@ -214,15 +215,17 @@ def in_short(runs: Runs) -> list[str]:
         verdict = "reproduced" if all(lower) else "reproduced in part" if any(lower) else "not reproduced"
         lines.append(
             f"**Entmax against softmax, from 64 experts on**: {verdict}; of {len(large)} comparisons entmax's is "
-            f"lower in {', '.join(counts)} (experts without effect); with 16 it is {', '.join(small) or 'unknown'}."
+            f"lower in {', '.join(counts)} (*them*: experts without effect); with 16 experts it is "
+            f"{', '.join(small) or 'unknown'}."
         )
     apart = [found for data in ("wn252", "gl", "wn252 all") for _, found in _matched(runs, data) if found.pairs > 1]
     if apart:
-        ties = sum(found.is_tie for found in apart)
+        ties, means = sum(found.is_tie for found in apart), [found.mean for found in apart]
         worse = sum(not found.is_tie and found.mean < 0 for found in apart)
         lines.append(
             f"**As accurate as a linear head of as many parameters**: {'not reproduced' if worse else 'reproduced'}, "
-            f"worse in {worse} of {len(apart)} comparisons, a tie in {ties}."
+            f"worse in {worse} of {len(apart)} comparisons, a tie in {ties}; accuracy less the linear head's "
+            f"{min(means):+.3f} to {max(means):+.3f}."
         )
     return lines
 
