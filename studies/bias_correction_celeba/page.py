@@ -41,6 +41,9 @@ Found = Mapping[Row, Mapping[str, Sequence[float]]]
 TEMPLATE = """\
 # Bias correction on faces
 
+A classifier may recognise one group of people less well than another. Two kinds of correction are compared, on the
+attributes of CelebA's faces: a shift of each person's logit by their expert coefficients, and one shift for everybody.
+
 {verdicts}
 
 The bold words of each case are its verdict on the paper's claim that thresholds by experts correct a classifier better

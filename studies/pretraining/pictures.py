@@ -70,7 +70,7 @@ def bits(looks: Sequence[Mapping[str, Any]]) -> bytes:
             axes.plot(numbers, [statistics.fmean(c) for c in columns], color=colour, marker="o", label=label)
             axes.fill_between(numbers, list(map(min, columns)), list(map(max, columns)), color=colour, alpha=0.2)
             axes.plot(numbers, [statistics.fmean(c) for c in zip(*drawn, strict=True)], color=colour, linestyle="--")
-        axes.plot([], [], color="#555555", linestyle="--", label="gate drawn at random")
+        axes.plot([], [], color="#555555", linestyle="--", label="random gate")
         axes.set(title=f"{TITLES[problem]}, {NAMES[form]}", xlabel="layer", ylabel="bits")
         axes.set_ylim(0, 1.35 * axes.get_ylim()[1])  # room for the legend
         axes.set_xticks(list(numbers))

@@ -28,7 +28,7 @@ SIZES = (16, 256)
 EXPERTS = 6
 SAMPLES = 12
 CLASS_COLOURS = ("#1f6fb4", "#d1495b", "#2a9d5c", "#b8730f", "#7a5ea8")
-ONCE = "#8a94a0"
+ONCE = "#5f6975"
 
 
 def choose(coefficients: Tensor, experts: int, samples: int) -> dict[int, list[int]]:

@@ -76,6 +76,8 @@ def page(texts: dict[str, str]) -> str:
         "found, with this library's defaults. ImageNet, OpenWebText, CLIP and the paper's sizes were not at hand: a",
         "claim that fails here may hold there. Each sentence is made from its study's runs, with seeds and spreads.",
         "",
+        '<div class="claims" markdown="1">',
+        "",
         "| claim | verdict | what decides | more |",
         "|---|---|---|---|",
     ]
@@ -84,7 +86,7 @@ def page(texts: dict[str, str]) -> str:
         more = [f"[page]({row.page})", *([f"[figure]({row.figure})"] if row.figure else []), f"`{row.command}`"]
         cells = [f"{row.claim} ({row.tables})", f"**{verdict(found)}**", "<br>".join(found), "<br>".join(more)]
         lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", "</div>"]) + "\n"
 
 
 def main(arguments: list[str] | None = None) -> None:
