@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from factorized_moe._scalars import is_whole
-from factorized_moe.parsing import FIXED_RULES, parse_network, read_fixed, write_fixed
+from factorized_moe.parsing import FIXED_RULES, check_fixed, parse_network, write_fixed
 
 __all__ = ["BATCH", "FIXED_RULES", "Node", "TensorNetwork"]
 
@@ -70,7 +70,7 @@ class Node:
                 raise ValueError(
                     f"node {self.name!r} is fixed, so it reads no parameter {self.parameter!r}; leave one out"
                 )
-            object.__setattr__(self, "fixed", read_fixed(self.name, self.fixed))
+            object.__setattr__(self, "fixed", check_fixed(self.name, self.fixed))
 
 
 @dataclass(frozen=True)

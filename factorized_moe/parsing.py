@@ -23,7 +23,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-__all__ = ["FIXED_RULES", "ParsedNetwork", "ParsedNode", "parse_network", "read_fixed", "write_fixed"]
+__all__ = ["FIXED_RULES", "ParsedNetwork", "ParsedNode", "check_fixed", "parse_network", "write_fixed"]
 
 FIXED_RULES = ("identity", "ones")
 """What a fixed node may hold by a rule: 1 where all its indices are equal and 0 elsewhere, or 1 everywhere."""
@@ -134,7 +134,7 @@ def _read_fixed(words: Sequence[str]) -> str | tuple[float, ...]:
         return " ".join(words)
 
 
-def read_fixed(name: str, fixed: str | Sequence[float] | None) -> str | tuple[float, ...]:
+def check_fixed(name: str, fixed: str | Sequence[float] | None) -> str | tuple[float, ...]:
     """What a fixed node holds, checked: a rule, or all entries as floats.
 
     Args:
@@ -145,7 +145,7 @@ def read_fixed(name: str, fixed: str | Sequence[float] | None) -> str | tuple[fl
         ValueError: If it is neither.
 
     Examples:
-        >>> read_fixed("mask", [1, 0, 1, 1])
+        >>> check_fixed("mask", [1, 0, 1, 1])
         (1.0, 0.0, 1.0, 1.0)
     """
     if fixed in FIXED_RULES:

@@ -29,7 +29,7 @@ NAME = "plans"
 NETWORKS = 200
 SAMPLES = 64
 MANY = 22
-SECONDS = {False: 60.0, True: 10.0}
+SECONDS, SECONDS_OF_MANY = 60.0, 10.0
 """How long each search may take, for up to so many operands and for more."""
 QUICK = {"networks": 6, "most": 12}
 
@@ -89,6 +89,9 @@ def main(arguments: list[str] | None = None) -> None:
         count, last = QUICK["networks"], QUICK["most"]
     if not options.page:
         operands = [first + seed * (last + 1 - first) // count for seed in range(count)]
-        wanted = [{"seed": k, "operands": some, "seconds": SECONDS[some > MANY]} for k, some in enumerate(operands)]
+        wanted = [
+            {"seed": seed, "operands": some, "seconds": SECONDS if some <= MANY else SECONDS_OF_MANY}
+            for seed, some in enumerate(operands)
+        ]
         finish(file, wanted, run)
     write_files(out, {f"{NAME}.md": page(read(file)).encode()})
