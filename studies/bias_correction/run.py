@@ -61,7 +61,7 @@ def run(
         "rank": str(settings.rank),
         "steps": str(settings.steps),
         "most_accuracy_lost": f"{settings.most_accuracy_lost:g}",
-        "versions": ", ".join(f"{name} {version(name)}" for name in ("torch", "fairlearn", "pandas")),
+        "versions": ", ".join(f"{name} {version(name)}" for name in ("torch", "pandas")),
     }
     out.mkdir(parents=True, exist_ok=True)
     stored = {
