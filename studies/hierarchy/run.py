@@ -6,7 +6,6 @@ problems can be run side by side. The page and its picture are written anew at t
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from factorized_moe._writing import write_files
 from factorized_moe.interpret import Force, intervene, measure_usage
+from studies.common.command import command_of, folder_of
 from studies.common.problems import PROBLEMS, Size
 from studies.common.runs import finish, read
 from studies.common.training import evaluate, train
@@ -32,7 +32,6 @@ from studies.hierarchy.page import page, picture
 
 __all__ = ["main", "run", "use_of_modes"]
 
-DOCS = Path(__file__).parents[2] / "docs" / "studies"
 NAME = "hierarchy"
 RATES = {"head": (1e-3, 3e-3, 1e-2), "mixer": (1e-2,)}
 """The Mixer's is what every contender of the study `many_experts` chose among three for the same model."""
@@ -135,13 +134,9 @@ def main(arguments: list[str] | None = None) -> None:
     Args:
         arguments: Those of the command line.
     """
-    parser = argparse.ArgumentParser(prog="python -m studies hierarchy", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="seconds: figures without meaning, for tests")
-    parser.add_argument("--only", choices=sorted(PROBLEM_SIZES), nargs="+", help="some problems only")
-    parser.add_argument("--page", action="store_true", help="write the page from the runs that are there, and run none")
-    parser.add_argument("--out", type=Path, help="the folder to write to; docs/studies, with --quick results/studies")
+    parser = command_of("hierarchy", __doc__, only=sorted(PROBLEM_SIZES))
     options = parser.parse_args(arguments)
-    out = options.out or (Path("results/studies") if options.quick else DOCS)
+    out = folder_of(options)
     sizes = QUICK_SIZES if options.quick else PROBLEM_SIZES
     torch.set_num_threads(1)
     files = {problem: out / f"{NAME}-{problem}.jsonl" for problem in PROBLEM_SIZES}

@@ -6,7 +6,6 @@ can be run side by side. The page and its picture are written anew at the end.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from factorized_moe._writing import write_files
+from studies.common.command import command_of, folder_of
 from studies.common.runs import finish, read
 from studies.low_rank.page import page, picture
 from studies.low_rank.subjects import SUBJECTS, Amounts, Subject
@@ -23,7 +23,6 @@ from studies.low_rank.truncation import METHODS, kept, measure_moments, truncate
 
 __all__ = ["SHARES", "main", "run"]
 
-DOCS = Path(__file__).parents[2] / "docs" / "studies"
 NAME = "low-rank"
 CACHE = Path("results/studies")
 MODELS = Path("results/models/packages")
@@ -126,13 +125,9 @@ def main(arguments: list[str] | None = None) -> None:
     Args:
         arguments: Those of the command line.
     """
-    parser = argparse.ArgumentParser(prog="python -m studies low_rank", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="seconds: figures without meaning, for tests")
-    parser.add_argument("--only", choices=list(SUBJECTS), nargs="+", help="some models only")
-    parser.add_argument("--page", action="store_true", help="write the page from the runs that are there, and run none")
-    parser.add_argument("--out", type=Path, help="the folder to write to; docs/studies, with --quick results/studies")
+    parser = command_of("low_rank", __doc__, only=SUBJECTS)
     options = parser.parse_args(arguments)
-    out = options.out or (CACHE if options.quick else DOCS)
+    out = folder_of(options)
     amounts, runs = QUICK if options.quick else Amounts(), []
     torch.set_num_threads(1)
     for name, make in SUBJECTS.items():

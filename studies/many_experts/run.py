@@ -5,15 +5,14 @@ Every finished run is a line of a file, so a stopped command goes on where it wa
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from factorized_moe._writing import write_files
 from factorized_moe.interpret import measure_usage
+from studies.common.command import command_of, folder_of
 from studies.common.problems import PROBLEMS, Size
 from studies.common.runs import finish, read
 from studies.common.training import evaluate, train
@@ -22,7 +21,6 @@ from studies.many_experts.page import page
 
 __all__ = ["main", "run"]
 
-DOCS = Path(__file__).parents[2] / "docs" / "studies"
 NAME = "many-experts"
 RATES = (1e-3, 3e-3, 1e-2)
 RATE_SEED = 100
@@ -60,13 +58,9 @@ def main(arguments: list[str] | None = None) -> None:
     Args:
         arguments: Those of the command line.
     """
-    parser = argparse.ArgumentParser(prog="python -m studies many_experts", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="seconds: figures without meaning, for tests")
-    parser.add_argument("--only", choices=sorted(PROBLEM_SIZES), nargs="+", help="some problems only")
-    parser.add_argument("--page", action="store_true", help="write the page from the runs that are there, and run none")
-    parser.add_argument("--out", type=Path, help="the folder to write to; docs/studies, with --quick results/studies")
+    parser = command_of("many_experts", __doc__, only=sorted(PROBLEM_SIZES))
     options = parser.parse_args(arguments)
-    out = options.out or (Path("results/studies") if options.quick else DOCS)
+    out = folder_of(options)
     sizes = QUICK_SIZES if options.quick else PROBLEM_SIZES
     file = out / f"{NAME}.jsonl"
     torch.set_num_threads(1)

@@ -5,10 +5,8 @@ Every network is a line of a file, so a stopped command goes on where it was. Th
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,13 +16,13 @@ from factorized_moe._writing import write_files
 from factorized_moe.contraction import contractions, forward_request, make_plan, plan_along, plan_layer
 from factorized_moe.network import BATCH
 from factorized_moe.testing import plan_cost
+from studies.common.command import command_of, folder_of
 from studies.common.runs import finish, read
 from studies.plans.page import GROUPS, page
 from studies.plans.searches import searches, within
 
 __all__ = ["main", "run"]
 
-DOCS = Path(__file__).parents[2] / "docs" / "studies"
 NAME = "plans"
 NETWORKS = 200
 SAMPLES = 64
@@ -75,12 +73,9 @@ def main(arguments: list[str] | None = None) -> None:
     Args:
         arguments: Those of the command line.
     """
-    parser = argparse.ArgumentParser(prog="python -m studies plans", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="six networks of few operands, for tests")
-    parser.add_argument("--page", action="store_true", help="write the page from the runs that are there, and run none")
-    parser.add_argument("--out", type=Path, help="the folder to write to; docs/studies, with --quick results/studies")
+    parser = command_of("plans", __doc__, quick="six networks of few operands, for tests")
     options = parser.parse_args(arguments)
-    out = options.out or (Path("results/studies") if options.quick else DOCS)
+    out = folder_of(options)
     file = out / f"{NAME}.jsonl"
     torch.set_num_threads(1)
     first, last = GROUPS[0][0], GROUPS[-1][1]

@@ -7,15 +7,14 @@ where it was.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from factorized_moe._writing import write_files
+from studies.common.command import DOCS, command_of, folder_of
 from studies.common.runs import finish, read
 from studies.pretraining import training
 from studies.pretraining.experts import look
@@ -26,7 +25,6 @@ from studies.pretraining.training import FORMS, PROBLEMS, Settings
 
 __all__ = ["SEEDS", "main"]
 
-DOCS = Path(__file__).parents[2] / "docs" / "studies"
 NAME = "pretraining"
 SEEDS = (0, 1, 2)
 
@@ -37,13 +35,9 @@ def main(arguments: list[str] | None = None) -> None:
     Args:
         arguments: Those of the command line.
     """
-    parser = argparse.ArgumentParser(prog="python -m studies pretraining", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="seconds: figures without meaning, for tests")
-    parser.add_argument("--only", choices=sorted(PROBLEMS), nargs="+", help="one of the models only")
-    parser.add_argument("--page", action="store_true", help="write the page from the runs that are there, and run none")
-    parser.add_argument("--out", type=Path, help="the folder to write to; docs/studies, with --quick results/studies")
+    parser = command_of("pretraining", __doc__, only=sorted(PROBLEMS))
     given = parser.parse_args(arguments)
-    out = given.out or (training.CACHE if given.quick else DOCS)
+    out = folder_of(given)
     torch.set_num_threads(1)
     files = {name: out / f"{NAME}{ending}" for name, ending in (("runs", ".jsonl"), ("looks", "-experts.jsonl"))}
     seeds = SEEDS[:2] if given.quick else SEEDS

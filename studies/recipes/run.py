@@ -6,7 +6,6 @@ seed see the same batches. Every finished run is a line of a file, so a stopped 
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import statistics
@@ -29,6 +28,7 @@ from recipes.mixer.mixing import MixerOptions, mixer
 from recipes.options import Options
 from recipes.recipe import Recipe, cross_entropy
 from recipes.train import train
+from studies.common.command import command_of, folder_of
 from studies.common.glosses import WORDNET, group
 from studies.common.runs import finish, read
 from studies.common.text import token_shards
@@ -37,7 +37,6 @@ from studies.recipes.page import curves, page
 
 __all__ = ["FORMS", "SEEDS", "main"]
 
-DOCS = Path(__file__).parents[2] / "docs" / "studies"
 NAME = "recipes"
 CACHE = Path("results/studies")
 MODELS = Path("results/models")
@@ -205,13 +204,9 @@ def main(arguments: list[str] | None = None) -> None:
     Args:
         arguments: Those of the command line.
     """
-    parser = argparse.ArgumentParser(prog="python -m studies recipes", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="seconds: figures without meaning, for tests")
-    parser.add_argument("--only", choices=sorted(PROBLEMS), nargs="+", help="some recipes only")
-    parser.add_argument("--page", action="store_true", help="write the page from the runs that are there, and run none")
-    parser.add_argument("--out", type=Path, help="the folder to write to; docs/studies, with --quick results/studies")
+    parser = command_of("recipes", __doc__, only=sorted(PROBLEMS))
     given = parser.parse_args(arguments)
-    out = given.out or (CACHE if given.quick else DOCS)
+    out = folder_of(given)
     file, speeds = out / f"{NAME}.jsonl", out / f"{NAME}-throughput.jsonl"
     torch.set_num_threads(1)
     for problem in [] if given.page else given.only or list(PROBLEMS):

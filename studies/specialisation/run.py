@@ -7,7 +7,6 @@ downloads, so measures can be changed without training again. The page is writte
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -16,6 +15,7 @@ from typing import Any
 
 import torch
 
+from studies.common.command import command_of, folder_of
 from studies.common.runs import finish
 from studies.specialisation.data import DATA, Data, made_up
 from studies.specialisation.heads import Outcome, outcome, outcome_file
@@ -24,7 +24,6 @@ from studies.specialisation.plan import RATE_SEED, contender, quick, rate_runs, 
 
 __all__ = ["main", "run"]
 
-DOCS = Path(__file__).parents[2] / "docs" / "studies"
 NAME = "specialisation"
 CACHE = Path("results/studies")
 
@@ -83,15 +82,13 @@ def main(arguments: list[str] | None = None) -> None:
     Args:
         arguments: Those of the command line.
     """
-    parser = argparse.ArgumentParser(prog="python -m studies specialisation", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="seconds, on made-up data: figures without meaning")
-    parser.add_argument("--only", choices=sorted(DATA), nargs="+", help="some data only")
-    parser.add_argument("--page", action="store_true", help="write the page from the runs that are there, and run none")
+    parser = command_of(
+        "specialisation", __doc__, quick="seconds, on made-up data: figures without meaning", only=sorted(DATA)
+    )
     parser.add_argument("--runs", action="store_true", help="run, and write no page")
-    parser.add_argument("--out", type=Path, help="the folder to write to; docs/studies, with --quick results/studies")
     parser.add_argument("--cache", type=Path, default=CACHE, help="where downloads and outcomes are kept")
     options = parser.parse_args(arguments)
-    out = options.out or (CACHE if options.quick else DOCS)
+    out = folder_of(options)
     torch.set_num_threads(1)
     for name in [] if options.page else options.only or DATA:
         wanted = [settings for settings in (quick() if options.quick else runs()) if settings["data"] == name]

@@ -6,7 +6,6 @@ from what the file holds; ``--page`` writes it without any run.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from factorized_moe._writing import write_files
 from factorized_moe.gating import ExpertGate
 from factorized_moe.interpret import watch_usage
+from studies.common.command import command_of, folder_of
 from studies.common.problems import PROBLEMS
 from studies.common.runs import finish, read
 from studies.common.training import evaluate, train
@@ -36,7 +36,6 @@ from studies.training_defaults.page import page
 
 __all__ = ["main", "run"]
 
-DOCS = Path(__file__).parents[2] / "docs" / "studies"
 NAME = "training-defaults"
 WATCHED = (1, 5, 50)
 """Steps at which the use of experts is measured, beside the last."""
@@ -115,15 +114,11 @@ def main(arguments: list[str] | None = None) -> None:
     Args:
         arguments: Those of the command line.
     """
-    parser = argparse.ArgumentParser(prog="python -m studies training_defaults", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="seconds: figures without meaning, for tests")
+    parser = command_of("training_defaults", __doc__, only=sorted(PROBLEMS))
     parser.add_argument("--stage", choices=["screen", "confirm", "forms"], help="one stage only")
-    parser.add_argument("--only", choices=sorted(PROBLEMS), nargs="+", help="some problems only")
     parser.add_argument("--seeds", type=int, nargs="+", help="some seeds only")
-    parser.add_argument("--page", action="store_true", help="write the page from the runs that are there, and run none")
-    parser.add_argument("--out", type=Path, help="the folder to write to; docs/studies, with --quick results/studies")
     options = parser.parse_args(arguments)
-    out = options.out or (Path("results/studies") if options.quick else DOCS)
+    out = folder_of(options)
     stages = [QUICK] if options.quick else [s for s in (SCREEN, CONFIRM, FORMS) if options.stage in (None, s.name)]
     file = out / f"{NAME}.jsonl"
     torch.set_num_threads(1)
