@@ -23,6 +23,9 @@ _SMALL = 1024
 _WIDE = 512
 """The narrowest rows whose search starts from some of their logits."""
 
+_MANY = 2**16
+"""More logits than this: a look at whether a step was the last one costs less than the step."""
+
 _EXACT = 256
 """The widest rows whose norm torch finds with an error of a few roundings, whatever is in them."""
 
@@ -77,14 +80,17 @@ class _EntmaxFunction(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, None]:
         (slopes,) = ctx.saved_tensors  # (*batch, N)
         of_coefficients, of_slopes = gradients  # (*batch, N) each, or None
-        weighted = None if of_coefficients is None else slopes * of_coefficients
         if of_slopes is not None and ctx.alpha != 2:  # sparsemax's slopes are constant
             curvature = (2 - ctx.alpha) * _power(slopes, (3 - 2 * ctx.alpha) / (2 - ctx.alpha))
-            weighted = curvature * of_slopes + (0 if weighted is None else weighted)
-        if weighted is None:
+            weighted = curvature * of_slopes
+            if of_coefficients is not None:
+                weighted = weighted + slopes * of_coefficients
+            return weighted - slopes * (weighted.sum(-1, keepdim=True) / slopes.sum(-1, keepdim=True)), None
+        if of_coefficients is None:
             return None, None
-        mean = weighted.sum(-1, keepdim=True) / slopes.sum(-1, keepdim=True)
-        return (slopes * -mean).add_(weighted), None
+        # The products are not kept: what comes next then takes their place, and new memory is what costs most.
+        mean = (slopes * of_coefficients).sum(-1, keepdim=True) / slopes.sum(-1, keepdim=True)
+        return (of_coefficients - mean).mul_(slopes), None
 
 
 def _coefficients_and_slopes(distances: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
@@ -142,12 +148,13 @@ def _by_newton(logits: Tensor, alpha: float) -> Tensor:
     """
     if alpha == 1.5 and logits.shape[-1] >= _WIDE:
         return _newton_15(_from_few(logits))
-    s = logits - logits.amax(-1, keepdim=True)  # (*batch, N), before the scaling: exactly 0 at the maximum
+    largest = logits.amax(-1, keepdim=True)
+    if alpha == 1.5:
+        return _newton_15(_halved_differences(logits, largest).add_(1).relu_())
+    s = logits - largest  # (*batch, N), before the scaling: exactly 0 at the maximum
     s.mul_(alpha - 1).add_(1).relu_()
     if alpha > 2:
         return _bisect(s, 1 / (alpha - 1))
-    if alpha == 1.5:
-        return _newton_15(s)
     eps = torch.finfo(s.dtype).eps
     for _ in range(_newton_steps(s.shape[-1], alpha, s.dtype)):
         # excess = h * sum(s ** q) ** (1 - 1 / q) and slope = sum(s ** (q - 1)), each (*batch, 1)
@@ -166,19 +173,35 @@ def _by_newton(logits: Tensor, alpha: float) -> Tensor:
 def _newton_15(s: Tensor) -> Tensor:
     """Newton's method for ``alpha = 1.5``, in the place of an ``s`` whose ``tau`` is not beyond the solution.
 
-    After a step ``d`` what remains is at most ``N * d ** 2 / 2``, because ``h'' <= N / h`` and ``-h' >= 1``. So a step
-    that is small enough is the last one, and few inputs need all the steps to which they are bounded.
+    Few inputs need all the steps to which they are bounded. The last one is known by what it leaves of ``h``:
+
+    - after a step ``d`` at most ``N * d ** 2 / 2``, because ``h'' <= N / h`` and ``-h' >= 1``;
+    - for many logits, where a step costs more than this: ``h'' * norm ** 3`` is the sum of ``(s_i - s_j) ** 2`` over
+      the pairs in the support, which only loses pairs. So from one step to the next the curvature grows at most like
+      ``norm ** 3``, and ``h`` falls at least by ``(d / d_before) ** 2 * norm_before ** 3``.
     """
     width, eps = s.shape[-1], torch.finfo(s.dtype).eps
     most, enough = _newton_steps(width, 1.5, s.dtype), math.sqrt(eps / width)
+    short = math.sqrt(eps) / 4
+    many = not torch.compiler.is_compiling() and s.numel() > _MANY
+    before = growth = torch.zeros(())
     for number in range(most):
         norm = _norm(s)
         step = norm.square().sub_(norm).relu_().div_(s.sum(-1, keepdim=True))  # (*batch, 1)
         # The step is shortened by more than the rounding error of the sums: one too long cannot be taken back, as a
         # step to the left would lift experts from exactly zero.
-        s.sub_(step, alpha=1 - math.sqrt(eps) / 4).relu_()
-        if 1 < number < most - 1 and _is_below(step, enough):
+        s.sub_(step, alpha=1 - short).relu_()
+        if number == most - 1:
             break
+        if not many:
+            if number > 1 and _is_below(step, enough):
+                break
+            continue
+        if number > 0:
+            left = (step / before).square_().mul_(growth).add_(short).mul_(norm - 1).mul_(2 / eps)
+            if _is_below(torch.where(step < enough, 0, left), 1):
+                break
+        before, growth = step, norm.pow(3)
     return s
 
 
@@ -186,24 +209,27 @@ def _from_few(logits: Tensor) -> Tensor:
     """The ``s`` of a ``tau`` that is not beyond the solution, but near it: about the solution for some of the logits.
 
     Without some of the logits, ``sum(s ** 2)`` is smaller at the same ``tau``, so its solution lies to the left. The
-    logits are arranged in columns, as many as a column is long. The largest of each column are taken, and those that
-    are left over.
+    logits are arranged in columns of 16. The largest of each column are taken, and those that are left over.
     """
-    columns = 1 << (logits.shape[-1].bit_length() // 2)
+    columns = logits.shape[-1] // 16
     whole = logits.shape[-1] // columns * columns
     some = logits[..., :whole].unflatten(-1, (-1, columns)).amax(-2)
     if whole < logits.shape[-1]:
         some = torch.cat((some, logits[..., whole:]), -1)  # (*batch, some)
     largest = some.amax(-1, keepdim=True)
-    some = (some - largest).mul_(0.5).add_(1).relu_()
+    some = _halved_differences(some, largest).add_(1).relu_()
     tau = torch.full_like(largest, -1)
     for _ in range(2):
         norm = torch.linalg.vector_norm(some, dim=-1, keepdim=True)
         step = norm.square().sub_(norm).relu_().div_(some.sum(-1, keepdim=True))
         some.sub_(step).relu_()
         tau.add_(step, alpha=0.999)  # by more than the rounding errors less than the solution
-    s: Tensor = (logits - largest).mul_(0.5).sub_(tau).relu_()
-    return s
+    return _halved_differences(logits, largest).sub_(tau).relu_()
+
+
+def _halved_differences(logits: Tensor, largest: Tensor) -> Tensor:
+    """``(x - max(x)) / 2`` in one pass; halves are exact, so it is rounded once, and exactly 0 at the maximum."""
+    return torch.add(largest * -0.5, logits, alpha=0.5)
 
 
 def _is_below(values: Tensor, bound: float) -> bool:

@@ -146,11 +146,12 @@ def test_sparsemax_finishes_on_its_worst_case(dtype: torch.dtype, width: int, ra
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("width", SLOW_ENTMAX15)
-def test_entmax15_finishes_on_the_slowest_rows_found(width: int, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("logits", [1024, 2**16])
+def test_entmax15_finishes_on_the_slowest_rows_found(width: int, dtype: torch.dtype, logits: int) -> None:
     values, counts = zip(*SLOW_ENTMAX15[width], strict=True)
     x = torch.tensor(values, dtype=torch.float64).repeat_interleave(torch.tensor(counts)).to(dtype)
     assert x.shape == (width,)
-    rows = x.expand(1 + 1024 // width, width)  # few logits would be sorted
+    rows = x.expand(1 + logits // width, width)  # few logits would be sorted, many stop by another bound
     assert (entmax15(rows).double().sum(-1) - 1).abs().max() < EXACT_SUM[dtype]
     torch.testing.assert_close(entmax15(rows).double(), entmax.entmax15(rows.double(), dim=-1), rtol=0, atol=1e-6)
 
@@ -162,19 +163,32 @@ def test_a_row_wider_than_the_fast_norm_is_exact() -> None:
 
 @pytest.mark.parametrize("width", [511, 512, 1000, 1024, 4096, 5000])
 @pytest.mark.parametrize("scale", [0.0, 0.02, 0.5, 3.0, 50.0])
-def test_wide_rows_stop_early_at_the_solution(width: int, scale: float) -> None:
+@pytest.mark.parametrize("count", [40, 160])
+def test_wide_rows_stop_early_at_the_solution(width: int, scale: float, count: int) -> None:
     torch.manual_seed(width)
-    x = scale * torch.randn(40, width) + 1e3 * torch.randn(40, 1)  # rows far from zero too
+    x = scale * torch.randn(count, width) + 1e3 * torch.randn(count, 1)  # rows far from zero too
     expected = entmax.entmax15(x.double(), dim=-1)
     torch.testing.assert_close(entmax15(x), expected.float(), rtol=0, atol=1e-6)
+    assert (entmax15(x).double().sum(-1) - 1).abs().max() < EXACT_SUM[torch.float32]
 
 
-def test_one_hard_row_holds_back_the_others() -> None:
+@pytest.mark.parametrize("times", [1, 100])
+def test_one_hard_row_holds_back_the_others(times: int) -> None:
     """All rows go on until the last one is at its solution."""
-    easy = torch.zeros(len(ladders(600)), 600)
     hard = ladders(600).float()
+    easy = torch.zeros(times * len(hard), 600)
     expected = entmax15(hard.double()).float()
     torch.testing.assert_close(entmax15(torch.cat((easy, hard)))[len(easy) :], expected, rtol=0, atol=1e-6)
+    assert (entmax15(torch.cat((easy, hard))).double().sum(-1) - 1).abs().max() < EXACT_SUM[torch.float32]
+
+
+def test_many_logits_stop_with_a_sum_of_one() -> None:
+    """Rows of few groups of ties, of which each step drops one: the curvature changes as fast as it can."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(0, 6, (128, 1024), generator=generator) * torch.rand(128, 1, generator=generator)
+    x[:, ::16] += torch.rand(128, 1, generator=generator)  # what the search starts from says little of the others
+    for dtype in (torch.float32, torch.float64):
+        assert (entmax15(x.to(dtype)).double().sum(-1) - 1).abs().max() < EXACT_SUM[dtype]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
