@@ -28,7 +28,10 @@ from recipes.options import Options
 from recipes.placing import Place, place
 from recipes.recipe import IGNORED, Recipe, Samples, checked_batch, cross_entropy
 
-__all__ = ["evaluate", "train"]
+__all__ = ["BETAS", "evaluate", "train"]
+
+BETAS = (0.9, 0.95)
+"""AdamW's."""
 
 
 def train(recipe: Recipe, options: Options) -> float:
@@ -58,7 +61,7 @@ def train(recipe: Recipe, options: Options) -> float:
     model = recipe.build().to(accelerator.device)
     where = place(model, options, accelerator)
     optimizer: Any = torch.optim.AdamW(
-        recipe.groups(model, options.weight_decay), lr=recipe.learning_rate, betas=(0.9, 0.95)
+        recipe.groups(model, options.weight_decay), lr=recipe.learning_rate, betas=BETAS
     )
     wrapped: Any = model
     if not where.spread:
