@@ -60,9 +60,7 @@ def train(recipe: Recipe, options: Options) -> float:
         raise ModuleNotFoundError(f"--tracker {options.tracker}: it is not installed; pip install {options.tracker}")
     model = recipe.build().to(accelerator.device)
     where = place(model, options, accelerator)
-    optimizer: Any = torch.optim.AdamW(
-        recipe.groups(model, options.weight_decay), lr=recipe.learning_rate, betas=BETAS
-    )
+    optimizer: Any = torch.optim.AdamW(recipe.groups(model, options.weight_decay), lr=recipe.learning_rate, betas=BETAS)
     wrapped: Any = model
     if not where.spread:
         wrapped, optimizer = accelerator.prepare(model, optimizer)
