@@ -21,6 +21,8 @@ Looks = Sequence[Mapping[str, Any]]
 SHARING = ("trained", "random_gate")
 LARGEST = 0.5
 """The coefficient from which on a token has the full shade."""
+SHADED = 40
+"""Tokens of the text that are shown."""
 
 
 def experts_section(looks: Looks) -> list[str]:
@@ -36,12 +38,12 @@ def experts_section(looks: Looks) -> list[str]:
         "## What the experts come to do",
         "",
         "Bits about a label are its mutual information with an expert that is drawn by the coefficients of a held-out",
-        "token or patch (of the Mixer, by the gates of its channel-mixing blocks). The labels:",
+        "token or patch (of the Mixer, by the gates of the blocks that mix channels, not patches). The labels:",
         "",
-        "- *Kind* of a token, the first that fits: only spaces; has a new line; has a letter; digits; signs.",
+        "- *Kind* of a token, the first that fits: only spaces; has a new line; has a letter; digits; signs; other.",
         "- *Look* of a patch: in which quarter of all held-out patches its brightness is (the mean of its pixels), and",
         "  in which its contrast (their standard deviation).",
-        "- *Position* in the sequence or the image. *Class* of the whole image.",
+        "- *Position* in the sequence or the image. *Class* of the whole image. *Token*, *next token*: which it is.",
         "",
         "Random gates are the control because like tokens have like inputs: any division of them says something.",
         f"Their weights are normal; figures are the mean of {GATES} draws, whose own spread was not kept. Their logits",
@@ -50,12 +52,13 @@ def experts_section(looks: Looks) -> list[str]:
         "",
         "### Beyond a random gate",
         "",
-        "Differences in bits. *More*, *less*, *rise* and *fall* stand where zero is outside the interval.",
+        "Differences in bits; a change is the last layer minus the first. *More*, *less*, *rise* and *fall* stand",
+        "where zero is outside the interval.",
         "",
         *beyond_table(looks),
         "",
-        "A limit: a sharper gate, one that divides a token among fewer experts (*shared by* below), may say more by",
-        f"that alone; how much was not measured. Trained gates are sharper than random ones {_sharper(looks)}.",
+        "A limit: a sharper gate (*shared by* below) may say more by that alone; how much was not measured. Trained",
+        f"gates are sharper than random ones {_sharper(looks)}.",
         "",
         "### Bits by layer",
         "",
@@ -123,13 +126,13 @@ def _mean(values: Sequence[float], digits: int) -> str:
 
 
 def _tokens(shown: Mapping[str, Any]) -> list[str]:
-    tokens = [re.sub(r"\n\s*\n", "\n", token) for token in shown["tokens"]]  # a blank line would end the HTML
+    tokens = [re.sub(r"\n\s*\n", "\n", token) for token in shown["tokens"][:SHADED]]  # a blank line would end the HTML
     lines = [
         "### Tokens of the GPT, shaded by expert",
         "",
         "Chosen, not typical: CP, seed 0, and in the first and in the last layer the two experts that say most about",
-        "the kind of the token. Each has the tokens that it says most about, and a held-out text, the sequence with",
-        f"most different tokens, shaded by its coefficients: none is 0, the darkest {LARGEST} or more. (The text:",
+        "the kind of the token. Each has the tokens that it says most about, and the start of the held-out sequence",
+        f"with most different tokens, shaded by its coefficients: none is 0, the darkest {LARGEST} or more. (The text:",
         "Python's standard library, Python Software Foundation Licence.)",
         "",
     ]
@@ -140,7 +143,7 @@ def _tokens(shown: Mapping[str, Any]) -> list[str]:
                 f"Layer {number + 1}, expert {found['expert']} ({found['share']:.0%} of coefficients): {words}",
                 "",
             ]
-            lines += [shade_tokens(tokens, torch.tensor(found["coefficients"]), largest=LARGEST), ""]
+            lines += [shade_tokens(tokens, torch.tensor(found["coefficients"][:SHADED]), largest=LARGEST), ""]
     return lines
 
 

@@ -48,14 +48,18 @@ def page(
             "- *Dense*: with MLPs. *CP*, *tensor ring*: in place of an MLP a block of 16 experts, whose weights are",
             "  one tensor kept as a sum of outer products, or as a ring of small tensors.",
             "- *Gate*: a linear map of the block's input, normalised, then *entmax*, a softmax that gives exact zeros.",
-            "  It gives the experts' *coefficients*, which add up to 1. A *random gate* has weights that were drawn",
-            "  and not trained, on the same inputs. *Bits* say how much an expert tells about a label; *look* is",
-            "  brightness and contrast ([below](#what-the-experts-come-to-do)).",
+            "  It gives the experts' *coefficients*, which add up to 1; it is *sharper* if it divides a token among",
+            "  fewer experts. A *random gate* has weights that were drawn and not trained, on the same inputs. *Bits*",
+            "  say how much an expert tells about a label; *look* is brightness and contrast",
+            "  ([below](#what-the-experts-come-to-do)).",
             "- `a [b, c]`: a mean difference paired by seed, and its 95% interval by Student's t. Verdicts in bold go",
-            "  by the interval alone: *not told apart* has zero in it, which does not prove that nothing is there.",
-            "- *Parity*, here and on other pages: the mean difference is within two standard errors. Of three seeds",
-            "  without a difference 18% are not, so what only this rule finds is called *suggestive*. Intervals are",
-            "  not corrected for their number; differences are taken before rounding.",
+            "  by the interval alone. It leaves zero out, on the claim's side (*reproduced*) or on the other (*not",
+            "  reproduced*), or has zero in it (*not told apart*), which does not prove that nothing is there.",
+            "- *Parity*, here and on other pages: the mean difference is within two standard errors. Where nothing",
+            "  differs, three seeds are beyond them in 18% of cases, so what only this rule finds is called",
+            "  *suggestive*. Intervals are not corrected for their number; differences are taken before rounding.",
+            "",
+            "## What was found",
             "",
             *_verdicts(found),
             *experts_verdicts(looks),
@@ -83,8 +87,8 @@ def page(
             "",
             "- Parameters are matched block by block: the rank is the largest with which a block, its gate counted,",
             "  has no more parameters than the MLP. All else is the library's default.",
-            "- *In use* is an expert whose coefficient varies with the input and whose mean is no less than a tenth of",
-            f"  an equal share. At the last step: {_in_use(found)}.",
+            "- *In use* is an expert whose coefficient varies with the input and is on average above a tenth of an",
+            f"  equal share. At the last step: {_in_use(found)}.",
             "- These models are small and trained for minutes, and all forms have the recipe's one learning rate.",
             "  ImageNet, OpenWebText and the paper's sizes were not run, nor anything on a GPU: what is found here",
             "  need not hold there. CP with another learning rate or norm in the gate is on",
@@ -120,7 +124,7 @@ def _verdicts(found: Found) -> list[str]:
 def _each(parities: Mapping[str, Parity], scale: float, digits: int, unit: str, perplexity: bool = False) -> str:
     parts = []
     for form, parity in parities.items():
-        grown = f"a perplexity {math.expm1(parity.difference.mean):+.1%}" if perplexity else ""
+        grown = f"perplexity {math.expm1(parity.difference.mean):+.1%}" if perplexity else ""
         remarks = "; ".join(filter(None, [grown, parity.remark(scale, digits)]))
         parts.append(f"{NAMES[form]} {parity.text(scale, digits)}{unit}{f' ({remarks})' if remarks else ''}")
     return ", ".join(parts)

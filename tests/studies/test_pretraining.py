@@ -138,7 +138,7 @@ def test_verdicts_follow_the_figures() -> None:
     assert "in accuracy not told apart for CP, not reproduced for tensor ring; in loss not told apart for CP" in text
     assert "CP +0.00 [-2.48, +2.48] points (within 2.49 either way; parity by two standard errors)" in text
     assert "tensor ring -9.67 [-11.10, -8.23] points. Loss" in text
-    assert "tensor ring +0.097 [+0.082, +0.111] nats per token (a perplexity +10.1%)" in text
+    assert "tensor ring +0.097 [+0.082, +0.111] nats per token (perplexity +10.1%)" in text
     assert "18 of 24 over layers, forms and seeds" in text
     better = page(made_up({"dense": [0.2, 0.3, 0.4], "cp": [0.3, 0.41, 0.5]}), [], [], {})
     assert "in accuracy reproduced; in loss reproduced.**" in better
