@@ -28,7 +28,10 @@ from recipes.options import Options
 from recipes.placing import Place, place
 from recipes.recipe import IGNORED, Recipe, Samples, checked_batch, cross_entropy
 
-__all__ = ["evaluate", "train"]
+__all__ = ["BETAS", "evaluate", "train"]
+
+BETAS = (0.9, 0.95)
+"""AdamW's."""
 
 
 def train(recipe: Recipe, options: Options) -> float:
@@ -57,9 +60,7 @@ def train(recipe: Recipe, options: Options) -> float:
         raise ModuleNotFoundError(f"--tracker {options.tracker}: it is not installed; pip install {options.tracker}")
     model = recipe.build().to(accelerator.device)
     where = place(model, options, accelerator)
-    optimizer: Any = torch.optim.AdamW(
-        recipe.groups(model, options.weight_decay), lr=recipe.learning_rate, betas=(0.9, 0.95)
-    )
+    optimizer: Any = torch.optim.AdamW(recipe.groups(model, options.weight_decay), lr=recipe.learning_rate, betas=BETAS)
     wrapped: Any = model
     if not where.spread:
         wrapped, optimizer = accelerator.prepare(model, optimizer)

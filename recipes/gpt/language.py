@@ -48,6 +48,11 @@ class GPTOptions(Options):
         """GPT-2's 0.02 is of 768 features; narrower models need more (python -m studies recipes, `gpt_narrow`)."""
         return self.spread or 0.02 * (768 / self.features) ** 0.5
 
+    @property
+    def largest_rate(self) -> float:
+        """The largest learning rate: as told, else GPT-2's 6e-4 of 768 features, more for narrower models."""
+        return self.learning_rate or 7.2e-3 * 64 / self.features
+
 
 def gpt(options: GPTOptions) -> Recipe:
     """The recipe.
@@ -77,7 +82,7 @@ def gpt(options: GPTOptions) -> Recipe:
         held_out=lambda k: held_out.spread(k, number),
         num_held_out=number,
         source={"shards": described["shards"], "vocabulary": described["vocabulary"]},
-        learning_rate=options.learning_rate or 7.2e-3 * 64 / options.features,  # GPT-2's 6e-4 at 768 features
+        learning_rate=options.largest_rate,
         unit="tokens",
         units=options.tokens,
         finish=finish,

@@ -43,6 +43,11 @@ class MixerOptions(Options):
     mixup: float = option(0.5, "of the Beta distribution that shares of two images are drawn from; 0 for none")
     stochastic_depth: float = option(0.0, "how often the last block is left out; earlier ones less")
 
+    @property
+    def largest_rate(self) -> float:
+        """The largest learning rate: as told, else the uMoE paper's 1e-3 of 512 features, more for narrower models."""
+        return self.learning_rate or 1e-3 * 512 / self.features
+
 
 class Mixer(nn.Module):
     """Images in patches, blocks that mix patches and then channels, the mean over patches, a linear head.
@@ -168,7 +173,7 @@ def mixer(options: MixerOptions) -> Recipe:
         held_out=held_out,
         num_held_out=number,
         source={"classes": list(training.classes), "images": [len(training), len(tested)]},
-        learning_rate=options.learning_rate or 1e-3 * 512 / options.features,  # the paper's 1e-3 at 512 features
+        learning_rate=options.largest_rate,
         unit="images",
         finish=lambda model, folder: page(model, options, tested),
     )

@@ -11,74 +11,18 @@ import torch
 
 from factorized_moe.interpret.report.plots import shade_tokens
 from studies.common.paired import paired
+from studies.pretraining.beyond import beyond_table, by_form
+from studies.pretraining.experts import GATES, PERMUTATIONS
 from studies.pretraining.parity import NAMES, TITLES, Parity
 
-__all__ = ["experts_section", "experts_verdicts"]
+__all__ = ["experts_section"]
 
 Looks = Sequence[Mapping[str, Any]]
-FOLLOWED = {"gpt": ("kind", "next token"), "mixer": ("look", "class")}
-"""The labels whose bits are compared between the first and the last layer."""
-MEANT = {
-    "kind": "the kind of the token",
-    "next token": "the next token",
-    "look": "the look of the patch",
-    "class": "the class of the image",
-}
-
-
-def experts_verdicts(looks: Looks) -> list[str]:
-    """A sentence of result for each model and form, and one for the paper's claim about a Mixer's blocks.
-
-    Args:
-        looks: The table of experts.
-    """
-    lines, changes = [], []
-    for (problem, form), results in _by_form(looks).items():
-        parts = [_trend(results, label) for label in FOLLOWED[problem]]
-        if problem == "mixer":
-            changes.append(tuple(_change(results, label).word for label in FOLLOWED[problem]))
-        lines.append(f"- **What experts do, {TITLES[problem]}, {NAMES[form]}**: {'; '.join(parts)}.")
-    if changes:
-        found = sum(words == ("worse", "better") for words in changes)
-        word = "reproduced" if found == len(changes) else "reproduced in part" if found else "not reproduced"
-        if any("unknown" in words for words in changes):
-            word = "one seed cannot tell"
-        rule = "less about look and more about class in the last block than in the first, beyond two standard errors"
-        lines.append(
-            f"- **Early blocks divide patches by look, late ones by class: {word}** in the Mixer: experts tell {rule}, "
-            f"in {found} of {len(changes)} forms."
-        )
-    return lines
-
-
-def _ends(results: Sequence[Mapping[str, Any]], label: str) -> tuple[list[Any], list[Any]]:
-    """What was measured in the first and in the last layer, of each seed."""
-    first, last = ([result["layers"][k]["labels"][label] for result in results] for k in (0, -1))
-    return first, last
-
-
-def _change(results: Sequence[Mapping[str, Any]], label: str) -> Parity:
-    """The bits of the last layer less those of the first; more is better."""
-    first, last = _ends(results, label)
-    return Parity(paired([one["bits"] for one in last], [one["bits"] for one in first]), lower_is_better=False)
-
-
-def _trend(results: Sequence[Mapping[str, Any]], label: str) -> str:
-    first, last = (
-        f"{statistics.fmean(one['bits'] for one in end):.2f} in the {name} layer, {_beside(end)}"
-        for name, end in zip(("first", "last"), _ends(results, label), strict=True)
-    )
-    told = {"a tie": "no change", "better": "a rise", "worse": "a fall", "unknown": "one seed cannot tell"}
-    return f"bits about {MEANT[label]}: {first}, and {last}: {told[_change(results, label).word]}"
-
-
-def _beside(found: Sequence[Mapping[str, float]]) -> str:
-    """How the bits of some seeds are beside a random gate's, and whether they are above every permutation."""
-    ratio = statistics.fmean(one["bits"] for one in found) / statistics.fmean(one["random_gate"] for one in found)
-    against = Parity(paired([one["bits"] for one in found], [one["random_gate"] for one in found]), False)
-    told = {"a tie": "a tie with", "better": "more than", "worse": "less than", "unknown": "beside"}
-    null = "" if all(one["bits"] > one["permuted_most"] for one in found) else ", not above permuted labels"
-    return f"{told[against.word]} a random gate ({ratio:.1f} times{null})"
+SHARING = ("trained", "random_gate")
+LARGEST = 0.5
+"""The coefficient from which on a token has the full shade."""
+SHADED = 40
+"""Tokens of the text that are shown."""
 
 
 def experts_section(looks: Looks) -> list[str]:
@@ -90,74 +34,116 @@ def experts_section(looks: Looks) -> list[str]:
     if not looks:
         return []
     shown = {entry["settings"]["problem"]: entry["result"]["shown"] for entry in looks if "shown" in entry["result"]}
-    sharing = [layer["sharing"] for entry in looks for layer in entry["result"]["layers"]]
-    trained, drawn = (statistics.fmean(one[name] for one in sharing) for name in ("trained", "random_gate"))
     return [
         "## What the experts come to do",
         "",
-        "How many bits an expert, drawn by the coefficients of a held-out token or patch, says about it (mutual",
-        "information): mean ± sd over seeds. In parentheses first the null, labels exchanged between whole sequences",
-        "or images (positions: within them), then the same for gates whose weights are drawn at random, on what the",
-        "trained gates see: like tokens have like inputs, so any division of them says something. A trained",
-        f"gate divides a token among {trained:.1f} experts (exp of the entropy), a random one among {drawn:.1f}.",
+        "Bits about a label are its mutual information with an expert that is drawn by the coefficients of a held-out",
+        "token or patch (of the Mixer, by the gates of the blocks that mix channels, not patches). The labels:",
+        "",
+        "- *Kind* of a token, the first that fits: only spaces; has a new line; has a letter; digits; signs; other.",
+        "- *Look* of a patch: in which quarter of all held-out patches its brightness is (the mean of its pixels), and",
+        "  in which its contrast (their standard deviation).",
+        "- *Position* in the sequence or the image. *Class* of the whole image. *Token*, *next token*: which it is.",
+        "",
+        "Random gates are the control because like tokens have like inputs: any division of them says something.",
+        f"Their weights are normal; figures are the mean of {GATES} draws, whose own spread was not kept. Their logits",
+        "have mean 0 and deviation 1 over the held-out tokens, a trained gate's over its training batches; temperature",
+        "and entmax are the same.",
+        "",
+        "### Beyond a random gate",
+        "",
+        "Differences in bits; a change is the last layer minus the first. *More*, *less*, *rise* and *fall* stand",
+        "where zero is outside the interval.",
+        "",
+        *beyond_table(looks),
+        "",
+        "A limit: a sharper gate (*shared by* below) may say more by that alone; how much was not measured. Trained",
+        f"gates are sharper than random ones {_sharper(looks)}.",
+        "",
+        "### Bits by layer",
+        "",
+        "Trained gate / random gate, each the mean with the standard deviation over seeds in parentheses. *Shared by*:",
+        "among how many experts a gate divides a token (exp of the mean entropy). Labels exchanged between whole",
+        f"sequences or images (positions: within them; the mean of {PERMUTATIONS} draws), which keeps what comes of "
+        f"place, have {_permuted(looks)} bits.",
         "",
         *_bits(looks),
         "",
-        "*Kind*: letters, digits, space, new line, signs. *Look*: the quarters of all patches that a patch's",
-        "brightness and its contrast fall in. Labels with many values have a higher null.",
+        "![Bits by layer, of trained and of random gates](pretraining-bits.svg)",
         "",
-        "![Bits by layer, beside gates drawn at random](pretraining-bits.svg)",
+        "*The mean of the seeds, and shaded from the least to the largest; dashed in the same colour: random gates.*",
         "",
         *(_tokens(shown["gpt"]) if "gpt" in shown else []),
         *(_patches(shown["mixer"]) if "mixer" in shown else []),
     ]
 
 
-def _by_form(looks: Looks) -> dict[tuple[str, str], list[Mapping[str, Any]]]:
-    found: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
-    for entry in looks:
-        found.setdefault((entry["settings"]["problem"], entry["settings"]["form"]), []).append(entry["result"])
-    return found
+def _sharper(looks: Looks) -> str:
+    """Where trained gates divide a token among fewer experts than random ones, by the interval."""
+    found = []
+    for (problem, form), results in by_form(looks).items():
+        sharing = [[result["layers"][k]["sharing"] for result in results] for k in range(len(results[0]["layers"]))]
+        against = [Parity(paired(*([one[g] for one in layer] for g in SHARING)), True).verdict for layer in sharing]
+        layers = [str(number) for number, word in enumerate(against, 1) if word == "better"]
+        if layers:
+            found.append(f"{', '.join(layers)} ({TITLES[problem]}, {NAMES[form]})")
+    return f"in layers {'; '.join(found)}" if found else "in no layer"
 
 
 def _bits(looks: Looks) -> list[str]:
     lines, heading = [], ""
-    for (problem, form), results in _by_form(looks).items():
+    for (problem, form), results in by_form(looks).items():
         labels = list(results[0]["layers"][0]["labels"])
         if problem != heading:
             heading = problem
-            lines += ["", f"| {TITLES[problem]} | layer | {' | '.join(labels)} |", f"|---|--:|{'---|' * len(labels)}"]
+            names = " | ".join([*labels, "shared by"])
+            lines += ["", f"| {TITLES[problem]} | layer | {names} |", f"|---|--:|{'---|' * (len(labels) + 1)}"]
         for number in range(len(results[0]["layers"])):
-            cells = [_cell([result["layers"][number]["labels"][label] for result in results]) for label in labels]
-            lines.append(f"| {NAMES[form]} | {number + 1} | {' | '.join(cells)} |")
+            layers = [result["layers"][number] for result in results]
+            cells = [_cell([layer["labels"][label] for layer in layers]) for label in labels]
+            shared = " / ".join(_mean([layer["sharing"][gate] for layer in layers], 1) for gate in SHARING)
+            lines.append(f"| {NAMES[form]} | {number + 1} | {' | '.join([*cells, shared])} |")
     return lines[1:]
 
 
 def _cell(found: Sequence[Mapping[str, float]]) -> str:
-    values = [one["bits"] for one in found]
+    return " / ".join(_mean([one[name] for one in found], 2) for name in ("bits", "random_gate"))
+
+
+def _permuted(looks: Looks) -> str:
+    """The most bits of each label when labels are permuted: of any layer, form and seed."""
+    most: dict[str, float] = {}
+    for entry in looks:
+        for layer in entry["result"]["layers"]:
+            for label, measured in layer["labels"].items():
+                most[label] = max(most.get(label, 0.0), measured["permuted"])
+    return ", ".join(f"{label} at most {value:.2f}" for label, value in most.items())
+
+
+def _mean(values: Sequence[float], digits: int) -> str:
     spread = statistics.stdev(values) if len(values) > 1 else 0.0
-    null, drawn = (statistics.fmean(one[name] for one in found) for name in ("permuted", "random_gate"))
-    return f"{statistics.fmean(values):.2f} ± {spread:.2f} ({null:.2f}; {drawn:.2f})"
+    return f"{statistics.fmean(values):.{digits}f} ({spread:.{digits}f})"
 
 
 def _tokens(shown: Mapping[str, Any]) -> list[str]:
-    tokens = [re.sub(r"\n\s*\n", "\n", token) for token in shown["tokens"]]  # a blank line would end the HTML
+    tokens = [re.sub(r"\n\s*\n", "\n", token) for token in shown["tokens"][:SHADED]]  # a blank line would end the HTML
     lines = [
         "### Tokens of the GPT, shaded by expert",
         "",
-        "CP, seed 0. In each layer the two experts that say most about the kind of the token, with the tokens that",
-        "they say most about, and a held-out text, the one with most different tokens, shaded by their coefficients.",
-        "(The text: Python's standard library, Python Software Foundation Licence.)",
+        "Chosen, not typical: CP, seed 0, and in the first and in the last layer the two experts that say most about",
+        "the kind of the token. Each has the tokens that it says most about, and the start of the held-out sequence",
+        f"with most different tokens, shaded by its coefficients: none is 0, the darkest {LARGEST} or more. (The text:",
+        "Python's standard library, Python Software Foundation Licence.)",
         "",
     ]
-    for number, layer in enumerate(shown["layers"], 1):
-        for found in layer["experts"]:
+    for number in dict.fromkeys((0, len(shown["layers"]) - 1)):
+        for found in shown["layers"][number]["experts"]:
             words = " ".join(f"`{_visible(word)}`" for word in found["words"])
             lines += [
-                f"Layer {number}, expert {found['expert']} ({found['share']:.0%} of coefficients): {words}",
+                f"Layer {number + 1}, expert {found['expert']} ({found['share']:.0%} of coefficients): {words}",
                 "",
             ]
-            lines += [shade_tokens(tokens, torch.tensor(found["coefficients"]), largest=0.5), ""]
+            lines += [shade_tokens(tokens, torch.tensor(found["coefficients"][:SHADED]), largest=LARGEST), ""]
     return lines
 
 
@@ -171,9 +157,10 @@ def _patches(shown: Mapping[str, Any]) -> list[str]:
     return [
         "### Patches of the Mixer, in their images",
         "",
-        f"CP, seed 0, blocks {first} and {last}: the five experts with the largest coefficients on average, each",
-        "with the patches, of different held-out images, that have its largest coefficients (below each image).",
+        f"Chosen, not typical: CP, seed 0, layers {first} and {last}, the five experts with the largest coefficients",
+        "on average, each with the patches, of different held-out images, that have its largest coefficients (below",
+        "each image; the frame is the patch).",
         "",
-        f"![Top patches of five experts in block {first} and in block {last}](pretraining-patches.png)",
+        f"![Top patches of five experts in layer {first} and in layer {last}](pretraining-patches.png)",
         "",
     ]

@@ -1,7 +1,7 @@
-"""Whether a form is as good as the dense one: paired differences over seeds, by two rules.
+"""Whether a form is as good as the dense one: paired differences over seeds, judged by Student's t.
 
-The first is the usual one of two standard errors. With three seeds it calls differences real too easily; Student's t
-asks for 4.3 standard errors at 5%.
+A verdict goes by the 95% interval alone. Two standard errors, this project's rule for parity, call differences of three
+seeds real too easily: what they alone find is called suggestive.
 """
 
 from __future__ import annotations
@@ -13,13 +13,20 @@ from typing import Any
 
 from studies.common.paired import Difference, paired
 
-__all__ = ["NAMES", "TITLES", "Parity", "by_problem", "parities"]
+__all__ = ["CLAIM", "NAMES", "TITLES", "Parity", "by_problem", "gathered", "parities"]
 
-T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
+T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
 """The two-sided 95% point of Student's t, by the number of pairs; without end for others."""
 
 NAMES = {"dense": "dense", "cp": "CP", "tr": "tensor ring"}
 TITLES = {"gpt": "GPT", "mixer": "Mixer"}
+CLAIM = {
+    "worse": "not reproduced",
+    "not told apart": "not told apart",
+    "better": "reproduced",
+    "unknown": "one seed cannot tell",
+}
+"""What a verdict says of the claim that a form is as good."""
 
 Found = Mapping[str, Mapping[str, Mapping[int, Mapping[str, Any]]]]
 """By problem, form and seed: what a run gave."""
@@ -27,7 +34,7 @@ Found = Mapping[str, Mapping[str, Mapping[int, Mapping[str, Any]]]]
 
 @dataclass(frozen=True)
 class Parity:
-    """A form's difference from the dense form.
+    """A form's difference from the dense form, or of anything else that was paired by seed.
 
     Attributes:
         difference: The mean paired difference.
@@ -38,12 +45,22 @@ class Parity:
     lower_is_better: bool
 
     @property
-    def word(self) -> str:
-        """``"a tie"`` within two standard errors, else ``"better"`` or ``"worse"``; ``"unknown"`` from one pair."""
+    def verdict(self) -> str:
+        """``"better"`` or ``"worse"`` if the interval leaves zero out, else ``"not told apart"``.
+
+        It is ``"unknown"`` from one pair.
+        """
         if math.isnan(self.difference.error):
             return "unknown"
-        if self.difference.is_tie:
-            return "a tie"
+        return self._side if abs(self.difference.mean) > self.half_width else "not told apart"
+
+    @property
+    def suggestive(self) -> str:
+        """``"better"`` or ``"worse"`` beyond two standard errors, where the interval has zero in it; else empty."""
+        return self._side if self.verdict == "not told apart" and not self.difference.is_tie else ""
+
+    @property
+    def _side(self) -> str:
         return "better" if (self.difference.mean < 0) == self.lower_is_better else "worse"
 
     @property
@@ -51,20 +68,48 @@ class Parity:
         """Half the 95% interval of the mean difference, by Student's t."""
         return T_95.get(self.difference.pairs, math.inf) * self.difference.error
 
-    @property
-    def beyond_t(self) -> bool:
-        """Whether that interval leaves zero out."""
-        return abs(self.difference.mean) > self.half_width
-
     def text(self, scale: float = 1.0, digits: int = 3) -> str:
-        """The mean and its standard error, and the interval.
+        """The mean and its interval.
 
         Examples:
             >>> Parity(paired([2.0, 3.0, 4.0], [1.0, 3.0, 2.0]), True).text()
-            '+1.000 ± 0.577 [-1.484, +3.484]'
+            '+1.000 [-1.484, +3.484]'
         """
-        mean, error, half = (scale * value for value in (self.difference.mean, self.difference.error, self.half_width))
-        return f"{mean:+.{digits}f} ± {error:.{digits}f} [{mean - half:+.{digits}f}, {mean + half:+.{digits}f}]"
+        mean, half = scale * self.difference.mean, scale * self.half_width
+        return f"{mean:+.{digits}f} [{mean - half:+.{digits}f}, {mean + half:+.{digits}f}]"
+
+    def remark(self, scale: float = 1.0, digits: int = 3) -> str:
+        """What is to be said of a difference that is not told apart, rounded so that it stays true; else empty.
+
+        Examples:
+            >>> Parity(paired([2.0, 3.0, 4.0], [1.0, 3.0, 2.0]), True).remark(digits=1)
+            'within 3.5 either way; parity by two standard errors'
+        """
+        if self.verdict != "not told apart":
+            return ""
+        reach = scale * (abs(self.difference.mean) + self.half_width) * 10**digits
+        last = f"suggestive: {self.suggestive}" if self.suggestive else "parity by two standard errors"
+        return f"within {math.ceil(reach) / 10**digits:.{digits}f} either way; {last}"
+
+
+def gathered(words: Mapping[str, str]) -> str:
+    """One word if all agree, else each word with those that it is said of.
+
+    Args:
+        words: What is said of each.
+
+    Examples:
+        >>> gathered({"CP": "worse", "tensor ring": "worse"})
+        'worse'
+        >>> gathered({"CP": "not told apart", "tensor ring": "worse"})
+        'not told apart for CP, worse for tensor ring'
+    """
+    by_word: dict[str, list[str]] = {}
+    for name, word in words.items():
+        by_word.setdefault(word, []).append(name)
+    if len(by_word) == 1:
+        return next(iter(by_word))
+    return ", ".join(f"{word} for {' and '.join(names)}" for word, names in by_word.items())
 
 
 def by_problem(runs: Sequence[Mapping[str, Any]], problems: Sequence[str] = tuple(TITLES)) -> Found:

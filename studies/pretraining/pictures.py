@@ -34,11 +34,12 @@ def curves(found: Found) -> bytes:
     """
     figure = Figure(figsize=(9.0, 3.2 * max(1, len(found))), layout="constrained")
     rows = figure.subplots(max(1, len(found)), 2, squeeze=False)
-    kinds = {"losses": "held-out loss", "accuracies": "held-out accuracy"}
+    kinds = {"losses": "held-out loss, nats", "accuracies": "held-out accuracy, percent"}
     for row, (problem, forms) in zip(rows, found.items(), strict=True):
         for axes, (name, label) in zip(row, kinds.items(), strict=True):
             for form, seeds in forms.items():
-                columns = list(zip(*(result[name] for result in seeds.values()), strict=True))
+                scale = 100.0 if name == "accuracies" else 1.0
+                columns = list(zip(*([scale * value for value in r[name]] for r in seeds.values()), strict=True))
                 steps = next(iter(seeds.values()))["steps"]
                 axes.plot(steps, [statistics.fmean(c) for c in columns], color=COLOURS[form], label=NAMES[form])
                 axes.fill_between(
@@ -50,36 +51,41 @@ def curves(found: Found) -> bytes:
 
 
 def bits(looks: Sequence[Mapping[str, Any]]) -> bytes:
-    """What experts say about labels, layer by layer, beside gates drawn at random, as SVG; a panel for each form.
+    """What experts say about labels, layer by layer, beside gates drawn at random, as SVG.
+
+    A row for each problem, a panel for each form.
 
     Args:
         looks: The table of experts.
     """
-    panels: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    panels: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
     for entry in looks:
-        key = entry["settings"]["problem"], entry["settings"]["form"]
-        panels.setdefault(key, []).append(entry["result"])
-    figure = Figure(figsize=(3.3 * max(1, len(panels)), 3.3), layout="constrained")
-    row = figure.subplots(1, max(1, len(panels)), squeeze=False)[0]
-    for axes, ((problem, form), results) in zip(row, panels.items(), strict=True):
-        numbers = range(1, len(results[0]["layers"]) + 1)
-        for label, colour in zip(SHOWN[problem], LABEL_COLOURS, strict=True):
-            values = [[layer["labels"][label]["bits"] for layer in result["layers"]] for result in results]
-            drawn = [[layer["labels"][label]["random_gate"] for layer in result["layers"]] for result in results]
-            columns = list(zip(*values, strict=True))
-            axes.plot(numbers, [statistics.fmean(c) for c in columns], color=colour, marker="o", label=label)
-            axes.fill_between(numbers, list(map(min, columns)), list(map(max, columns)), color=colour, alpha=0.2)
-            axes.plot(numbers, [statistics.fmean(c) for c in zip(*drawn, strict=True)], color=colour, linestyle="--")
-        axes.plot([], [], color="#555555", linestyle="--", label="random gate")
-        axes.set(title=f"{TITLES[problem]}, {NAMES[form]}", xlabel="layer", ylabel="bits")
-        axes.set_ylim(0, 1.35 * axes.get_ylim()[1])  # room for the legend
-        axes.set_xticks(list(numbers))
-        axes.legend(frameon=False, fontsize=8, loc="upper left", ncols=2)
+        problem, form = entry["settings"]["problem"], entry["settings"]["form"]
+        panels.setdefault(problem, {}).setdefault(form, []).append(entry["result"])
+    across = max(map(len, panels.values()), default=1)
+    figure = Figure(figsize=(4.5 * across, 3.3 * max(1, len(panels))), layout="constrained")
+    rows = figure.subplots(max(1, len(panels)), across, squeeze=False, sharey="row")
+    for row, (problem, forms) in zip(rows, panels.items(), strict=False):
+        for axes, (form, results) in zip(row, forms.items(), strict=False):
+            numbers = range(1, len(results[0]["layers"]) + 1)
+            for label, colour in zip(SHOWN[problem], LABEL_COLOURS, strict=True):
+                values, drawn = (
+                    list(zip(*([layer["labels"][label][gate] for layer in r["layers"]] for r in results), strict=True))
+                    for gate in ("bits", "random_gate")
+                )
+                axes.plot(numbers, [statistics.fmean(c) for c in values], color=colour, marker="o", label=label)
+                axes.fill_between(numbers, list(map(min, values)), list(map(max, values)), color=colour, alpha=0.2)
+                axes.plot(numbers, [statistics.fmean(c) for c in drawn], color=colour, linestyle="--")
+            axes.plot([], [], color="#555555", linestyle="--", label="dashed: random gate")
+            axes.set(title=f"{TITLES[problem]}, {NAMES[form]}", xlabel="layer", ylabel="bits")
+            axes.set_xticks(list(numbers))
+            axes.legend(frameon=False, fontsize=8, loc="upper left", ncols=2)
+        row[0].set_ylim(0, 1.35 * row[0].get_ylim()[1])  # room for the legends
     return _saved(figure, "svg")
 
 
 def top_patches(shown: Mapping[str, Any], options: MixerOptions) -> bytes | None:
-    """The patches that experts of the first and the last block take most, framed in their images, as PNG.
+    """The patches that experts of the first and the last layer take most, framed in their images, as PNG.
 
     None where the images are not installed.
 
@@ -99,7 +105,7 @@ def top_patches(shown: Mapping[str, Any], options: MixerOptions) -> bytes | None
     figure = Figure(figsize=(9.6, 1.35 * most), layout="constrained")
     columns = figure.subfigures(1, len(shown["layers"]), wspace=0.06)
     for column, layer in zip(np.atleast_1d(columns), shown["layers"], strict=True):
-        column.suptitle(f"block {int(layer['layer'].split('.')[1]) + 1}", fontsize=11)
+        column.suptitle(f"layer {int(layer['layer'].split('.')[1]) + 1}", fontsize=11)
         for axes, found in zip(column.subplots(most, 1, squeeze=False)[:, 0], layer["experts"], strict=False):
             samples = [place_of[image] * across**2 + place for image, place, _ in found["patches"]]
             rows = torch.tensor([samples]), torch.tensor([[value for _, _, value in found["patches"]]])

@@ -7,7 +7,6 @@ where it was.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -56,7 +55,7 @@ def main(arguments: list[str] | None = None) -> None:
         problem: training.options_of({"problem": problem, "form": "dense", "seed": 0}, given.quick)
         for problem in dict.fromkeys(entry["settings"]["problem"] for entry in runs)
     }
-    text = page(runs, read(DOCS / "recipes.jsonl"), looks, {name: dataclasses.asdict(o) for name, o in options.items()})
+    text = page(runs, read(DOCS / "recipes.jsonl"), looks, options)
     pictures = {f"{NAME}.svg": curves(by_problem(runs)), f"{NAME}-bits.svg": bits(looks)}
     for entry in looks:
         if entry["settings"]["problem"] == "mixer" and "shown" in entry["result"]:

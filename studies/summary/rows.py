@@ -56,10 +56,18 @@ ROWS = (
     Row(
         "Blocks of experts in place of MLPs are as accurate at equal parameters",
         "pretraining.md",
-        (r"- \*\*GPT, accuracy at equal", r"- \*\*Mixer, accuracy at equal", r"- \*\*Early blocks"),
+        (r"- \*\*GPT, as good at equal", r"- \*\*Mixer, as good at equal"),
         "pretraining.svg",
         "python -m studies pretraining",
         "main table",
+    ),
+    Row(
+        "Early layers of a Mixer divide patches by look, late ones by class",
+        "pretraining.md",
+        (r"- \*\*Early layers", r"- \*\*Late layers"),
+        "pretraining-bits.svg",
+        "python -m studies pretraining",
+        "figures of patches by expert",
     ),
     Row(
         "One to four expert modes are as accurate as one, and all are used",

@@ -17,7 +17,9 @@ from studies.summary.rows import ROWS, Row
 __all__ = ["answers", "main", "page", "verdict"]
 
 DOCS = Path(__file__).parents[2] / "docs" / "studies"
-VERDICTS = re.compile(r"not reproduced|reproduced in part|reproduced|not testable|cannot tell", re.IGNORECASE)
+VERDICTS = re.compile(
+    r"not reproduced|reproduced in part|reproduced|not testable|cannot tell|not told apart", re.IGNORECASE
+)
 
 
 def answers(row: Row, text: str) -> list[str]:
@@ -45,7 +47,9 @@ def answers(row: Row, text: str) -> list[str]:
 
 
 def verdict(lines: Sequence[str]) -> str:
-    """What the lines say together: one word if they agree, ``"in part"`` if they do not.
+    """What the lines say together: one word if they agree, ``"in part"`` if something was reproduced and something not.
+
+    Where nothing was reproduced, but not everything could be told, both is said: few seeds are no support for a claim.
 
     Args:
         lines: What `answers` gives.
@@ -56,10 +60,14 @@ def verdict(lines: Sequence[str]) -> str:
     Examples:
         >>> verdict(["reproduced", "by 2"]), verdict(["reproduced", "not reproduced"])
         ('reproduced', 'in part')
+        >>> verdict(["not reproduced for CP", "not told apart for tensor ring"])
+        'not reproduced or cannot tell'
     """
-    words = {word.lower() for line in lines for word in VERDICTS.findall(line)}
+    words = {word.lower().replace("not told apart", "cannot tell") for line in lines for word in VERDICTS.findall(line)}
     if not words:
         raise ValueError(f"no verdict in {list(lines)}")
+    if words == {"not reproduced", "cannot tell"}:
+        return "not reproduced or cannot tell"
     return words.pop().removeprefix("reproduced ") if len(words) == 1 else "in part"
 
 

@@ -36,6 +36,9 @@ def test_figures_are_there() -> None:
         (["**A: reproduced.**", "**B: not reproduced**"], "in part"),
         (["**A: reproduced in part.**"], "in part"),
         (["**A: one seed cannot tell.**"], "cannot tell"),
+        (["**A: not told apart.**"], "cannot tell"),
+        (["**A: reproduced.**", "**B: not told apart.**"], "in part"),
+        (["**A: not reproduced for CP, not told apart for tensor ring.**"], "not reproduced or cannot tell"),
     ],
 )
 def test_one_word_for_several_lines(lines: list[str], word: str) -> None:
