@@ -26,14 +26,16 @@ from benchmarks import (
     measured_plans,
     measures,
     parts,
+    processors,
     report,
     scaling,
     single_token,
     training_memory,
 )
 from benchmarks.measuring import FULL, QUICK, Effort
-from benchmarks.report import FIGURE, Section
+from benchmarks.report import FIGURE
 from benchmarks.rows import Row
+from benchmarks.sections import Section
 from factorized_moe._writing import write_files
 
 ROOT = Path(__file__).parents[1]
@@ -94,15 +96,19 @@ def measure(name: str, effort: Effort, command: str) -> Section:
     if name == "measured_plans":
         extra["table"] = measured_plans.markdown(list(measured_plans.compare(effort)))
     print(extra.get("table", ""))
-    return Section(title, command, machine.describe(), measured, name != "contraction", extra)
+    return Section(title, command, machine.describe(), measured, name != "contraction", extra, processors.today())
 
 
 def write(out: Path, name: str, section: Section) -> None:
     """Put one section into the measurements' file, and make the page and the figure from the file."""
     file = out / "benchmarks.json"
-    stored = {**report.load(file), name: section}
+    before = report.load(file)
+    others = processors.moved(processors.load(out / processors.FILE), before, name, section)
+    stored = {**before, name: section}
     sections = {known: stored[known] for known in SECTIONS if known in stored}
-    write_files(out, {file.name: report.text(sections).encode(), "benchmarks.md": report.markdown(sections).encode()})
+    files = {file.name: report.text(sections).encode(), "benchmarks.md": report.markdown(sections, others).encode()}
+    kept = others or (out / processors.FILE).exists()
+    write_files(out, files | ({processors.FILE: processors.text(others).encode()} if kept else {}))
     if name == "scaling":
         points = [scaling.Point(**point) for point in section.extra["points"]]
         if not figure.draw(points, out / FIGURE):

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
 
+from benchmarks import processors
 from benchmarks.headlines import headlines
 from benchmarks.measuring import Ratio
 from benchmarks.rows import Row
+from benchmarks.sections import Section, read
 
-__all__ = ["Section", "load", "markdown", "text"]
+__all__ = ["load", "markdown", "text"]
 
 FIGURE = "assets/scaling.svg"
 
@@ -70,35 +72,11 @@ HEADER = (
 MIB = 2**20
 
 
-@dataclass(frozen=True)
-class Section:
-    """One section's measurements.
-
-    Attributes:
-        title: Its heading in the table.
-        command: The command that measured it.
-        machine: What `benchmarks.machine.describe` said.
-        rows: The measurements.
-        show_baselines: Whether the page shows the baselines' own rows; else the contender's name has to say it.
-        extra: What else the section found: the points of a figure, or fitted constants.
-    """
-
-    title: str
-    command: str
-    machine: Mapping[str, str]
-    rows: Sequence[Row] = ()
-    show_baselines: bool = True
-    extra: Mapping[str, Any] = field(default_factory=dict)
-
-
 def load(path: Path) -> dict[str, Section]:
     """The sections of a file by name, none if there is no file."""
     if not path.exists():
         return {}
-    stored = json.loads(path.read_text(encoding="utf-8"))
-    return {
-        name: Section(**{**values, "rows": [_row(row) for row in values["rows"]]}) for name, values in stored.items()
-    }
+    return read(json.loads(path.read_text(encoding="utf-8")))
 
 
 def text(sections: Mapping[str, Section]) -> str:
@@ -107,8 +85,13 @@ def text(sections: Mapping[str, Section]) -> str:
     return json.dumps(stored, indent=1) + "\n"
 
 
-def markdown(sections: Mapping[str, Section]) -> str:
-    """The page: the results in short, the figure, the tables, and last the rules, machines and commands."""
+def markdown(sections: Mapping[str, Section], others: processors.Others = MappingProxyType({})) -> str:
+    """The page: the results in short, the figure, the tables, and last the rules, machines and commands.
+
+    Args:
+        sections: What was measured last.
+        others: What was measured on other processors.
+    """
     parts = ["# Benchmarks\n", _in_short(sections)]
     if "scaling" in sections and sections["scaling"].extra:
         parts.append(f"## How it grows\n\n![Time per token and memory against experts, rank and tokens]({FIGURE})\n")
@@ -122,8 +105,8 @@ def markdown(sections: Mapping[str, Section]) -> str:
         parts.append(COPIES + str(sections["copies"].extra["table"]))
     if "measured_plans" in sections:
         parts.append(MEASURED + str(sections["measured_plans"].extra["table"]))
-    parts += [RULES, _circumstances(sections)]
-    return "\n".join(parts)
+    parts += [processors.markdown(sections, others), RULES, _circumstances(sections)]
+    return "\n".join(part for part in parts if part)
 
 
 def _in_short(sections: Mapping[str, Section]) -> str:
@@ -140,6 +123,7 @@ def _circumstances(sections: Mapping[str, Section]) -> str:
     together: dict[str, list[str]] = {}
     for name, section in sections.items():
         machine = ", ".join(f"{key} {value}" for key, value in section.machine.items())
+        machine += f", {section.date}" if section.date else ""
         together.setdefault(f"{machine}. Command: `{section.command}`.", []).append(name)
     if len(together) == 1:
         return f"Measured on: {next(iter(together))}\n"
@@ -224,8 +208,3 @@ def _constants(section: Section) -> str:
     ]
     lines += [f"| `{name}` | {value['fitted']:.1f} | {value['used']} |" for name, value in section.extra.items()]
     return "\n".join(lines) + "\n"
-
-
-def _row(stored: Mapping[str, Any]) -> Row:
-    ratios = {name: stored[name] and Ratio(**stored[name]) for name in ("forward", "training")}
-    return Row(**{**stored, **ratios})

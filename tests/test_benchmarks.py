@@ -24,6 +24,7 @@ from benchmarks import (
     measuring,
     memory,
     parts,
+    processors,
     report,
     scaling,
     single_token,
@@ -45,8 +46,8 @@ from benchmarks.headlines import LINES, headlines
 from benchmarks.machine import describe
 from benchmarks.measuring import Effort, Ratio, measure_ratio
 from benchmarks.ranks import block_parameters, largest_rank, layer_parameters, rank_of, rank_step
-from benchmarks.report import Section
 from benchmarks.rows import Contender, Row, compare
+from benchmarks.sections import Section
 from factorized_moe import FactorizedExpertTensor
 
 pytestmark = pytest.mark.thorough
@@ -355,6 +356,35 @@ def test_section_run_again_replaces_itself_alone(tmp_path: Path) -> None:
     page = (tmp_path / "benchmarks.md").read_text(encoding="utf-8")
     assert "- Measured on (block): cores 2. Command: `python -m benchmarks --only block`." in page
     assert "- Measured on (layer): cores 2. Command: `python -m benchmarks`." in page
+
+
+def test_what_another_processor_gave_is_kept_and_shown_beside(tmp_path: Path) -> None:
+    one, two = ({"processor": name, "threads": "2"} for name in ("One", "Two"))
+    command.write(tmp_path, "layer", replace(SECTION, machine=one, date="2026-11-22"))
+    assert not (tmp_path / processors.FILE).exists()
+    slower = [ROWS[0], replace(ROWS[1], forward=replace(RATIO, median=9.5)), *ROWS[2:]]
+    command.write(tmp_path, "layer", replace(SECTION, machine=two, rows=slower))
+    command.write(tmp_path, "block", replace(SECTION, machine=two))  # not measured on the first
+    assert list(processors.load(tmp_path / processors.FILE)) == ["One"]
+    page = (tmp_path / "benchmarks.md").read_text(encoding="utf-8")
+    assert "| **A title** | | Two, 2 threads | | One, 2 threads, 2026-11-22 | |" in page
+    assert "| 64 experts | CP | 9.50 [1.25, 2.00] |  | 1.50 [1.25, 2.00] |  |" in page
+    assert page.count("| 64 experts | CP |") == 1  # no baseline, nothing of a section that one processor lacks
+    command.write(tmp_path, "layer", replace(SECTION, machine=two))  # again on the second: the first's stay
+    assert list(processors.load(tmp_path / processors.FILE)) == ["One"]
+    command.write(tmp_path, "layer", replace(SECTION, machine=one))  # and back
+    assert list(processors.load(tmp_path / processors.FILE)) == ["Two"]
+    command.write(tmp_path, "layer", replace(SECTION, machine=two, rows=[]))
+    command.write(tmp_path, "layer", replace(SECTION, machine=two))
+    assert {name: list(found) for name, found in processors.load(tmp_path / processors.FILE).items()} == {
+        "One": ["layer"]
+    }
+
+
+def test_published_page_is_that_of_the_published_figures() -> None:
+    docs = command.ROOT / "docs"
+    page = report.markdown(report.load(docs / "benchmarks.json"), processors.load(docs / processors.FILE))
+    assert page == (docs / "benchmarks.md").read_text(encoding="utf-8")
 
 
 def test_table_has_a_line_for_each_row() -> None:
