@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["features", "load", "pixels"]
+__all__ = ["coloured", "features", "load", "pixels"]
 
 FILE = "models/vit_s_focus.onnx"
 PREFIX = "backbone."
@@ -75,8 +75,16 @@ def pixels(images: Tensor, side: int) -> Tensor:
     """
     low, high = images.min(), images.max()
     grey = ((images - low) / (high - low)).view(-1, 1, 28, 28)
-    large = nn.functional.interpolate(grey, size=(side, side), mode="bilinear").expand(-1, 3, -1, -1)
-    return (large - torch.tensor(MEANS).view(3, 1, 1)) / torch.tensor(SPREADS).view(3, 1, 1)
+    return coloured(nn.functional.interpolate(grey, size=(side, side), mode="bilinear"))
+
+
+def coloured(grey: Tensor) -> Tensor:
+    """Three equal channels, each with the mean and the spread that the model was trained with, ``(n, 3, S, S)``.
+
+    Args:
+        grey: ``(n, 1, S, S)``, from 0 to 1.
+    """
+    return (grey.expand(-1, 3, -1, -1) - torch.tensor(MEANS).view(3, 1, 1)) / torch.tensor(SPREADS).view(3, 1, 1)
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ __all__ = [
     "LAST",
     "LENGTHS",
     "MIDDLE",
+    "MORE_SEEDS",
     "RATES",
     "RATE_SEED",
     "RATE_STEPS",
@@ -34,6 +35,9 @@ FRACTION = 0.5
 RATES = (1e-4, 3e-4, 1e-3, 3e-3)
 RATE_STEPS, RATE_SEED = 128, 100
 """Learning rates are chosen on the encoder's middle layer, by the error on validation text; a seed of their own."""
+
+MORE_SEEDS = (1, 2)
+"""Beside seed 0; what is fitted to a model starts alike for every seed, so they differ in the order of the text."""
 
 EXPERTS = 16
 KINDS = ("cp", "tr", "tucker", "low-rank", "narrow")
@@ -150,6 +154,17 @@ def plan(rates: Mapping[tuple[str, str], float]) -> Iterator[Settings]:
     for kind in ("cp", "low-rank", "narrow"):
         yield from curve(LANGUAGE, _form(kind, FRACTION), 0, LENGTHS[3:4])
     yield from curve(LAST, _form("cp", FRACTION), 0, LENGTHS[2:3], "model")
+    for seed in MORE_SEEDS:  # all that has one seed up to the fourth length; the longest keeps one
+        for kind in KINDS:
+            yield from curve(MIDDLE, _form(kind, FRACTION), seed, long if seed == 1 else LENGTHS[:4])
+        yield from curve(MIDDLE, _form("cp", FRACTION, "weights"), seed, LENGTHS[:4])
+        yield from curve(MIDDLE, _form("dense", FRACTION), seed, LENGTHS[:4])
+        for kind in ("cp", "low-rank"):
+            yield from curve(LAST, _form(kind, FRACTION), seed, LENGTHS[:4])
+        for kind in ("cp", "low-rank", "narrow"):
+            yield from curve(LANGUAGE, _form(kind, FRACTION), seed, LENGTHS[:4])
+        yield from curve(LANGUAGE, _form("cp", FRACTION, "weights"), seed, short)
+        yield from curve(LANGUAGE, _form("tr", FRACTION), seed, short)
 
 
 def _form(kind: str, fraction: float, start: str = "whitened") -> Form:

@@ -1,8 +1,8 @@
-"""The study of experts on a trained backbone, on a tiny model with random weights."""
+"""The study of experts on a trained backbone, on tiny models with random weights."""
 
 from __future__ import annotations
 
-import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import BertConfig, BertModel
+from transformers import BertConfig, BertModel, Dinov2Config, Dinov2Model
 
-from studies.fine_tuned import page, run
-from studies.fine_tuned.backbone import Backbone, Features, Sizes, embedded, prepare
+from studies.common.command import DOCS
+from studies.fine_tuned import page, pictures, run
+from studies.fine_tuned.backbone import Features, Sizes, embedded
+from studies.fine_tuned.texts import LastLayers, prepare
 from studies.real_models.sentences import mean_of_tokens
 
 pytestmark = pytest.mark.thorough
@@ -50,7 +52,7 @@ def test_the_trained_layers_give_what_the_whole_encoder_gives(data: Features) ->
     whole = model()
     exact = mean_of_tokens(whole, batch)
     below = whole(**batch, output_hidden_states=True).hidden_states[1]
-    found = Backbone(whole, 1).eval()(below, batch["attention_mask"])
+    found = LastLayers(whole, 1).eval()(below, batch["attention_mask"])
     assert torch.allclose(torch.nn.functional.normalize(found, dim=-1), exact, atol=1e-5)
 
 
@@ -117,34 +119,73 @@ def entries(frozen: tuple[float, float], trained: tuple[float, float]) -> list[A
     ]
 
 
+def part(found: Sequence[Any]) -> page.Part:
+    return page.Part("Texts on MiniLM", "fine-tuned.jsonl", found, SIZES, "texts", ("Glosses.",))
+
+
 def page_of(found: Sequence[Any]) -> str:
-    return page.page(found, "python -m studies fine_tuned", SIZES, run.FACTS)
+    return page.page([part(found), part([])], "python -m studies fine_tuned", run.TRAINING)
 
 
 def test_verdicts_follow_from_the_figures() -> None:
     text = page_of(entries((0.9, 0.4), (0.8, 0.3)))
-    assert "*Polysemanticity, 16 to 256 experts*: same direction on both backbones (2 of 2 seeds)" in text
-    assert "from 0.905 to 0.405 (frozen) and from 0.805 to 0.305 (trained)" in text
-    assert "*Polysemanticity* is below what chance gives in 2 of 4 runs (frozen) and 2 of 4 runs (trained)." in text
-    assert "*Concentration* is above what chance gives in 2 of 4 runs (frozen)" in text
-    assert "*Concentration*, trained less frozen: 16: -0.100 ± 0.000 (n = 2); 256: -0.100 ± 0.000 (n = 2)." in text
-    text = page_of(entries((0.9, 0.4), (0.3, 0.8)))
-    assert "not the same direction in every seed on both backbones (0 of 2 seeds)" in text
+    assert (
+        "polysemanticity in 2 of 4 frozen, 2 of 4 trained; concentration in 2 of 4 frozen, 2 of 4 trained; mutual"
+        in text
+    )
+    assert "*From 16 to 256 experts*, distance beyond the null: polysemanticity frozen +0.500 ± 0.000 (n 2)" in text
+    assert "concentration frozen -0.500 ± 0.000 (n 2), trained -0.500 ± 0.000 (n 2)" in text
+    assert "*Trained less frozen, polysemanticity*, distance beyond the null: 16 experts +0.100 ± 0.000 (n 2)" in text
+    assert "*Trained less frozen, concentration*, distance beyond the null: 16 experts -0.100 ± 0.000 (n 2)" in text
+    assert "*Accuracy less that of a linear head*, frozen backbone: 16 experts +0.200 ± 0.000 (n 2)" in text
+    assert "10 of 24" not in text
+    assert "**Not all was run**: 12 of 24 planned runs are missing" in text
+
+
+def test_a_difference_within_two_errors_is_not_told_apart() -> None:
+    one, other = (
+        [entry(b, 16, s, v) for s, v in enumerate(values)]
+        for b, values in (("frozen", (0.5, 0.5, 0.5)), ("trained", (0.4, 0.6, 0.5)))
+    )
+    text = page_of([*one, *other])
+    assert (
+        "less frozen, concentration*, distance beyond the null: 16 experts +0.000 ± 0.058 (not told apart, n 3)" in text
+    )
+    assert "one seed" in page_of([one[0], other[0]])
 
 
 def test_page_has_every_run(tmp_path: Path) -> None:
-    page.write(entries((0.9, 0.4), (0.8, 0.3)), tmp_path, "python -m studies fine_tuned", SIZES, run.FACTS)
+    parts = [part(entries((0.9, 0.4), (0.8, 0.3))), part(entries((0.9, 0.4), (0.8, 0.3)))]
+    page.write(parts, tmp_path, "python -m studies fine_tuned", run.TRAINING)
     text = (tmp_path / "fine-tuned.md").read_text(encoding="utf-8")
-    assert "| trained | 256 | 2 | 0.305 [0.300, 0.310] |" in text
-    assert "| frozen | linear head | 2 | 0.705 [0.700, 0.710] |" in text
+    assert text.count("| trained | 256 | 2 | 0.305 [0.300, 0.310] |") == 2
+    assert text.count("| frozen | linear head | 2 | 0.705 [0.700, 0.710] |") == 2
     for table in text.split("\n\n"):
         if table.startswith("|"):
-            assert len({line.count("|") for line in table.splitlines()}) == 1
+            rows = [line for line in table.splitlines() if line.startswith("|")]
+            assert len({line.count("|") for line in rows}) == 1
     assert (tmp_path / page.FIGURE).read_text(encoding="utf-8").startswith("<?xml")
 
 
-def test_published_page_is_that_of_the_published_runs() -> None:
-    published = run.ROOT / "docs" / "studies"
-    found = [json.loads(line) for line in (published / run.FILE).read_text(encoding="utf-8").splitlines()]
-    text = page.page(found, "python -m studies fine_tuned", Sizes(), run.FACTS)
-    assert text == (published / "fine-tuned.md").read_text(encoding="utf-8")
+def test_published_page_is_that_of_the_published_runs(tmp_path: Path) -> None:
+    for problem in run.PROBLEMS.values():
+        if (DOCS / problem.file).exists():
+            shutil.copy(DOCS / problem.file, tmp_path)
+    run.main(["--page", "--out", str(tmp_path)])
+    assert (tmp_path / "fine-tuned.md").read_bytes() == (DOCS / "fine-tuned.md").read_bytes()
+
+
+def test_the_last_layers_give_the_class_token_of_the_whole_transformer() -> None:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+    whole = Dinov2Model(Dinov2Config(**sizes)).eval()
+    images, labels = torch.randn(6, 3, 28, 28), torch.arange(6) % 2
+    data = pictures.prepare(whole, (images, labels), (images[:2], labels[:2]), Sizes(classes=2, layers=2))
+    with torch.no_grad():
+        exact = whole(pixel_values=images).pooler_output
+    assert torch.allclose(embedded(data.model, data.train), exact, atol=2e-3)  # kept in half precision
+    assert torch.equal(data.train.labels, labels)
+    settings = {"backbone": "trained", "experts": 4, "seed": 0}
+    found = run.measure_run(data, Sizes(classes=2, epochs=20, batch_size=6), settings, rank=8)
+    assert found["moved"] > 1e-3
+    assert found["train accuracy"] > 0.8
