@@ -1,4 +1,4 @@
-"""The study of specialisation in seconds, on made-up data; its measures and verdicts held to cases made by hand."""
+"""The study of specialisation in seconds, on made-up data; its data, heads and measures."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from studies.common.runs import read
-from studies.specialisation import verdicts
 from studies.specialisation.concepts import concepts
 from studies.specialisation.data import made_up
 from studies.specialisation.glyphs import FACES, NUMBER, faces_of, pictures
@@ -24,7 +23,6 @@ from studies.specialisation.plan import (
     MATCHED_TR,
     RATE_SEED,
     RING,
-    SOFTMAX,
     TWO_MAPS,
     contender,
     quick,
@@ -131,51 +129,6 @@ def test_an_outcome_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert (again.accuracy, again.train_accuracy, again.parameters) == (0.5, 0.75, 9)
     for name in ("class_sizes", "correct", "correct_without", "coefficients"):
         assert torch.equal(getattr(again, name), getattr(found, name))
-
-
-def _entry(data: str, like: dict[str, Any], experts: int, seed: int, p: float, null: float) -> dict[str, Any]:
-    figures = {name: [p, null, 0.01] for name in verdicts.RULES}
-    result = {**figures, "accuracy": p / 2, "mutual_information": [1.0, 0.1, 0.0], "with_effect": experts}
-    return {
-        "settings": {"data": data, **like, "experts": experts, "seed": seed, "learning_rate": 0.1},
-        "result": result,
-    }
-
-
-def _runs(few: float, many: float, null: float, like: dict[str, Any] = DEFAULT, data: str = "wn252") -> list[Any]:
-    return [
-        _entry(data, like, size, seed, p + 0.01 * seed, null if size == 64 else 1.0)
-        for size, p in ((4, few), (64, many))
-        for seed in (0, 1)
-    ]
-
-
-def test_a_fall_counts_only_if_the_null_falls_less() -> None:
-    assert (
-        ": reproduced under each rule for experts without effect (-0.400"
-        in verdicts.falls(Runs(_runs(1.2, 0.8, 0.9)))[0]
-    )
-    for found in (_runs(1.2, 0.8, 0.5), _runs(0.8, 1.2, 0.9), _runs(1.0, 1.0, 1.0)):
-        (line,) = verdicts.falls(Runs(found))
-        assert "not reproduced under each rule" in line
-    (line,) = verdicts.falls(Runs(_runs(1.2, 0.8, 0.9, data="wn10")))
-    assert "not testable" in line
-
-
-def test_gates_are_compared_seed_by_seed() -> None:
-    both = [*_runs(1.0, 0.5, 0.9), *_runs(0.9, 0.8, 0.9, SOFTMAX)]
-    few, many = verdicts.entmax(Runs(both))
-    assert "4 experts: entmax's is higher under each rule for experts without effect (+0.100" in few
-    assert "64 experts: entmax's is lower under each rule for experts without effect (-0.300" in many
-
-
-def test_parity_is_within_two_standard_errors() -> None:
-    linear = [_entry("wn252", LINEAR, 0, seed, p, 0.0) for seed, p in ((0, 1.0), (1, 0.9))]
-    tie = [_entry("wn252", MATCHED_CP, 16, seed, p, 0.0) for seed, p in ((0, 0.9), (1, 1.0))]
-    worse = [_entry("wn252", MATCHED_CP, 64, seed, p, 0.0) for seed, p in ((0, 0.5), (1, 0.401))]
-    (line,) = verdicts.accuracy(Runs([*linear, *tie, *worse]))
-    assert "N = 16 +0.000 ± 0.050 (a tie, n 2)" in line
-    assert "N = 64 -0.250 ± 0.000 (worse, n 2)" in line
 
 
 def test_samples_are_those_whose_largest_coefficient_an_expert_has() -> None:
