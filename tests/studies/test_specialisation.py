@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -29,7 +30,7 @@ from studies.specialisation.plan import (
     runs,
 )
 from studies.specialisation.run import main
-from studies.specialisation.samples import choose
+from studies.specialisation.samples import GAP, MARGIN, TITLE, beside, choose
 from studies.specialisation.table import Runs
 
 pytestmark = pytest.mark.thorough
@@ -129,6 +130,19 @@ def test_an_outcome_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert (again.accuracy, again.train_accuracy, again.parameters) == (0.5, 0.75, 9)
     for name in ("class_sizes", "correct", "correct_without", "coefficients"):
         assert torch.equal(getattr(again, name), getattr(found, name))
+
+
+def test_pictures_stand_side_by_side_each_under_its_title() -> None:
+    low, high = np.full((30, 200), 100, dtype=np.uint8), np.full((50, 160), 200, dtype=np.uint8)
+    found = np.asarray(beside([low, high], ["16 experts", "256 experts"]).convert("L"))
+    assert found.shape == (50 + 2 * MARGIN + TITLE, 200 + GAP + 160 + 2 * MARGIN)
+    top = MARGIN + TITLE
+    assert (found[top : top + 30, MARGIN : MARGIN + 200] == 100).all()
+    right = MARGIN + 200 + GAP
+    assert (found[top : top + 50, right : right + 160] == 200).all()
+    for left, width in ((MARGIN, 200), (right, 160)):
+        assert (found[MARGIN:top, left : left + width] < 50).any()
+    assert (found[top:, MARGIN + 200 : right] == 255).all()
 
 
 def test_samples_are_those_whose_largest_coefficient_an_expert_has() -> None:
