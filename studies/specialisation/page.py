@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from textwrap import fill
 
 from factorized_moe._writing import write_files
 from studies.common.runs import read
@@ -49,7 +50,7 @@ def page(runs: Runs, drawn: list[str]) -> str:
     lines += [
         "Means over seeds.",
         "",
-        DONE + f"  {sections.rates(runs)}.",
+        DONE + fill(f"{sections.rates(runs)}.", 118, initial_indent="  ", subsequent_indent="  "),
         "",
         LIMITS + _command(runs),
     ]

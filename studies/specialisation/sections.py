@@ -25,12 +25,12 @@ from studies.specialisation.table import Runs, difference, mean, told
 __all__ = ["HEADS", "accuracy", "beyond_nulls", "cell", "entmax", "forms", "polysemanticity", "rates", "spans_of"]
 
 HEADS: dict[str, dict[str, Any]] = {
-    "CP, entmax": DEFAULT,
-    "CP, softmax": SOFTMAX,
-    "CP, the paper's init": PAPER,
+    "CP entmax": DEFAULT,
+    "CP softmax": SOFTMAX,
+    "CP paper's init": PAPER,
     "TR": RING,
-    "CP, equal parameters": MATCHED_CP,
-    "TR, equal parameters": MATCHED_TR,
+    "CP equal parameters": MATCHED_CP,
+    "TR equal parameters": MATCHED_TR,
 }
 
 
@@ -74,7 +74,7 @@ def polysemanticity(runs: Runs) -> list[str]:
     rows = []
     for form, rules in (("value", RULES), ("excess", EXCESSES)):
         for rule, name in rules.items():
-            title = f"`p`, {name}" if form == "value" else f"beyond the null's own move, {name}"
+            title = f"`p`, {name}" if form == "value" else f"excess, {name}"
             for part in (FEW, TURN, MANY) if rule == "mean" else (FEW, MANY):
 
                 def found(data: str, ends: Span, rule: str = rule, form: str = form) -> Difference | None:
@@ -103,12 +103,11 @@ def entmax(runs: Runs) -> list[str]:
     if not found:
         return []
     lines = [
-        f"| | N | {' | '.join(RULES.values())} | excess | excess, all experts "
-        "| with an effect | lost by each | bits beyond null |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+        f"| | N | {' | '.join(RULES.values())} | excess | with an effect | lost by each | bits beyond null |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for each in found:
-        cells = [cell(each.values[rule]) for rule in RULES] + [cell(each.excess[name]) for name in EXCESSES]
+        cells = [*(cell(each.values[rule]) for rule in RULES), cell(each.excess["mean"])]
         if each.is_vacuous:
             cells = [text.replace("**", "") for text in cells]
         pairs = {one.pairs for one in each.values.values() if one}
@@ -137,12 +136,12 @@ def accuracy(runs: Runs) -> list[str]:
             }
             parts += _compared(f"{name} of as many parameters", {k: each for k, each in apart.items() if each})
         if parts:
-            lines.append(f"- Less a linear head on {title} ({mean(linear):.3f}): {'; '.join(parts)}.")
+            lines.append(f"- Less a linear head on {title} ({mean(linear):.3f}), {'; '.join(parts)}.")
         for size in runs.sizes(data, TWO_MAPS):
             found = difference(*(runs.values(data, like, size, "accuracy") for like in (DEFAULT, TWO_MAPS)))
             if found is not None:
                 (part,) = _compared("CP of rank 128", {size: found})
-                lines.append(f"- Less two linear maps of as many parameters on {title}: {part}.")
+                lines.append(f"- Less two linear maps of as many parameters on {title}, {part}.")
     ties = []
     for data in ("wn252", "wn252 all", "gl"):
         linear = runs.values(data, LINEAR, 0, "accuracy")
@@ -162,8 +161,9 @@ def _compared(name: str, apart: Mapping[int, Difference]) -> list[str]:
         return []
     sizes, figures = ", ".join(f"{size:,}" for size in apart), ", ".join(told(each) for each in apart.values())
     words = ["a tie" if each.is_tie else "better" if each.mean > 0 else "worse" for each in apart.values()]
-    counts = ", ".join(f"{word} in {words.count(word)}" for word in ("better", "a tie", "worse") if word in words)
-    return [f"{name}, N = {sizes}, {figures} ({counts}; n {min(each.pairs for each in apart.values())})"]
+    counts = ", ".join(f"{words.count(word)} {word}" for word in ("better", "a tie", "worse") if word in words)
+    counts = words[0] if len(words) == 1 else f"all {words[0]}" if len(set(words)) == 1 else counts
+    return [f"{name}, N = {sizes}: {figures} ({counts}, n {min(each.pairs for each in apart.values())})"]
 
 
 def _parameters(runs: Runs, data: str, like: Mapping[str, Any], sizes: Sequence[int]) -> str:
@@ -190,7 +190,7 @@ def forms(runs: Runs) -> list[str]:
                 )
     if not rows:
         return []
-    head = "| form | data | N | parameters | `p` moves by | beyond the null's own move |"
+    head = "| form | data | N | parameters | `p` moves by | beyond its null's own move |"
     return [head, "|---|---|---|---|---:|---:|", *rows, ""]
 
 
@@ -206,6 +206,6 @@ def rates(runs: Runs) -> str:
         if chosen:
             edge = {min(LEARNING_RATES), max(LEARNING_RATES)}
             marks = {rate: "*" if rate in edge else "" for rate in chosen}
-            listed = [f"{rate:g}{marks[rate]} for {', '.join(chosen[rate])}" for rate in sorted(chosen)]
+            listed = [f"{rate:g}{marks[rate]} {', '.join(chosen[rate])}" for rate in sorted(chosen)]
             parts.append(f"{title} {'; '.join(listed)}")
     return ". ".join(f"{part[0].upper()}{part[1:]}" for part in parts)

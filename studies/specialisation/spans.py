@@ -18,7 +18,7 @@ __all__ = ["FEW", "HALF", "MANY", "TURN", "WHOLE", "Span", "figure", "grows_from
 
 HALF = 0.52
 """Experts by class that count as half: the upper end of the paper's range, rounded up."""
-FEW, TURN, MANY, WHOLE = "up to half of C", "half to all of C", "all of C and on", "fewest to most"
+FEW, TURN, MANY, WHOLE = "to C/2", "C/2 to C", "from C on", "all"
 
 Span = tuple[int, int]
 

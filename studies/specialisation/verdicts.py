@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from studies.common.paired import Difference
 from studies.specialisation.figures import SHORT
 from studies.specialisation.findings import (
     EXCESSES,
@@ -32,7 +33,7 @@ IN_SHORT = {
     "classes, as a share of the null": "classes by expert",
 }
 """The kinds of excess that the verdict counts."""
-SPANS = {WHOLE: "over all", FEW: "up to half of the classes", MANY: "from as many experts as classes on"}
+SPANS = {WHOLE: "over the whole range", FEW: "up to half of the classes", MANY: "from as many experts as classes on"}
 
 
 def names(datas: Iterable[str]) -> str:
@@ -41,21 +42,21 @@ def names(datas: Iterable[str]) -> str:
 
 
 def listing(words: Mapping[str, str]) -> str:
-    """What happens on which data: ``rises on 2 of 3 (glosses 252, glyphs 256), falls on 1 (glosses 50)``.
+    """What happens on which data: ``rises on 2 of 3 data (glosses 252, glyphs 256), falls on 1 (glosses 50)``.
 
     Args:
         words: A verb for each of the data.
 
     Examples:
         >>> listing({"wn252": "rises", "gl": "falls"}), listing({"wn252": "ties", "gl": "ties"})
-        ('rises on 1 of 2 (glosses 252), falls on 1 (glyphs 256)', 'ties on 2 of 2')
+        ('rises on 1 of 2 data (glosses 252), falls on 1 (glyphs 256)', 'ties on 2 of 2 data')
     """
     groups = {word: [data for data in words if words[data] == word] for word in ("rises", "falls", "ties", "unknown")}
     groups = {word: datas for word, datas in groups.items() if datas}
     if len(groups) == 1:
-        return f"{next(iter(groups))} on {len(words)} of {len(words)}"
+        return f"{next(iter(groups))} on {len(words)} of {len(words)} data"
     parts = [f"{word} on {len(datas)} ({names(datas)})" for word, datas in groups.items()]
-    return ", ".join([parts[0].replace(" (", f" of {len(words)} (", 1), *parts[1:]])
+    return ", ".join([parts[0].replace(" (", f" of {len(words)} data (", 1), *parts[1:]])
 
 
 def in_short(runs: Runs) -> list[str]:
@@ -104,9 +105,9 @@ def _many(runs: Runs) -> str:
     line = (
         "**With as many experts as classes or more**, up to the largest number, polysemanticity "
         f"{_by_rule({rule: listing(found) for rule, found in words.items()})}. With them left out, this page's rule, "
-        f"its excess over the null {listing(excess)}"
+        f"the excess over the null {listing(excess)}"
     )
-    line += f", and it rises at every step from {', '.join(steady)} experts on." if steady else "."
+    line += f", and polysemanticity rises at every step from {', '.join(steady)} experts on." if steady else "."
     if between := with_classes(runs, TURN):
         found = {data: way(move(runs, data, ends, "mean")) for data, ends in between.items()}
         line += f" From half to all of the classes it {listing(found)}."
@@ -138,11 +139,11 @@ def _special(runs: Runs) -> str:
     parts = []
     for name in (FEW, MANY, WHOLE):
         if with_classes(runs, name):
-            told = ", ".join(f"{IN_SHORT[kind.name]} {' / '.join(map(str, counts[name, kind]))}" for kind in shown)
-            parts.append(f"{SPANS[name]} {told}")
+            told = ", ".join(f"{IN_SHORT[kind.name]} {'/'.join(map(str, counts[name, kind]))}" for kind in shown)
+            parts.append(f"{SPANS[name]} by {told}")
     line = (
         f"**More special beyond chance**, from the fewest experts to the most: by {alone} on all data. The data on "
-        f"which the excess over the null is more / a tie / less: {'; '.join(parts)}."
+        f"which the excess over the null is more/a tie/less: {'; '.join(parts)}."
     )
     if many := with_classes(runs, MANY):
         moves = {data: special(runs, data, ends, KINDS[0]) for data, ends in many.items()}
@@ -167,10 +168,9 @@ def _gates(found: list[Gates]) -> str:
     line = f"**Entmax against softmax, from {LARGE} experts on** (the border was set beforehand): {verdict}"
     if told:
         counts = _by_rule({rule: _counted(found) for rule, found in words.items()})
-        less = {_counted(found) for found in excess.values()}
         line += (
-            f"; of {len(told)} comparisons that can tell, entmax's polysemanticity is {counts}; "
-            f"its excess over the null is {' or '.join(sorted(less))}"
+            f"; of {len(told)} comparisons that can tell, entmax's polysemanticity is {counts}; its excess over the "
+            f"null is {_excess(excess, [each.excess['mean'] for each in told])}"
         )
     line += "."
     if vacuous:
@@ -185,6 +185,16 @@ def _gates(found: list[Gates]) -> str:
     if small:
         line += f" Below {LARGE} experts: {'; '.join(map(_small, small))}."
     return line
+
+
+def _excess(words: Mapping[str, list[str]], apart: list[Difference | None]) -> str:
+    """What the excess does over experts with an effect and over all, and between which differences."""
+    said = {name: _counted(found) for name, found in words.items()}
+    means = sorted(each.mean for each in apart if each)
+    ends = f"{means[0]:+.3f} to {means[-1]:+.3f}" if len(means) > 1 else "".join(f"{value:+.3f}" for value in means)
+    if len(set(said.values())) == 1:
+        return f"{next(iter(said.values()))} ({ends}), over experts with an effect and over all"
+    return "; ".join(f"{found} over {EXCESSES[name]}" for name, found in said.items())
 
 
 def _counted(words: list[str]) -> str:

@@ -18,8 +18,8 @@ WORDS = """\
 - **N** experts, **C** classes, **n** seeds; `glosses 50` are the glosses in 50 classes. A *gate* gives each expert a
   coefficient for an input: *softmax* above 0 for all, *entmax* (alpha 1.5) 0 for most. *CP* and *TR*: the experts'
   matrices as one tensor in canonical polyadic or tensor-ring form.
-- **d** of an expert: the share of each class's correctly predicted test samples that is lost without it, gains as 0.
-  An expert is *without effect* if no class loses a single sample; there is no other threshold.
+- **d** of an expert: the share of each class's correctly predicted test samples that is lost without it, 0 for a class
+  that gains. An expert is *without effect* if no class loses a single sample; there is no other threshold.
 - **p**, *polysemanticity*: `p = |d - e|`, a Euclidean length, with `e` 1 at the largest entry of `d` and 0 elsewhere.
   It is 0 for an expert that all of one class is lost without, about 1 where little is lost, more where much is lost of
   several classes; for a head the mean over its experts.
@@ -38,11 +38,12 @@ WORDS = """\
 """
 
 RULES_OF = {
-    "polysemanticity": "In the paper's sense where bold and negative, and beyond the null's own move as well. That "
-    "is the same whether experts without effect count 1 or 0: *all experts*.",
+    "polysemanticity": "By how much `p` moves over a span of N, and by how much its *excess*, that is, beyond the "
+    "null's own move; over *all experts* the excess is the same, counted 1 or 0. The paper's claim is reproduced where "
+    "all five are bold and below 0 up to half of the classes. Blank: fewer than two numbers of experts.",
     "beyond_nulls": "By how much the excess moves, positive for more special. Classes by expert are compared in "
     "numbers and as a share of their null, since the null itself shrinks many times over.",
-    "entmax": "Entmax's `p`, and its excess, less softmax's; pairs are entmax : softmax. *From 64 experts on*, because "
+    "entmax": "Entmax's `p`, and its excess, less softmax's; a pair is entmax : softmax. *From 64 experts on*, because "
     "earlier runs on glosses and glyphs had entmax lower with 64 and 256 experts, and higher or a tie with 16. "
     "*Vacuous*: with fewer than two samples lost by an expert with an effect, `p` is little but its null.",
     "accuracy": "Accuracies are fractions. Pairs of the same seed; within two standard errors is a tie.",
@@ -82,7 +83,7 @@ DONE = """\
 - The measure is this library's form of the paper's; that the two are the same to the letter is not confirmed. The
   paper's range is 16 to 512 experts for ImageNet's 1,000 classes.
 - Learning rates: the best of 0.001, 0.003 and 0.01 on held-out training samples, for every contender, with 16 experts
-  and one seed; 10 and 50 classes and every gloss take those of 252 (an asterisk: at the edge of the three).
+  and one seed; 10 and 50 classes and every gloss take those of 252. With an asterisk where at the edge of the three:
 """
 
 LIMITS = """\
