@@ -42,10 +42,11 @@ RULES_OF = {
     "null's own move; over *all experts* the excess is the same, counted 1 or 0. The paper's claim is reproduced where "
     "all five are bold and below 0 up to half of the classes. Blank: fewer than two numbers of experts.",
     "beyond_nulls": "By how much the excess moves, positive for more special. Classes by expert are compared in "
-    "numbers and as a share of their null, since the null itself shrinks many times over.",
-    "entmax": "Entmax's `p`, and its excess, less softmax's; a pair is entmax : softmax. *From 64 experts on*, because "
-    "earlier runs on glosses and glyphs had entmax lower with 64 and 256 experts, and higher or a tie with 16. "
-    "*Vacuous*: with fewer than two samples lost by an expert with an effect, `p` is little but its null.",
+    "numbers and as a share of their null, since on most data the null itself shrinks many times over.",
+    "entmax": "Entmax's `p`, and its excess, less softmax's; a pair is entmax : softmax, *lost by each* for an expert "
+    "with an effect. *From 64 experts on*, because earlier runs on glosses and glyphs had entmax lower with 64 and 256 "
+    "experts, and higher or a tie with 16. *Vacuous*: with fewer than two samples lost by an expert with an effect, "
+    "`p` is little but its null.",
     "accuracy": "Accuracies are fractions. Pairs of the same seed; within two standard errors is a tie.",
     "forms": "Experts without effect are left out. At rank 128 parameters grow with N, so above both grow together; at "
     "*equal parameters*, those of a linear head, N alone does. The paper's init and TR were run with 16 and 256 "

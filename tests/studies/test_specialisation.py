@@ -119,6 +119,10 @@ def test_measures_of_a_head_made_by_hand() -> None:
     result = measures(found, torch.tensor([0, 0, 1, 1]))
     assert [result[name][0] for name in ("mean", "mean_dead_one", "mean_dead_zero")] == [0.0, 0.5, 0.0]
     assert (result["with_effect"], result["lost"], result["experts_per_input"]) == (1, 1.0, 1.0)
+    # What is beyond the null is the same whether experts without effect count 1 or 0.
+    one, zero, left_out = ([*result[name]] for name in ("mean_dead_one", "mean_dead_zero", "mean"))
+    assert one[0] - one[1] == pytest.approx(zero[0] - zero[1], abs=2e-5)
+    assert one[0] - one[1] == pytest.approx((left_out[0] - left_out[1]) / 2, abs=2e-5)
     assert result["concentration"][0] == result["effective_classes"][0] == result["mutual_information"][0] == 1.0
 
 
