@@ -11,7 +11,7 @@ from factorized_moe._writing import write_files
 from studies.specialisation.plan import DEFAULT, LINEAR, MATCHED_CP, MATCHED_TR, SOFTMAX, TWO_MAPS
 from studies.specialisation.table import Runs, Values, difference, known, mean
 
-__all__ = ["CLASSES", "COLOURS", "PAPER_WINDOW", "TITLES", "draw_all"]
+__all__ = ["CLASSES", "COLOURS", "PAPER_WINDOW", "SHORT", "TITLES", "contenders", "draw_all"]
 
 TITLES = {
     "wn252": "glosses, 252 classes",
@@ -19,6 +19,13 @@ TITLES = {
     "wn50": "glosses, 50 classes",
     "wn10": "glosses, 10 classes",
     "fm": "Fashion-MNIST, 10 classes",
+}
+SHORT = {
+    "wn252": "glosses 252",
+    "gl": "glyphs 256",
+    "wn50": "glosses 50",
+    "wn10": "glosses 10",
+    "fm": "Fashion-MNIST 10",
 }
 CLASSES = {"wn252": 252, "gl": 256, "wn50": 50, "wn10": 10, "fm": 10}
 COLOURS = {
@@ -116,9 +123,9 @@ def _polysemanticity(runs: Runs, path: Path) -> bool:
 
 
 MEASURES = {
-    "concentration": "largest class's part of an expert's effect",
-    "effective_classes": "classes by expert (effective)",
-    "mutual_information": "expert tells of the class, bits",
+    "concentration": "concentration",
+    "effective_classes": "classes by expert",
+    "mutual_information": "bits that an expert tells of the class",
 }
 
 
@@ -142,7 +149,7 @@ def _measures(runs: Runs, path: Path) -> bool:
 
 
 def _gates(runs: Runs, path: Path) -> bool:
-    names = [name for name in ("wn252", "gl") if runs.sizes(name, SOFTMAX)]
+    names = [name for name in TITLES if runs.sizes(name, SOFTMAX)]
     if not names:
         return False
     rules = {
@@ -185,13 +192,14 @@ def _accuracy(runs: Runs, path: Path) -> bool:
                 found = difference(runs.values(name, like, size, "accuracy"), linear)
                 if found is not None:
                     colour = "#6b7280" if found.is_tie else "#2a9d5c" if found.mean > 0 else "#d1495b"
-                    error = 0.0 if found.pairs < 2 else 200 * found.error
-                    axis.errorbar(100 * found.mean, place, xerr=error, fmt="o", markersize=4, color=colour)
+                    error = 0.0 if found.pairs < 2 else 2 * found.error
+                    axis.errorbar(found.mean, place, xerr=error, fmt="o", markersize=4, color=colour)
             axis.axvline(0, color="k", lw=0.8)
             axis.set_yticks(range(len(rows)), [title for title, _, _ in rows], fontsize=8)
-            axis.invert_yaxis()
+            axis.set_ylim(len(rows) - 0.5, -0.5)
+            axis.locator_params(axis="x", nbins=3)
             axis.set_title(titles[name], fontsize=9)
-            axis.set_xlabel("less linear, points of accuracy", fontsize=8)
+            axis.set_xlabel("accuracy less the linear head's", fontsize=8)
             axis.grid(alpha=0.3, linewidth=0.5)
     return True
 

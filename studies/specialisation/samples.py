@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -22,11 +23,16 @@ from studies.specialisation.heads import Outcome, outcome_file
 from studies.specialisation.plan import DEFAULT
 from studies.specialisation.table import Runs
 
-__all__ = ["choose", "draw_samples"]
+if TYPE_CHECKING:
+    from PIL import Image
+
+__all__ = ["beside", "choose", "draw_samples"]
 
 SIZES = (16, 256)
 EXPERTS = 6
 SAMPLES = 12
+MARGIN, GAP, TITLE = 12, 40, 28
+"""Pixels around a picture, between two, and for a title above each."""
 CLASS_COLOURS = ("#1f6fb4", "#d1495b", "#2a9d5c", "#b8730f", "#7a5ea8")
 ONCE = "#5f6975"
 
@@ -87,8 +93,6 @@ def _coefficients(runs: Runs, data: str, cache: Path) -> list[Tensor]:
 
 def _draw_glyphs(found: Sequence[dict[int, list[int]]], path: Path, cache: Path) -> None:
     """Pictures side by side, a row for each expert."""
-    from PIL import Image
-
     signs, faces = glyphs.characters(cache), glyphs.find_faces(cache)
     shown = glyphs.pictures(1, len(faces))
 
@@ -97,12 +101,30 @@ def _draw_glyphs(found: Sequence[dict[int, list[int]]], path: Path, cache: Path)
         return np.pad(glyphs.draw(signs[kanji], faces[face], (kanji, face)), 2, constant_values=255)
 
     blocks = [np.vstack([np.hstack([picture(k) for k in samples]) for samples in part.values()]) for part in found]
-    height = max(len(block) for block in blocks)
-    gap = np.full((height, 40), 255, dtype=np.uint8)
-    padded = [np.pad(block, ((0, height - len(block)), (0, 0)), constant_values=255) for block in blocks]
-    image = Image.fromarray(np.pad(np.hstack([padded[0], gap, padded[1]]), 12, constant_values=255))
-    image = image.quantize(16)
+    image = beside(
+        blocks, [f"{size} experts: {len(part)} of them, a row each" for size, part in zip(SIZES, found, strict=True)]
+    )
     write_files(path.parent, {path.name: lambda place: image.save(place, format="png", optimize=True)})
+
+
+def beside(blocks: Sequence[np.ndarray], titles: Sequence[str]) -> Image.Image:
+    """Pictures side by side, each under its title, in sixteen greys.
+
+    Args:
+        blocks: Arrays from 0 to 255, ``(height, width)``.
+        titles: One for each.
+    """
+    from PIL import Image, ImageDraw, ImageFont
+
+    height = max(len(block) for block in blocks)
+    width = sum(block.shape[1] for block in blocks) + GAP * (len(blocks) - 1)
+    image = Image.new("L", (width + 2 * MARGIN, height + 2 * MARGIN + TITLE), 255)
+    pen, left = ImageDraw.Draw(image), MARGIN
+    for block, title in zip(blocks, titles, strict=True):
+        pen.text((left, MARGIN), title, fill=0, font=ImageFont.load_default(size=18))
+        image.paste(Image.fromarray(block), (left, MARGIN + TITLE))
+        left += block.shape[1] + GAP
+    return image.quantize(16)
 
 
 def _draw_words(

@@ -10,7 +10,7 @@ from typing import Any
 from studies.common.paired import Difference, paired
 from studies.specialisation.plan import RATE_SEED
 
-__all__ = ["Runs", "Values", "difference", "known", "less", "mean", "spread"]
+__all__ = ["Runs", "Values", "difference", "known", "less", "mean", "share", "told"]
 
 Values = dict[int, float]
 """A figure by seed; NaN where there is none."""
@@ -88,6 +88,25 @@ def less(one: Values, other: Values) -> Values:
     return {seed: one[seed] - other[seed] for seed in one.keys() & other.keys()}
 
 
+def share(one: Values, other: Values) -> Values:
+    """``one / other - 1`` by seed."""
+    return {seed: one[seed] / other[seed] - 1.0 for seed in one.keys() & other.keys()}
+
+
+def told(found: Difference) -> str:
+    """A difference with its standard error, in as many digits as show that it is not 0, five at most.
+
+    Examples:
+        >>> told(Difference(-0.25, 0.04, 3)), told(Difference(-0.0081, 0.0004, 3)), told(Difference(0.5, math.nan, 1))
+        ('-0.250 ± 0.040', '-0.0081 ± 0.0004', '+0.500 (one seed)')
+    """
+    if math.isnan(found.error):
+        return f"{found.mean:+.3f} (one seed)"
+    shown = [d for d in (3, 4, 5) if round(found.error, d)] or [3]
+    digits = next((d for d in shown if round(found.mean, d)), shown[0])
+    return f"{found.mean:+.{digits}f} ± {found.error:.{digits}f}"
+
+
 def known(values: Values) -> list[float]:
     """The figures that are there."""
     return [value for value in values.values() if not math.isnan(value)]
@@ -97,13 +116,3 @@ def mean(values: Values) -> float:
     """Their mean; NaN if there are none."""
     found = known(values)
     return statistics.fmean(found) if found else math.nan
-
-
-def spread(values: Values, digits: int = 3) -> str:
-    """Mean, least and largest: ``0.500 [0.400, 0.600]``."""
-    found = known(values)
-    if not found:
-        return "none"
-    if len(found) == 1:
-        return f"{found[0]:,.{digits}f}"
-    return f"{mean(values):,.{digits}f} [{min(found):,.{digits}f}, {max(found):,.{digits}f}]"

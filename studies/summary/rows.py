@@ -32,7 +32,7 @@ ROWS = (
     Row(
         "The more experts, the fewer classes each of them serves",
         "specialisation.md",
-        (r"- \*\*More experts are less polysemantic", r"- \*\*Beyond that", r"- \*\*What an expert tells"),
+        (r"- \*\*More experts are less polysemantic", r"- \*\*With as many", r"- \*\*More special"),
         "specialisation/polysemanticity.svg",
         "python -m studies specialisation",
         "figures of polysemanticity",

@@ -1,4 +1,4 @@
-"""The study of specialisation in seconds, on made-up data; its measures and verdicts held to cases made by hand."""
+"""The study of specialisation in seconds, on made-up data; its data, heads and measures."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from studies.common.runs import read
-from studies.specialisation import verdicts
 from studies.specialisation.concepts import concepts
 from studies.specialisation.data import made_up
 from studies.specialisation.glyphs import FACES, NUMBER, faces_of, pictures
@@ -24,14 +24,13 @@ from studies.specialisation.plan import (
     MATCHED_TR,
     RATE_SEED,
     RING,
-    SOFTMAX,
     TWO_MAPS,
     contender,
     quick,
     runs,
 )
 from studies.specialisation.run import main
-from studies.specialisation.samples import choose
+from studies.specialisation.samples import GAP, MARGIN, TITLE, beside, choose
 from studies.specialisation.table import Runs
 
 pytestmark = pytest.mark.thorough
@@ -120,6 +119,10 @@ def test_measures_of_a_head_made_by_hand() -> None:
     result = measures(found, torch.tensor([0, 0, 1, 1]))
     assert [result[name][0] for name in ("mean", "mean_dead_one", "mean_dead_zero")] == [0.0, 0.5, 0.0]
     assert (result["with_effect"], result["lost"], result["experts_per_input"]) == (1, 1.0, 1.0)
+    # What is beyond the null is the same whether experts without effect count 1 or 0.
+    one, zero, left_out = ([*result[name]] for name in ("mean_dead_one", "mean_dead_zero", "mean"))
+    assert one[0] - one[1] == pytest.approx(zero[0] - zero[1], abs=2e-5)
+    assert one[0] - one[1] == pytest.approx((left_out[0] - left_out[1]) / 2, abs=2e-5)
     assert result["concentration"][0] == result["effective_classes"][0] == result["mutual_information"][0] == 1.0
 
 
@@ -133,49 +136,17 @@ def test_an_outcome_is_read_as_it_was_written(tmp_path: Path) -> None:
         assert torch.equal(getattr(again, name), getattr(found, name))
 
 
-def _entry(data: str, like: dict[str, Any], experts: int, seed: int, p: float, null: float) -> dict[str, Any]:
-    figures = {name: [p, null, 0.01] for name in verdicts.RULES}
-    result = {**figures, "accuracy": p / 2, "mutual_information": [1.0, 0.1, 0.0], "with_effect": experts}
-    return {
-        "settings": {"data": data, **like, "experts": experts, "seed": seed, "learning_rate": 0.1},
-        "result": result,
-    }
-
-
-def _runs(few: float, many: float, null: float, like: dict[str, Any] = DEFAULT, data: str = "wn252") -> list[Any]:
-    return [
-        _entry(data, like, size, seed, p + 0.01 * seed, null if size == 64 else 1.0)
-        for size, p in ((4, few), (64, many))
-        for seed in (0, 1)
-    ]
-
-
-def test_a_fall_counts_only_if_the_null_falls_less() -> None:
-    assert (
-        ": reproduced under each rule for experts without effect (-0.400"
-        in verdicts.falls(Runs(_runs(1.2, 0.8, 0.9)))[0]
-    )
-    for found in (_runs(1.2, 0.8, 0.5), _runs(0.8, 1.2, 0.9), _runs(1.0, 1.0, 1.0)):
-        (line,) = verdicts.falls(Runs(found))
-        assert "not reproduced under each rule" in line
-    (line,) = verdicts.falls(Runs(_runs(1.2, 0.8, 0.9, data="wn10")))
-    assert "not testable" in line
-
-
-def test_gates_are_compared_seed_by_seed() -> None:
-    both = [*_runs(1.0, 0.5, 0.9), *_runs(0.9, 0.8, 0.9, SOFTMAX)]
-    few, many = verdicts.entmax(Runs(both))
-    assert "4 experts: entmax's is higher under each rule for experts without effect (+0.100" in few
-    assert "64 experts: entmax's is lower under each rule for experts without effect (-0.300" in many
-
-
-def test_parity_is_within_two_standard_errors() -> None:
-    linear = [_entry("wn252", LINEAR, 0, seed, p, 0.0) for seed, p in ((0, 1.0), (1, 0.9))]
-    tie = [_entry("wn252", MATCHED_CP, 16, seed, p, 0.0) for seed, p in ((0, 0.9), (1, 1.0))]
-    worse = [_entry("wn252", MATCHED_CP, 64, seed, p, 0.0) for seed, p in ((0, 0.5), (1, 0.401))]
-    (line,) = verdicts.accuracy(Runs([*linear, *tie, *worse]))
-    assert "N = 16 +0.000 ± 0.050 (a tie, n 2)" in line
-    assert "N = 64 -0.250 ± 0.000 (worse, n 2)" in line
+def test_pictures_stand_side_by_side_each_under_its_title() -> None:
+    low, high = np.full((30, 200), 100, dtype=np.uint8), np.full((50, 160), 200, dtype=np.uint8)
+    found = np.asarray(beside([low, high], ["16 experts", "256 experts"]).convert("L"))
+    assert found.shape == (50 + 2 * MARGIN + TITLE, 200 + GAP + 160 + 2 * MARGIN)
+    top = MARGIN + TITLE
+    assert (found[top : top + 30, MARGIN : MARGIN + 200] == 100).all()
+    right = MARGIN + 200 + GAP
+    assert (found[top : top + 50, right : right + 160] == 200).all()
+    for left, width in ((MARGIN, 200), (right, 160)):
+        assert (found[MARGIN:top, left : left + width] < 50).any()
+    assert (found[top:, MARGIN + 200 : right] == 255).all()
 
 
 def test_samples_are_those_whose_largest_coefficient_an_expert_has() -> None:
