@@ -181,7 +181,13 @@ def _spread(values: Sequence[float], digits: int) -> str:
 
 def _verdicts(part: Part) -> list[str]:
     found = Runs(part.entries)
-    sentences = [_beyond(found), *_more_experts(found), *_trained_less_frozen(found), *_accuracy(found)]
+    sentences = [
+        *_in_short(found),
+        _beyond(found),
+        *_more_experts(found),
+        *_trained_less_frozen(found),
+        *_accuracy(found),
+    ]
     moved = [found.of("trained", n, s, "moved") for n in (*found.experts, 0) for s in found.seeds("trained", n)]
     if moved:
         sentences.append(
@@ -195,6 +201,24 @@ def _verdicts(part: Part) -> list[str]:
             "goes on with them. What rests on one seed, or on none, is no finding."
         )
     return sentences
+
+
+def _in_short(found: Runs) -> list[str]:
+    """How many comparisons of the two backbones come out which way."""
+    counts = dict.fromkeys(("further beyond chance", "less far", "not told apart"), 0)
+    for measure in MEASURES:
+        for experts in found.experts:
+            seeds = found.common(*((b, experts) for b in BACKBONES))
+            if len(seeds) > 1:
+                difference = paired(*([found.excess(b, experts, s, measure) for s in seeds] for b in BACKBONES[::-1]))
+                way = "not told apart" if difference.is_tie else "further beyond chance"
+                counts["less far" if way != "not told apart" and difference.mean < 0 else way] += 1
+    if not sum(counts.values()):
+        return []
+    return [
+        f"**Trained with the backbone, experts are** {', '.join(f'{way} in {n}' for way, n in counts.items())} of "
+        f"{sum(counts.values())} comparisons with the frozen backbone (measures and numbers of experts)."
+    ]
 
 
 def _beyond(found: Runs) -> str:

@@ -138,8 +138,8 @@ def test_verdicts_follow_from_the_figures() -> None:
     assert "*Trained less frozen, polysemanticity*, distance beyond the null: 16 experts +0.100 ± 0.000 (n 2)" in text
     assert "*Trained less frozen, concentration*, distance beyond the null: 16 experts -0.100 ± 0.000 (n 2)" in text
     assert "*Accuracy less that of a linear head*, frozen backbone: 16 experts +0.200 ± 0.000 (n 2)" in text
-    assert "10 of 24" not in text
     assert "**Not all was run**: 12 of 24 planned runs are missing" in text
+    assert "experts are** further beyond chance in 2, less far in 4, not told apart in 0 of 6 comparisons" in text
 
 
 def test_a_difference_within_two_errors_is_not_told_apart() -> None:
@@ -151,7 +151,9 @@ def test_a_difference_within_two_errors_is_not_told_apart() -> None:
     assert (
         "less frozen, concentration*, distance beyond the null: 16 experts +0.000 ± 0.058 (not told apart, n 3)" in text
     )
+    assert "further beyond chance in 0, less far in 0, not told apart in 3 of 3 comparisons" in text
     assert "one seed" in page_of([one[0], other[0]])
+    assert "experts are**" not in page_of([one[0], other[0]])
 
 
 def test_page_has_every_run(tmp_path: Path) -> None:
