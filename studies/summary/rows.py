@@ -78,9 +78,16 @@ ROWS = (
         "fairness table",
     ),
     Row(
-        "Many experts cost no more parameters or operations than the layer they replace",
+        "Many experts cost no more than the layer they replace: parameters, operations, time, memory",
         "costs.md",
-        (r"- \*\*Formulas", r"- \*\*Parameters\*\*", r"- \*\*Fast contraction\*\*"),
+        (
+            r"- \*\*Counts",
+            r"- \*\*Parameters",
+            r"- \*\*FLOPs",
+            r"- \*\*Time",
+            r"- \*\*Memory",
+            r"- \*\*Fast contraction",
+        ),
         "costs.svg",
         "python -m studies costs",
         "tables of parameters, FLOPs and latency; ranks against N",
