@@ -72,7 +72,7 @@ ROWS = (
     Row(
         "Thresholds by experts correct a bias better than blind ones",
         "bias-correction-celeba.md",
-        (r"- \*\*Thresholds by experts",),
+        (r"- \*\*Thresholds by experts", r"- Of \d+ measures, beside"),
         "",
         "python -m studies bias_correction_celeba",
         "fairness table",
