@@ -166,10 +166,14 @@ def _of_case(name: str, rows: Found, kind: str) -> str:
         f" Points of accuracy lost, mean and worst seed: expert {statistics.fmean(lost[OURS]):.2f} and "
         f"{max(lost[OURS]):.2f}, blind {statistics.fmean(lost[BLIND]):.2f} and {max(lost[BLIND]):.2f}."
     )
-    pairs = zip(rows[OURS][OPPORTUNITY], rows[BLIND][OPPORTUNITY], rows[OURS]["shift"], strict=True)
+    usual = statistics.mode(rows[OURS]["group"])
+    columns = (rows[OURS][OPPORTUNITY], rows[BLIND][OPPORTUNITY], rows[OURS]["shift"], rows[OURS]["group"])
     against = [
-        f"seed {seed} ({ours:.3f} against {blind:.3f}{'; no expert threshold was chosen' if not shift else ''})"
-        for seed, (ours, blind, shift) in enumerate(pairs)
+        f"seed {seed} ({ours:.3f} against {blind:.3f}"
+        + ("" if shift else "; no expert threshold was chosen")
+        + ("" if group == usual else f"; found wronged: {GROUPS[group]}, not {GROUPS[usual]}")
+        + ")"
+        for seed, (ours, blind, shift, group) in enumerate(zip(*columns, strict=True))
         if ours >= blind
     ]
     return text + (f" Not smaller than blind in {', '.join(against)}." if against else "")
@@ -248,6 +252,7 @@ def rows_of(runs: Sequence[Mapping[str, Any]], case: Case, models: Sequence[str]
                 row[measure].append(value)
             row["shift"].append(result["shifts"].get(correction, 0.0))
             row["people"].append(result["people"])
+            row["group"].append(result["group"])
             if correction == OURS[2]:
                 for other, interval in result["over_people"].items():
                     row[f"over people, {other}"].append(interval)

@@ -27,7 +27,8 @@ models: Mixer S-16, GPT-2 of 124 million parameters, a head on CLIP's features. 
 [Pre-training](pretraining.md).
 
 *Reproduced* means: no more than the layer that is replaced. Of parameters, FLOPs and bytes, up to {no_more:.0%} more
-counts as no more. A time is more, or less, if the middle half of the rounds' ratios to the other is above 1, or below.
+counts as no more. A time is more, or less, if the middle half of the rounds' ratios is above 1, or below; else it is
+undecided.
 
 {verdicts}
 

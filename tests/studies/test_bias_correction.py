@@ -153,7 +153,12 @@ BETTER = {
 def made(opportunity: dict[tuple[str, str, str], list[float]] = BETTER, shift: float = 1.0) -> Rows:
     found: Rows = {
         row: {measure: [0.8, 0.8, 0.8] for measure in MEASURES}
-        | {"equality_of_opportunity": values, "shift": [shift] * 3, "people": [[10, 20, 30, 4000]] * 3}
+        | {
+            "equality_of_opportunity": values,
+            "shift": [shift] * 3,
+            "people": [[10, 20, 30, 4000]] * 3,
+            "group": [0] * 3,
+        }
         | {"cells": [[0.9, 0.5, 0.8, 0.7]] * 3, "recognised": [[0.5, 0.7]] * 3}
         for row, values in opportunity.items()
     }
@@ -205,6 +210,8 @@ def test_what_seeds_or_people_leave_open_is_not_reproduced() -> None:
     against[OURS]["shift"] = [1.0, 0.0, 1.0]
     case = verdicts({"Young": against})[-1]
     assert "Not smaller than blind in seed 1 (0.170 against 0.160; no expert threshold was chosen)." in case
+    against[OURS] |= {"shift": [1.0, 1.0, 1.0], "group": [0, 1, 0]}
+    assert "in seed 1 (0.170 against 0.160; found wronged: men, not women)." in verdicts({"Young": against})[-1]
 
 
 def test_no_correction_chosen_is_not_compared() -> None:
