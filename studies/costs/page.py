@@ -187,11 +187,15 @@ def _forms(rows: Sequence[Row]) -> list[str]:
         rule = f", {ROUNDINGS[row['rounding']]}" if row["rounding"] else ""
         flops = "no plan chooses" if row["flops"] is None else f"{row['flops']:,}"
         lines.append(
-            f"| {formula.title}{rule} | {rank_text(row['rank'])} | {formula.parameters} | {by_hand['parameters']:,} | "
-            f"{row['parameters']:,} | {formula.flops} | {by_hand['flops']:,} | {flops} | {_least(formula.max_rank)} | "
+            f"| {formula.title}{rule} | {rank_text(row['rank'])} | {_formula(formula.parameters)} | {by_hand['parameters']:,} | "
+            f"{row['parameters']:,} | {_formula(formula.flops)} | {by_hand['flops']:,} | {flops} | {_least(formula.max_rank)} | "
             f"{row['max_rank']} |"
         )
     return lines
+
+
+def _formula(text: str) -> str:
+    return " + ".join(term.replace(" ", "\N{NO-BREAK SPACE}") for term in text.split(" + "))
 
 
 def _least(bounds: Sequence[str]) -> str:
@@ -263,14 +267,14 @@ def _contraction(rows: Sequence[Row]) -> list[str]:
     ]
     return lines + [
         f"| {NAMES[row['form']]} | {rank_text(row['rank'])} | {row['dense_first']:,} | "
-        f"{FORMULAS[row['form']].built} | {row['best']:,} | {row['fast']:,} | {row['gate']:,} |"
+        f"{_formula(FORMULAS[row['form']].built)} | {row['best']:,} | {row['fast']:,} | {row['gate']:,} |"
         for row in rows
     ]
 
 
 def _built(rows: Sequence[Row]) -> str:
     parts = "; ".join(
-        f"{NAMES[r['form']]} of rank {rank_text(r['rank'])} {ratio_text(r['ratio'])} times, {r['rounds']} rounds"
+        f"{NAMES[r['form']]} of rank {rank_text(r['rank'])}: {ratio_text(r['ratio'])} times, {r['rounds']} rounds"
         for r in rows
     )
     worst = max(row["apart"] for row in rows)

@@ -171,7 +171,7 @@ def _fast(found: Mapping[str, Any]) -> str:
 
 def _built(rows: Sequence[Row]) -> str:
     times = "; ".join(
-        f"{NAMES[row['form']]} of rank {rank_text(row['rank'])} {ratio_text(row['ratio'])} times as fast"
+        f"{NAMES[row['form']]} of rank {rank_text(row['rank'])}: {ratio_text(row['ratio'])} times as fast"
         for row in rows
     )
     return (
