@@ -187,9 +187,9 @@ def _forms(rows: Sequence[Row]) -> list[str]:
         rule = f", {ROUNDINGS[row['rounding']]}" if row["rounding"] else ""
         flops = "no plan chooses" if row["flops"] is None else f"{row['flops']:,}"
         lines.append(
-            f"| {formula.title}{rule} | {rank_text(row['rank'])} | {_formula(formula.parameters)} | {by_hand['parameters']:,} | "
-            f"{row['parameters']:,} | {_formula(formula.flops)} | {by_hand['flops']:,} | {flops} | {_least(formula.max_rank)} | "
-            f"{row['max_rank']} |"
+            f"| {formula.title}{rule} | {rank_text(row['rank'])} | {_formula(formula.parameters)} | "
+            f"{by_hand['parameters']:,} | {row['parameters']:,} | {_formula(formula.flops)} | {by_hand['flops']:,} | "
+            f"{flops} | {_least(formula.max_rank)} | {row['max_rank']} |"
         )
     return lines
 
