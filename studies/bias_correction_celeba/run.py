@@ -13,8 +13,9 @@ from pathlib import Path
 import torch
 
 from factorized_moe._writing import write_files
-from studies.bias_correction_celeba.cases import CASES, MODELS, TRAININGS, Settings, correct
-from studies.bias_correction_celeba.faces import Parts, download, read
+from studies.bias_correction.correcting import TRAININGS, Parts, Settings, correct
+from studies.bias_correction_celeba.cases import CASES, MODELS
+from studies.bias_correction_celeba.faces import download, read
 from studies.bias_correction_celeba.page import page
 from studies.common import runs
 
@@ -65,4 +66,4 @@ def run(people: Callable[[str], Parts], seeds: range, how: Settings, out: Path) 
             for model in MODELS
             for training in TRAININGS
         ]
-        runs.finish(out / f"{NAME}.jsonl", wanted, lambda settings, parts=parts: correct(settings, parts, how))
+        runs.finish(out / f"{NAME}.jsonl", wanted, lambda settings, parts=parts: correct(settings, parts, CASES, how))

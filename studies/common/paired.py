@@ -7,7 +7,24 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["Difference", "paired"]
+__all__ = ["Difference", "paired", "student"]
+
+STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
+STUDENT += (2.23, 2.20, 2.18, 2.16, 2.14, 2.13, 2.12, 2.11, 2.10, 2.09)
+"""The 97.5% quantiles of Student's t for 2 to 20 values."""
+
+
+def student(values: int) -> float:
+    """How many standard errors the 95% interval of a mean reaches to either side; for more than 20 values, that for 20.
+
+    Args:
+        values: How many the mean is of, 2 or more.
+
+    Examples:
+        >>> student(5)
+        2.78
+    """
+    return STUDENT[min(values, len(STUDENT) + 1) - 2]
 
 
 @dataclass(frozen=True)
@@ -28,6 +45,11 @@ class Difference:
     def is_tie(self) -> bool:
         """Whether the mean is within two standard errors of zero, or its error is unknown."""
         return math.isnan(self.error) or abs(self.mean) <= 2.0 * self.error
+
+    @property
+    def is_unclear(self) -> bool:
+        """Whether 0 is in the mean's 95% interval by Student's t, or its error is unknown."""
+        return math.isnan(self.error) or abs(self.mean) <= student(self.pairs) * self.error
 
     def __str__(self) -> str:
         return f"{self.mean:+.3f} ± {self.error:.3f}"

@@ -15,8 +15,8 @@ from factorized_moe import Budget, FactorizedExpertTensor, MuMoE, MuMoEBlock
 from factorized_moe.budgets import LayerCosts
 from factorized_moe.contraction import dense_request, make_plan
 from factorized_moe.decompositions import get_decomposition
-from studies.costs.formulas import FORMULAS, MATERIALISED
-from studies.costs.models import BUDGET, HEAD, MODELS, RING, Mlp, Model
+from studies.costs.formulas import FORMULAS, value
+from studies.costs.models import BUDGET, HEAD, MODELS, REFERENCE, RING, Mlp, Model
 
 __all__ = ["at_one_rank", "contraction", "forms", "heads", "measured_rank", "models", "parameters_of"]
 
@@ -54,19 +54,21 @@ def forms(n: int) -> list[dict[str, Any]]:
         known = name if name != "sparse" else "dense"
         rank = None if known == "dense" else _head_rank((n,), name)
         costs = LayerCosts((n,), (HEAD,), get_decomposition(known), count_gate=False)
-        formula = FORMULAS[name].count(n, HEAD[0] + 1, HEAD[1], _entries(rank))
+        formula = FORMULAS[name]
+        sizes = formula.sizes(n, HEAD[0] + 1, HEAD[1], _entries(rank))
         rows.append(
             {
                 "form": name,
                 "rank": rank,
+                "rounding": None if rank is None else _rounding(name),
                 "parameters": costs.parameters(_known(rank)),
                 # no plan chooses experts: the count of a sparse mixture is the formula's
                 "flops": None if name == "sparse" else costs.flops(_known(rank)),
                 "max_rank": min(costs.expert_rank_bound(_known(rank)), *HEAD),  # of the matrix without its bias row
                 "formula": {
-                    "parameters": formula[0],
-                    "flops": 2 * formula[1] + formula[2],
-                    "max_rank": min(formula[3], *HEAD),
+                    "parameters": value(formula.parameters, sizes),
+                    "flops": value(formula.flops, sizes),
+                    "max_rank": min(*(value(bound, sizes) for bound in formula.max_rank), *HEAD),
                 },
             }
         )
@@ -144,12 +146,15 @@ def _block_rank(model: Model, mlp: Mlp, name: str, rule: str) -> Rank | None:
     return Budget(parameters=own, fixed=fixed).rank((model.experts,), mlp.linears, name)
 
 
-def _head_rank(grid: tuple[int, ...], name: str, rounding: str = "up") -> Rank:
-    """The head's rank: rings have small bonds but one; ranks of several free entries are never rounded up."""
+def _rounding(name: str) -> str:
+    """The released rule rounds up; ranks of several free entries, for which it has none, are at most the budget's."""
+    return "down" if name in ("tucker", "tt") else "up"
+
+
+def _head_rank(grid: tuple[int, ...], name: str, rounding: str | None = None) -> Rank:
+    """The head's rank: rings have small bonds but one."""
     fixed = (*(RING,) * (len(grid) + 1), None, RING) if name == "tr" else None
-    several = name in ("tucker", "tt")
-    budget = Budget(parameters=BUDGET, fixed=fixed, rounding="down" if several else rounding)
-    return budget.rank(grid, (HEAD,), name)
+    return Budget(parameters=BUDGET, fixed=fixed, rounding=rounding or _rounding(name)).rank(grid, (HEAD,), name)
 
 
 def _known(rank: Rank | None) -> Rank:
@@ -161,7 +166,7 @@ def _entries(rank: Rank | None) -> tuple[int, ...]:
 
 
 def contraction(n: int, size: int, rank: int) -> list[dict[str, Any]]:
-    """Multiply-adds of one output: the dense tensor built first, by hand and by the library's best order, and fast.
+    """FLOPs of one output: the dense tensor built first, by hand and by the library's best order, and fast.
 
     Args:
         n: ``N``.
@@ -169,23 +174,22 @@ def contraction(n: int, size: int, rank: int) -> list[dict[str, Any]]:
         rank: CP's, and the free bond of the ring.
     """
     rows = []
+    unfactorised = FactorizedExpertTensor((n,), size, size, "dense", 1, bias=True, device="meta").plan(1).flops
     for name, entries in (("cp", (rank,)), ("tr", (RING, RING, rank, RING))):
         given: Rank = entries[0] if len(entries) == 1 else entries
         w = FactorizedExpertTensor((n,), size, size, name, given, bias=True, device="meta")
-        built = make_plan(w.network, dense_request(w.network), batch_size=1)
-        dense = n * (size + 1) * size
-        _, fast, products, _ = FORMULAS[name].count(n, size + 1, size, entries)
+        formula = FORMULAS[name]
+        sizes = formula.sizes(n, size + 1, size, entries)
+        gate = 2 * n * size
         rows.append(
             {
                 "form": name,
                 "rank": given,
-                "dense_elements": dense,
-                "materialised": MATERIALISED[name](n, size + 1, size, entries),
-                "best_materialised_flops": built.flops + 2 * dense,
-                "fast": fast + n * size,
-                "gate": n * size,
-                "fast_flops": w.plan(1).flops,
-                "formula_flops": 2 * fast + products,
+                "dense_first": value(formula.built, sizes),
+                "best": make_plan(w.network, dense_request(w.network), batch_size=1).flops + unfactorised,
+                "fast": w.plan(1).flops + gate,
+                "gate": gate,
+                "formula": value(formula.flops, sizes) + gate,
             }
         )
     return rows
@@ -205,14 +209,13 @@ def measured_rank(grid: tuple[int, ...], decomposition: str, rank: Rank) -> int:
     return int(torch.linalg.matrix_rank(w.expert(*(0,) * len(grid))[:-1]))
 
 
-def at_one_rank(numbers: Sequence[int], reference: int = 64) -> list[dict[str, int]]:
-    """The head's parameters against ``N`` if CP and ring keep the ranks that the budget gives a reference number.
+def at_one_rank(numbers: Sequence[int]) -> list[dict[str, int]]:
+    """The head's parameters against ``N`` if CP and ring keep the ranks that they have with `REFERENCE` experts.
 
     Args:
         numbers: The numbers of experts.
-        reference: The number that the ranks are of.
     """
-    ranks = {name: _head_rank((reference,), name) for name in ("cp", "tr")}
+    ranks = {name: _head_rank((REFERENCE,), name) for name in ("cp", "tr")}
     return [
         {"experts": n, "dense": parameters_of((n,), (HEAD,), "dense", 1)}
         | {name: parameters_of((n,), (HEAD,), name, rank) for name, rank in ranks.items()}

@@ -1,19 +1,41 @@
-"""What the equations of the layers say about parameters, multiply-adds and ranks, written out by hand.
+"""What the equations of the layers say about parameters, FLOPs and ranks, written out by hand.
 
-Nothing here asks the library, so that its counts have something to be compared with.
+Nothing here asks the library, so that its counts have something to be compared with. A formula is the text that the
+page prints, and its value is computed from that text.
 
-Legend: ``N`` experts of one mode, ``I`` in_features, ``O`` out_features, ``R`` ranks, ``K`` experts chosen.
+FLOPs are counted by one rule throughout: two for a multiplication with its addition, one for a product alone.
+
+Legend: ``N`` experts of one mode, ``I`` in_features and one for the bias, ``O`` out_features, ``R`` ranks, ``K``
+experts chosen.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 
-__all__ = ["CHOSEN", "FORMULAS", "MATERIALISED", "Formula"]
+__all__ = ["CHOSEN", "FORMULAS", "Formula", "value"]
 
 CHOSEN = 2
 """``K`` of a sparse mixture."""
+
+
+def value(text: str, sizes: Mapping[str, int]) -> int:
+    """What a sum of products comes to.
+
+    Args:
+        text: Terms between plus signs, each of factors between spaces: numbers and names.
+        sizes: The names' values.
+
+    Raises:
+        KeyError: If a name has no value.
+
+    Examples:
+        >>> value("2 N I + N", {"N": 3, "I": 5})
+        33
+    """
+    return sum(prod(int(f) if f.isdecimal() else sizes[f] for f in term.split()) for term in text.split(" + "))
 
 
 @dataclass(frozen=True)
@@ -22,76 +44,60 @@ class Formula:
 
     Attributes:
         title: The layer.
-        parameters: The formula as text.
-        multiply_adds: The same of multiply-adds for one input.
-        max_rank: The same of the largest rank of an expert's matrix.
-        count: From ``(N, I + 1, O, rank)`` to parameters, multiply-adds, products alone, and the largest rank. A
-            product alone is a multiplication without an addition: one FLOP, not two.
+        ranks: The names of the rank's entries.
+        parameters: The formula of parameters.
+        flops: The same of FLOPs for one input.
+        max_rank: Those of which the least is the largest rank of an expert's matrix.
+        built: FLOPs for one input if the dense tensor is built first, its nodes taken from left to right, and then
+            contracted with the outer product of coefficients and input; empty where the page has none.
     """
 
     title: str
+    ranks: tuple[str, ...]
     parameters: str
-    multiply_adds: str
-    max_rank: str
-    count: Callable[[int, int, int, tuple[int, ...]], tuple[int, int, int, int]]
+    flops: str
+    max_rank: tuple[str, ...]
+    built: str = ""
+
+    def sizes(self, n: int, i: int, o: int, rank: tuple[int, ...]) -> dict[str, int]:
+        """The values of the names, from ``(N, I + 1, O, rank)``."""
+        return {"N": n, "I": i, "O": o, "K": CHOSEN, **dict(zip(self.ranks, rank, strict=True))}
 
 
-def _dense(n: int, i: int, o: int, rank: tuple[int, ...]) -> tuple[int, int, int, int]:
-    return n * i * o, n * i * o, n * i, min(i, o)
-
-
-def _sparse(n: int, i: int, o: int, rank: tuple[int, ...]) -> tuple[int, int, int, int]:
-    return n * i * o, CHOSEN * i * o, CHOSEN * i, min(i, o)
-
-
-def _cp(n: int, i: int, o: int, rank: tuple[int, ...]) -> tuple[int, int, int, int]:
-    (r,) = rank
-    return r * (n + i + o), r * (n + i + o), r, min(i, o, r)
-
-
-def _tucker(n: int, i: int, o: int, rank: tuple[int, ...]) -> tuple[int, int, int, int]:
-    rn, ri, ro = rank
-    size = n * rn + i * ri + o * ro + rn * ri * ro
-    return size, size, rn * ri, min(i, o, ri, ro)
-
-
-def _tt(n: int, i: int, o: int, rank: tuple[int, ...]) -> tuple[int, int, int, int]:
-    _, r2, r3, _ = rank
-    size = n * r2 + r2 * i * r3 + r3 * o
-    return size, size + r2 * r3, 0, min(i, o, r3)
-
-
-def _tr(n: int, i: int, o: int, rank: tuple[int, ...]) -> tuple[int, int, int, int]:
-    r1, r2, r3, _ = rank
-    size = r1 * n * r2 + r2 * i * r3 + r3 * o * r1
-    return size, size + r1 * r2 * r3, 0, min(i, o, r3 * min(r1, r2))
-
+DENSE = ("N I O", "2 N I O + N I", ("I", "O"))
 
 FORMULAS = {
-    "dense": Formula("dense MoE", "N I O", "N I O", "min(I, O)", _dense),
-    "sparse": Formula(f"sparse MoE, {CHOSEN} chosen", "N I O", "K I O", "min(I, O)", _sparse),
-    "cp": Formula("CP", "R (N + I + O)", "R (N + I + O)", "min(I, O, R)", _cp),
-    "tucker": Formula("Tucker", "N Rₙ + I Rᵢ + O Rₒ + Rₙ Rᵢ Rₒ", "as many as parameters", "min(I, O, Rᵢ, Rₒ)", _tucker),
-    "tt": Formula("tensor train", "N R₂ + R₂ I R₃ + R₃ O", "parameters + R₂ R₃", "min(I, O, R₃)", _tt),
+    "dense": Formula("dense MoE", (), *DENSE),
+    "sparse": Formula(f"sparse MoE, {CHOSEN} chosen", (), DENSE[0], "2 K I O + K I", DENSE[2]),
+    "cp": Formula(
+        "CP",
+        ("R",),
+        "N R + I R + O R",
+        "2 N R + 2 I R + R + 2 O R",
+        ("I", "O", "R"),
+        "N I R + 2 N I O R + N I + 2 N I O",
+    ),
+    "tucker": Formula(
+        "Tucker",
+        ("Rₙ", "Rᵢ", "Rₒ"),
+        "N Rₙ + I Rᵢ + O Rₒ + Rₙ Rᵢ Rₒ",
+        "2 N Rₙ + 2 I Rᵢ + Rₙ Rᵢ + 2 Rₙ Rᵢ Rₒ + 2 O Rₒ",
+        ("I", "O", "Rᵢ", "Rₒ"),
+    ),
+    "tt": Formula(
+        "tensor train",
+        ("R₁", "R₂", "R₃", "R₄"),
+        "N R₂ + R₂ I R₃ + R₃ O",
+        "2 N R₂ + 2 R₂ I R₃ + 2 R₂ R₃ + 2 R₃ O",
+        ("I", "O", "R₃"),
+    ),
     "tr": Formula(
-        "tensor ring", "R₁ N R₂ + R₂ I R₃ + R₃ O R₁", "parameters + R₁ R₂ R₃", "min(I, O, R₃ min(R₁, R₂))", _tr
+        "tensor ring",
+        ("R₁", "R₂", "R₃", "R₄"),
+        "R₁ N R₂ + R₂ I R₃ + R₃ O R₁",
+        "2 R₁ N R₂ + 2 R₂ I R₃ + 2 R₁ R₂ R₃ + 2 R₃ O R₁",
+        ("I", "O", "R₃ R₁", "R₃ R₂"),
+        "2 R₁ R₂ R₃ N I + 2 R₁ R₃ N I O + N I + 2 N I O",
     ),
 }
-"""By decomposition, and the sparse mixture, which is none. ``I`` counts the bias row."""
-
-
-def _cp_built(n: int, i: int, o: int, rank: tuple[int, ...]) -> int:
-    (r,) = rank
-    return r * n * i * o + n * i * o
-
-
-def _tr_built(n: int, i: int, o: int, rank: tuple[int, ...]) -> int:
-    r1, r2, r3, _ = rank
-    return r1 * r2 * r3 * n * i + r1 * r3 * n * i * o + n * i * o
-
-
-MATERIALISED = {"cp": _cp_built, "tr": _tr_built}
-"""Multiply-adds of one output, from ``(N, I + 1, O, rank)``, if the dense tensor is built first.
-
-Of a ring the cores are taken from left to right: experts with inputs, then with outputs.
-"""
+"""By decomposition, and the sparse mixture, which is none. Trains and rings have their last rank at both ends."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["BUDGET", "EXPERTS", "GRIDS", "HEAD", "MODELS", "RING", "Mlp", "Model"]
+__all__ = ["BUDGET", "EXPERTS", "GRIDS", "HEAD", "MODELS", "REFERENCE", "RING", "Mlp", "Model"]
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,8 @@ MODELS = (
         3 * 16 * 16 * 512 + 512 + 512 * 1000 + 1000 + 8 * 2 * 2 * 512 + 2 * 512,
         0,
         (
-            Mlp("over patches", (196, 256, 196), 8, True, _ranks(196, 0.75, 0.19)),
-            Mlp("over channels", (512, 2048, 512), 8, True, _ranks(512, 0.75, 0.19)),
+            Mlp("patches", (196, 256, 196), 8, True, _ranks(196, 0.75, 0.19)),
+            Mlp("channels", (512, 2048, 512), 8, True, _ranks(512, 0.75, 0.19)),
         ),
     ),
     _gpt2(256, 0.725, 0.195),
@@ -103,6 +103,9 @@ BUDGET = HEAD[0] * HEAD[1] + HEAD[1]
 
 EXPERTS = (16, 32, 64, 128, 256, 512)
 """The numbers of experts of the head."""
+
+REFERENCE = 64
+"""The number of experts whose ranks the head keeps where its parameters are drawn against their number."""
 
 GRIDS = ((128,), (16, 8), (8, 4, 4), (4, 4, 4, 2), (64, 64), (16, 16, 16))
 """Expert modes of the head: 128 experts in one to four modes, and 4,096 in two and three."""

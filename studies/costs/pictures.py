@@ -6,6 +6,8 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from studies.costs.models import REFERENCE
+
 __all__ = ["against_experts"]
 
 COLOURS = {"cp": "#1f77b4", "tr": "#d95f02"}
@@ -13,7 +15,7 @@ NAMES = {"cp": "CP", "tr": "tensor ring"}
 
 
 def against_experts(heads: Sequence[Mapping[str, Any]], fixed: Sequence[Mapping[str, Any]], budget: int) -> bytes:
-    """Three panels: ranks at equal parameters, how many experts can differ, parameters at one rank of the experts.
+    """Three panels: ranks at equal parameters, how many experts can differ, parameters at ranks that do not change.
 
     Args:
         heads: From `studies.costs.counting.heads`, grids of one mode.
@@ -42,7 +44,7 @@ def against_experts(heads: Sequence[Mapping[str, Any]], fixed: Sequence[Mapping[
     growth.axhline(budget, color="#999999", linewidth=1, linestyle="--", label="linear head")
     ranks.set(title="at equal parameters", ylabel="largest rank of an expert", ylim=(0, None))
     different.set(title="at equal parameters", ylabel="linearly independent experts, at most")
-    growth.set(title="experts of one rank", ylabel="parameters", yscale="log")
+    growth.set(title=f"at the ranks of {REFERENCE} experts", ylabel="parameters", yscale="log")
     different.set_yscale("log", base=2)
     numbers = sorted({row["experts"][0] for row in heads})
     for axes in (ranks, different, growth):

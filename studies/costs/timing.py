@@ -27,7 +27,7 @@ from factorized_moe import Budget, FactorizedExpertTensor, MuMoE
 from studies.costs.formulas import CHOSEN
 from studies.costs.models import HEAD, RING
 
-__all__ = ["SIZES", "Sizes", "SparseMoE", "built_first", "contenders", "latency"]
+__all__ = ["SIZES", "TINY", "Sizes", "SparseMoE", "built_first", "contenders", "latency"]
 
 
 @dataclass(frozen=True)
