@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from factorized_moe._writing import write_files
-from studies.common.paired import paired
+from studies.common.paired import Difference, paired
 from studies.fine_tuned.backbone import Sizes
 
 __all__ = ["FIGURE", "Part", "page", "write"]
@@ -30,6 +30,33 @@ MEASURES = {
     "information: mutual_information": "mutual information",
 }
 """Measures, by what the page calls them; the first two over the experts with an effect."""
+
+FURTHER, LESS, NOT_TOLD = "further beyond chance", "less far", "not told apart"
+
+OPENING = """\
+# Experts on a backbone that is trained with them
+
+[The study of specialisation](specialisation.md) puts heads of experts (uMoE layers, Oldfield et al. 2024, arXiv
+2402.12550) on frozen features; the paper fine-tunes the backbone too. Here the last layer of each of two pretrained
+backbones is trained together with the head, beside the same backbone *frozen*: are the experts as specialised? Whether
+they are the same experts was not looked at, and nothing here compares with the paper's own models or data.
+
+Each expert is removed in turn, and the test samples are counted, by class, that were right and are now wrong.
+
+- *Polysemanticity*: `p = |d - e|`, a Euclidean length, with `d` the share of each class's right answers that is lost
+  and `e` 1 at the largest entry of `d` and 0 elsewhere: 0 if one class loses all and the others nothing, about 1 if
+  every loss is small. Mean over the experts whose removal changes an answer; *others as 1* counts the rest as 1. The
+  *null*: as many losses, drawn at random.
+- *Concentration*: the largest entry of `d` over their sum, at most 1. The same experts, the same null.
+- *Mutual information*, in bits, of the class and an expert drawn by the sample's coefficients, which the gate gives:
+  what using an expert tells of the class. Null: labels exchanged at random.
+- *Distance beyond the null*: how far a measure is from its null in the direction of specialised experts, below it for
+  polysemanticity, above it for the other two. Nulls move too when a backbone is trained, as more or fewer answers are
+  lost.
+- `±` is the standard error of differences paired by seed, *n* their number. *Not told apart*: zero is in their 95%
+  interval by Student's t. Of 18 such comparisons about one would differ by chance; differences are taken before
+  rounding.
+""".splitlines()
 
 Entries = Sequence[Mapping[str, Any]]
 
@@ -106,42 +133,55 @@ def page(parts: Sequence[Part], command: str, training: Sequence[str]) -> str:
     """The page."""
     shown = [part for part in parts if part.entries]
     lines = [
-        "# Experts on a backbone that is trained with them",
-        "",
-        "[The study of specialisation](specialisation.md) puts heads of experts (uMoE layers, Oldfield et al. 2024, "
-        "arXiv",
-        "2402.12550) on frozen features; the paper fine-tunes the backbone too. Here the last layers of two pretrained",
-        "backbones are trained together with the head, beside the same backbones *frozen*: do the experts come to do",
-        "the same? Nothing here compares with the paper's own models or data.",
-        "",
-    ]
-    for part in shown:
-        lines += [f"**{part.title}**", "", *[f"- {sentence}" for sentence in _verdicts(part)], ""]
-    lines += [
-        "`±` is the standard error of differences that are paired by seed, *n* their number. A difference is called",
-        "one from two standard errors on, else *not told apart* (of three seeds, a test at 5% would ask for 4.3).",
-        "",
+        *OPENING,
+        *(line for part in shown for line in (f"**{part.title}**", "", *(f"- {s}" for s in _verdicts(part)), "")),
         f"![Three measures against the number of experts, frozen and trained, each beside its null]({FIGURE})",
         "",
-        "## What is measured",
+        "*Means, and shaded from the least to the largest seed; dotted: nulls. A line is to be read beside the null of "
+        "its own colour: polysemanticity below it and the others above it are specialised.*",
         "",
-        "Each expert is removed in turn, and the test samples are counted, by class, that were right and are now "
-        "wrong.",
+        *(line for part in shown for line in (f"## {part.title}", "", *_differences(part), *_table(part), "")),
+        *_how(shown, command, training),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _differences(part: Part) -> list[str]:
+    """The trained backbone less the frozen one: each measure, its null, and the distance between them."""
+    found = Runs(part.entries)
+    lines = []
+    for measure, name in MEASURES.items():
+        for experts in found.experts:
+            seeds = found.common(*((b, experts) for b in BACKBONES))
+            if not seeds:
+                continue
+            both = BACKBONES[::-1]
+            moves = [paired(*([found.of(b, experts, s, measure, w) for s in seeds] for b in both)) for w in (0, 1)]
+            distance = _distance(found, measure, experts, seeds)
+            lines.append(
+                f"| {name} | {experts:,} | {moves[0].mean:+.4f} | {moves[1].mean:+.4f} | "
+                f"{_mean(distance)} | {distance.pairs} | {_way(distance)} |"
+            )
+    if not lines:
+        return []
+    return [
+        "Trained less frozen:",
         "",
-        "- *Polysemanticity*: `p = |d - e|`, with `d` the share of each class's right answers that is lost, and `e` 1",
-        "  at the largest entry of `d` and 0 elsewhere: 0 if one class loses all and the others nothing, about 1 if",
-        "  every loss is small. Null: as many losses, drawn at random. Mean over the experts with an effect;",
-        "  *others as 1* counts the rest as 1.",
-        "- *Concentration*: the largest entry of `d` over their sum. The same null, the same experts.",
-        "- *Mutual information*, in bits, between the class and the expert that a sample's coefficients are drawn as:",
-        "  what using an expert tells of the class. Null: labels exchanged at random.",
-        "",
-        "Specialised experts have a polysemanticity below its null, and the other two above theirs.",
+        "| measure | experts | itself | its null | distance beyond the null | n | |",
+        "|---|---:|---:|---:|---:|---:|---|",
+        *lines,
         "",
     ]
-    for part in shown:
-        lines += [f"## {part.title}", "", *_table(part), ""]
-    return "\n".join([*lines, *_how(shown, command, training)]) + "\n"
+
+
+def _distance(found: Runs, measure: str, experts: int, seeds: Sequence[int]) -> Difference:
+    return paired(*([found.excess(b, experts, s, measure) for s in seeds] for b in BACKBONES[::-1]))
+
+
+def _way(difference: Difference) -> str:
+    if difference.is_unclear:
+        return NOT_TOLD
+    return FURTHER if difference.mean > 0 else LESS
 
 
 def _table(part: Part) -> list[str]:
@@ -181,18 +221,13 @@ def _spread(values: Sequence[float], digits: int) -> str:
 
 def _verdicts(part: Part) -> list[str]:
     found = Runs(part.entries)
-    sentences = [
-        *_in_short(found),
-        _beyond(found),
-        *_more_experts(found),
-        *_trained_less_frozen(found),
-        *_accuracy(found),
-    ]
+    sentences = [*_as_specialised(found), _beyond(found), *_accuracy(found)]
     moved = [found.of("trained", n, s, "moved") for n in (*found.experts, 0) for s in found.seeds("trained", n)]
     if moved:
         sentences.append(
-            f"*How far it was trained*: the test {part.samples}' features moved by {min(moved):.2f} to "
-            f"{max(moved):.2f} of their distance from their mean; what is found holds for that much."
+            f"*How far the backbone moved*: the root mean square change of the test {part.samples}' features is "
+            f"{min(moved):.2f} to {max(moved):.2f} of that of their distance from their mean before; what is found "
+            "holds for that much."
         )
     missing = len(EXPERTS_AND_LINEAR) * 2 * PLANNED_SEEDS - len(found.found)
     if missing > 0:
@@ -203,22 +238,25 @@ def _verdicts(part: Part) -> list[str]:
     return sentences
 
 
-def _in_short(found: Runs) -> list[str]:
-    """How many comparisons of the two backbones come out which way."""
-    counts = dict.fromkeys(("further beyond chance", "less far", "not told apart"), 0)
-    for measure in MEASURES:
+def _as_specialised(found: Runs) -> list[str]:
+    """By each measure, at how many numbers of experts the two backbones differ, and which way."""
+    parts = []
+    for measure, name in MEASURES.items():
+        ways = []
         for experts in found.experts:
             seeds = found.common(*((b, experts) for b in BACKBONES))
             if len(seeds) > 1:
-                difference = paired(*([found.excess(b, experts, s, measure) for s in seeds] for b in BACKBONES[::-1]))
-                way = "not told apart" if difference.is_tie else "further beyond chance"
-                counts["less far" if way != "not told apart" and difference.mean < 0 else way] += 1
-    if not sum(counts.values()):
+                ways.append((experts, _way(_distance(found, measure, experts, seeds))))
+        told = [
+            f"{way} with {', '.join(numbers)}"
+            for way in (FURTHER, LESS, NOT_TOLD)
+            if (numbers := [f"{experts:,}" for experts, w in ways if w == way])
+        ]
+        if told:
+            parts.append(f"{'B' if parts else 'b'}y {name} {'; '.join(told)}.")
+    if not parts:
         return []
-    return [
-        f"**Trained with the backbone, experts are** {', '.join(f'{way} in {n}' for way, n in counts.items())} of "
-        f"{sum(counts.values())} comparisons with the frozen backbone (measures and numbers of experts)."
-    ]
+    return [f"**Trained beside frozen, experts are** {' '.join(parts)}"]
 
 
 def _beyond(found: Runs) -> str:
@@ -230,60 +268,40 @@ def _beyond(found: Runs) -> str:
             excesses = [found.excess(backbone, n, s, measure) for n in found.experts for s in found.seeds(backbone, n)]
             counts.append(f"{sum(excess > 0 for excess in excesses)} of {len(excesses)} {backbone}")
         parts.append(f"{name} in {', '.join(counts)}")
-    return f"*More specialised than chance* (runs on that side of the null): {'; '.join(parts)}."
-
-
-def _more_experts(found: Runs) -> list[str]:
-    """How the excess over the null changes with the number of experts, on each backbone."""
-    first, last = found.experts[0], found.experts[-1]
-    if first == last:
-        return []
-    parts = []
-    for measure, name in MEASURES.items():
-        ways = []
-        for backbone in BACKBONES:
-            seeds = found.common((backbone, first), (backbone, last))
-            if seeds:
-                ends = [[found.excess(backbone, n, s, measure) for s in seeds] for n in (last, first)]
-                ways.append(f"{backbone} {_difference(*ends)}")
-        parts.append(f"{name} {', '.join(ways)}")
-    return [f"*From {first} to {last:,} experts*, distance beyond the null: {'; '.join(parts)}."]
-
-
-def _trained_less_frozen(found: Runs) -> list[str]:
-    sentences = []
-    for measure, name in MEASURES.items():
-        parts = []
-        for experts in found.experts:
-            seeds = found.common(*((b, experts) for b in BACKBONES))
-            if seeds:
-                pairs = [[found.excess(b, experts, s, measure) for s in seeds] for b in ("trained", "frozen")]
-                parts.append(f"{experts:,} experts {_difference(*pairs)}")
-        if parts:
-            sentences.append(f"*Trained less frozen, {name}*, distance beyond the null: {'; '.join(parts)}.")
-    return sentences
+    return f"*Runs on the specialised side of their null*, by however little: {'; '.join(parts)}."
 
 
 def _accuracy(found: Runs) -> list[str]:
     sentences = []
+    parts = []
+    for experts in (*found.experts, 0):
+        seeds = found.common(*((b, experts) for b in BACKBONES))
+        if seeds:
+            gained = paired(*([found.of(b, experts, s, "test accuracy") for s in seeds] for b in BACKBONES[::-1]))
+            parts.append(f"{f'{experts:,} experts' if experts else 'linear head'} {_difference(gained)}")
+    if parts:
+        sentences.append(f"*Test accuracy, trained less frozen*: {'; '.join(parts)}.")
     for backbone in BACKBONES:
         parts = []
         for experts in found.experts:
             seeds = found.common((backbone, experts), (backbone, 0))
             if seeds:
-                pairs = [[found.of(backbone, n, s, "test accuracy") for s in seeds] for n in (experts, 0)]
-                parts.append(f"{experts:,} experts {_difference(*pairs)}")
+                less = paired(*([found.of(backbone, n, s, "test accuracy") for s in seeds] for n in (experts, 0)))
+                parts.append(f"{experts:,} experts {_difference(less)}")
         if parts:
-            sentences.append(f"*Accuracy less that of a linear head*, {backbone} backbone: {'; '.join(parts)}.")
+            sentences.append(f"*Test accuracy less a linear head's*, {backbone} backbone: {'; '.join(parts)}.")
     return sentences
 
 
-def _difference(one: Sequence[float], other: Sequence[float]) -> str:
-    """A mean of pairs with its standard error and what it amounts to; one pair alone amounts to nothing."""
-    found = paired(one, other)
+def _difference(found: Difference) -> str:
+    """A mean of pairs with its standard error and its number; what is not told apart is said."""
     if found.pairs == 1:
-        return f"{found.mean:+.3f} (one seed)"
-    return f"{found}{' (not told apart' if found.is_tie else ' ('}{', ' if found.is_tie else ''}n {found.pairs})"
+        return f"{_mean(found)} (one seed)"
+    return f"{_mean(found)}{', not told apart' if found.is_unclear else ''} (n {found.pairs})"
+
+
+def _mean(found: Difference) -> str:
+    return f"{found.mean:+.4f}" + ("" if found.pairs == 1 else f" ± {found.error:.4f}")
 
 
 def _how(parts: Sequence[Part], command: str, training: Sequence[str]) -> list[str]:

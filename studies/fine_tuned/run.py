@@ -36,8 +36,12 @@ HEAD_RATE, BACKBONE_RATE, WEIGHT_DECAY, WARM_UP = 3e-3, 1e-4, 0.01, 0.05
 TRAINING = (
     f"Heads: CP of rank {RANK} with the library's defaults (entmax-1.5), one expert mode, and a linear head; CP has "
     "more parameters than the linear head, so their accuracies are not a comparison at equal size.",
+    "A trained backbone also fits better, and more of its experts have an effect: how much of a difference is due to "
+    "that is not known. One layer was trained; nothing is said of more.",
     f"AdamW, learning rates {HEAD_RATE:g} (head) and {BACKBONE_RATE:g} (backbone), weight decay {WEIGHT_DECAY:g}, "
-    "a warm-up and a cosine, gradients clipped to 1; none of these was tuned. Features are standardised.",
+    "a warm-up and a cosine, gradients clipped to 1; none of these was tuned. Features are standardised by the means "
+    "and deviations of the training samples before any training. A seed sets the head's start and the order of the "
+    "batches.",
     "Polysemanticity, concentration and their null: `factorized_moe.interpret.Polysemanticity`; mutual information: "
     "`LabelInformation`.",
 )
