@@ -14,9 +14,11 @@ from pathlib import Path
 from factorized_moe._writing import write_files
 from studies.summary.rows import ROWS, Row
 
-__all__ = ["answers", "main", "page", "verdict"]
+__all__ = ["answers", "main", "page", "shortened", "verdict"]
 
 DOCS = Path(__file__).parents[2] / "docs" / "studies"
+ROOM = 330
+"""Characters of an answer, unless its first sentence has more; the page has the rest."""
 VERDICTS = re.compile(
     r"not reproduced|reproduced in part|reproduced|not testable|cannot tell|not told apart", re.IGNORECASE
 )
@@ -44,6 +46,27 @@ def answers(row: Row, text: str) -> list[str]:
             raise ValueError(f"{row.page} has no line that begins with {lead!r}")
         found += lines
     return [line.removeprefix("- ") for line in found]
+
+
+def shortened(line: str) -> str:
+    """A line's first sentences or clauses: the first, and those after it while there is room.
+
+    Args:
+        line: One of what `answers` gives.
+
+    Examples:
+        >>> shortened("**It is: reproduced.** By 2, as before. " + "More of it. " * 30)[:45]
+        '**It is: reproduced.** By 2, as before. More '
+        >>> len(shortened("**It is: reproduced.** By 2, as before. " + "More of it. " * 30)) < ROOM
+        True
+    """
+    parts = re.split(r"(?:(?<=[.;])|(?<=\.\*\*)) (?![^(\[]*[)\]])", line)  # not within brackets
+    kept = parts[0]
+    for part in parts[1:]:
+        if len(kept) + len(part) > ROOM:
+            return kept.removesuffix(";").removesuffix(".") + (" …" if not kept.endswith("**") else "")
+        kept = f"{kept} {part}"
+    return kept
 
 
 def verdict(lines: Sequence[str]) -> str:
@@ -82,7 +105,8 @@ def page(texts: dict[str, str]) -> str:
         "",
         "What Oldfield et al. 2024 (arXiv 2402.12550) say of uMoE layers, and what small runs on two processor cores",
         "found, with this library's defaults. ImageNet, OpenWebText, CLIP and the paper's sizes were not at hand: a",
-        "claim that fails here may hold there. Each sentence is made from its study's runs, with seeds and spreads.",
+        "claim that fails here may hold there. Each sentence is made from its study's runs and shortened here (…); its",
+        "page has seeds, spreads and what limits it.",
         "",
         '<div class="claims" markdown="1">',
         "",
@@ -92,7 +116,12 @@ def page(texts: dict[str, str]) -> str:
     for row in ROWS:
         found = answers(row, texts[row.page])
         more = [f"[page]({row.page})", *([f"[figure]({row.figure})"] if row.figure else []), f"`{row.command}`"]
-        cells = [f"{row.claim} ({row.tables})", f"**{verdict(found)}**", "<br>".join(found), "<br>".join(more)]
+        cells = [
+            f"{row.claim} ({row.tables})",
+            f"**{verdict(found)}**",
+            "<br>".join(map(shortened, found)),
+            "<br>".join(more),
+        ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, "", "</div>"]) + "\n"
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from studies.summary.rows import ROWS
-from studies.summary.run import DOCS, answers, main, page, verdict
+from studies.summary.run import DOCS, ROOM, answers, main, page, shortened, verdict
 
 
 def test_the_page_in_the_docs_is_the_one_that_the_studies_pages_give() -> None:
@@ -53,3 +53,16 @@ def test_lines_without_a_verdict_are_refused() -> None:
 def test_lines_of_each_row() -> None:
     row = next(row for row in ROWS if row.page == "low-rank.md")
     assert answers(row, "x\n**Reproduced on a small Mixer**: by 2.\n") == ["**Reproduced on a small Mixer**: by 2."]
+
+
+def test_long_answers_end_where_a_sentence_or_a_clause_does() -> None:
+    assert shortened("**A: reproduced.** By 2; n 3.") == "**A: reproduced.** By 2; n 3."
+    long = "**A: reproduced.** By 2 (n 3; one. Two); and so on. " + "x" * ROOM
+    assert shortened(long) == "**A: reproduced.** By 2 (n 3; one. Two); and so on …"
+    assert shortened("y" * ROOM + ". More.") == "y" * ROOM + " …"  # a first sentence is whole, however long
+
+
+def test_a_reviewer_reads_the_page_in_minutes() -> None:
+    text = (DOCS / "index.md").read_text(encoding="utf-8")
+    assert len(ROWS) == 8
+    assert len(text.split()) < 1200
