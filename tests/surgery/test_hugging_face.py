@@ -309,7 +309,7 @@ def test_a_model_from_a_gguf_file_whose_weights_were_all_dequantised_is_an_ordin
     model.hf_quantizer = quantizer_gguf.GgufHfQuantizer(config)
     model.config.quantization_config = config
     model.hf_quantizer.packed_modules = {"model.layers.0.mlp.up_proj.weight": nn.Linear(2, 2)}
-    with pytest.raises(ValueError, match="is quantised by .*GGUF, and transformers saves a model by one method alone"):
+    with pytest.raises(ValueError, match=r"is quantised by .*GGUF, and transformers saves a model by one method alone"):
         replace(model, "*.mlp", CONFIG)
     model.hf_quantizer.packed_modules = {}
     replace(model, "*.mlp", CONFIG)
