@@ -543,6 +543,22 @@ def test_long_numbers_of_a_printed_heat_map_do_not_overlap(page: Page, tmp_path:
     assert edges[-1][1] <= 688
 
 
+def test_small_means_are_told_apart(page: Page, tmp_path: Path) -> None:
+    """On the screen, and on paper within their column."""
+    coefficients = torch.zeros(5000, 2)
+    coefficients[0, 0], coefficients[:3, 1] = 0.6, 0.6
+    run = ReportData.from_recording(recorded(coefficients, torch.zeros(5000).long(), ("x",)), "Small means")
+    page.goto(f"{write_report(tmp_path / 'small.html', run).as_uri()}#/head")
+    column = page.locator(".list thead th").all_inner_texts().index("Mean") + 1
+    cells = page.locator(f".list tbody tr:not(.spacer) > :nth-child({column})")
+    assert cells.all_inner_texts() == ["1.2e-4", "3.6e-4"]
+    page.set_viewport_size({"width": 688, "height": 900})
+    page.emulate_media(media="print")
+    assert all(cells.locator("div").evaluate_all("all => all.map(x => x.scrollWidth <= x.clientWidth)"))
+    page.goto(f"{page.url}/expert/0")
+    assert "1.2e-4" in page.inner_text("main")
+
+
 def test_a_share_of_nearly_all_is_not_all(page: Page, tmp_path: Path) -> None:
     """Of 1,000 experts 999 reach the threshold; and a million coefficients are written short."""
     coefficients = torch.full((1200, 1000), 0.1)

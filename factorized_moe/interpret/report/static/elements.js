@@ -40,6 +40,11 @@ function decimals(value, digits) {
   return Number.isFinite(value) ? value.toFixed(digits) : '\u2013';
 }
 
+/** A mean coefficient: that of one expert of thousands has no digit among the first three decimals. */
+function average(value) {
+  return value > 0 && value < 0.0005 ? value.toExponential(1) : decimals(value, 3);
+}
+
 /** A share in whole percent; neither nothing nor all unless it is. */
 function percent(share) {
   if (!Number.isFinite(share)) return '\u2013';
