@@ -216,7 +216,7 @@ def attach(model: PreTrainedModel) -> None:
 
     Raises:
         TypeError: If it is none.
-        ValueError: If it is quantised by another method.
+        ValueError: If its weights are quantised by another method.
 
     Examples:
         >>> from transformers import GPT2Config, GPT2Model
@@ -234,7 +234,7 @@ def attach(model: PreTrainedModel) -> None:
     if not isinstance(model, PreTrainedModel):
         raise TypeError(f"attach takes a model of transformers, got {type(model).__name__}")
     present = getattr(model, "hf_quantizer", None)
-    if present is not None and not isinstance(present, ExpertsQuantizer):
+    if present is not None and not isinstance(present, ExpertsQuantizer) and not _is_unpacked(present):
         raise ValueError(
             f"{type(model).__name__} is quantised by {present.quantization_config.quant_method}, and transformers "
             "saves a model by one method alone; dequantise it first"
@@ -244,6 +244,14 @@ def attach(model: PreTrainedModel) -> None:
     model.config.quantization_config = config
     # Names are saved as the model has them: what they would be converted to and from is no longer there.
     model._weight_conversions = []  # type: ignore[assignment]
+
+
+def _is_unpacked(method: HfQuantizer) -> bool:
+    """Whether a GGUF file's weights were all dequantised when the model was loaded, and only its sign is left.
+
+    So it is where transformers has no way to compute on the blocks of this kind of model.
+    """
+    return getattr(method, "packed_modules", None) == {}
 
 
 def _place(model: PreTrainedModel, path: str) -> str | None:

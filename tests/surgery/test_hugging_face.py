@@ -302,6 +302,20 @@ def test_a_model_of_another_method_is_left_as_it_was() -> None:
         attach(nn.Linear(2, 2))
 
 
+def test_a_model_from_a_gguf_file_whose_weights_were_all_dequantised_is_an_ordinary_one(tmp_path: Path) -> None:
+    quantizer_gguf = pytest.importorskip("transformers.quantizers.quantizer_gguf")
+    config = pytest.importorskip("transformers").GgufConfig("a.gguf")
+    model = MODELS["llama"].make()
+    model.hf_quantizer = quantizer_gguf.GgufHfQuantizer(config)
+    model.config.quantization_config = config
+    model.hf_quantizer.packed_modules = {"model.layers.0.mlp.up_proj.weight": nn.Linear(2, 2)}
+    with pytest.raises(ValueError, match=r"is quantised by .*GGUF, and transformers saves a model by one method alone"):
+        replace(model, "*.mlp", CONFIG)
+    model.hf_quantizer.packed_modules = {}
+    replace(model, "*.mlp", CONFIG)
+    assert_alike(type(model).from_pretrained(folder_of(model, tmp_path)), model, "llama")
+
+
 def test_an_unchanged_model_is_not_changed_while_it_is_loaded(tmp_path: Path) -> None:
     model = MODELS["gpt2"].make()
     model.save_pretrained(tmp_path)

@@ -8,17 +8,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from factorized_moe.interpret.measures.measurement import Measurement
 from factorized_moe.interpret.recording.coefficients import Mode
 from factorized_moe.interpret.recording.recording import Recording
 from factorized_moe.interpret.recording.streaming import (
-    WIDE_ELEMENTS,
     Block,
     Float64Room,
     finite_blocks,
@@ -28,8 +28,16 @@ from factorized_moe.interpret.recording.streaming import (
 
 __all__ = ["Consistency", "compare_duplicates", "compare_recordings"]
 
+Integers: TypeAlias = NDArray[np.int64]
+
 GROUP_ELEMENTS = 2**23
-"""Elements of the sums that are kept in one pass over a recording: 64 MiB."""
+"""Elements of the sums that are kept at a time: 64 MiB."""
+
+CACHED_ELEMENTS = 2**18
+"""Elements of a piece that is taken to float64: 2 MiB, which stay in the processor's cache.
+
+For 10,000 x 1,024 softmax coefficients in groups of four, on one thread, 9.5 ms; 13 ms with pieces of half the size.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,26 +164,60 @@ def compare_duplicates(recording: Recording, *, layer: str | None = None, mode: 
         ([7], [3], 1.0)
     """
     recording = in_step(recording, layer)
-    experts = math.prod(recording.grid(layer, mode))
-    known, group, sizes = recording.ids.unique(return_inverse=True, return_counts=True)
+    known, group, sizes = (found.numpy() for found in recording.ids.unique(return_inverse=True, return_counts=True))
     several = sizes > 1
     if not several.any():
         raise ValueError("no id occurs twice in the recording; give samples of one input the same id, by log.annotate")
-    group = torch.where(several, several.cumsum(0) - 1, -1)[group]  # (n,), -1 for an id that occurs once
+    group = np.where(several, several.cumsum() - 1, -1)[group]  # (n,), -1 for an id that occurs once
     ids, occurrences = known[several], sizes[several]
-    step = max(1, GROUP_ELEMENTS // experts)
-    squares, room = [], Float64Room()
-    for first in range(0, len(ids), step):
-        count = min(step, len(ids) - first)
-        sums = torch.zeros(count * experts, dtype=torch.float64)
-        for block in finite_blocks(recording, layer, mode, "duplicates", checked=False):
-            mine = group[block.start : block.start + len(block)] - first
-            if not _add_unit_rows(block, mine, sums.reshape(count, experts), room):
-                _refuse_infinite(recording, layer, mode)
-        squares.append(torch.linalg.vector_norm(sums.reshape(count, experts), dim=1).square())
+    squares = _squares_of_sums(recording, layer, mode, group, occurrences)
     # Of unit vectors, || sum ||^2 is their number and twice the sum over all pairs.
-    similarities = (torch.cat(squares) - occurrences) / (occurrences * (occurrences - 1))
-    return Consistency(ids, similarities.clamp(-1, 1), occurrences)
+    similarities = ((squares - occurrences) / (occurrences * (occurrences - 1))).clip(-1, 1)
+    return Consistency(*map(torch.from_numpy, (ids, similarities, occurrences)))
+
+
+def _squares_of_sums(
+    recording: Recording, layer: str | None, mode: Mode, group: Integers, occurrences: Integers
+) -> NDArray[np.float64]:
+    """For each group of samples, ``|| sum ||^2`` of their coefficients as vectors of length 1, ``(g,)``.
+
+    A sum has a place from the block of the group's first sample to that of its last, so groups whose samples lie close
+    together take one pass over the recording. Those that find no place are left to the next pass.
+    """
+    experts, count = math.prod(recording.grid(layer, mode)), len(occurrences)
+    members = group.argsort(kind="stable")[(group < 0).sum() :]
+    ends = occurrences.cumsum()
+    first, last = members[ends - occurrences], members[ends - 1]
+    opening, closing = first.argsort(), last.argsort()
+    squares, waiting = np.full(count, math.nan), np.ones(count, dtype=bool)
+    sums = np.zeros((min(count, max(1, GROUP_ELEMENTS // experts)), experts))
+    free, place = np.arange(len(sums)), np.full(count + 1, -1)  # the last place is that of group -1
+    room, passes = Float64Room(), 0
+    while waiting.any():
+        for block in finite_blocks(recording, layer, mode, "duplicates", checked=False):
+            some = slice(block.start, block.start + len(block))
+            opened = _within(opening, first, some)
+            opened = opened[waiting[opened]][: len(free)]
+            place[opened], free = free[: len(opened)], free[len(opened) :]
+            if not _add_unit_rows(block, place[group[some]], sums, room, skip=passes > 0):
+                _refuse_infinite(recording, layer, mode)
+            closed = _within(closing, last, some)
+            closed = closed[place[closed] >= 0]
+            step = max(1, CACHED_ELEMENTS // experts)
+            for start in range(0, len(closed), step):
+                part = closed[start : start + step]
+                squares[part] = _squares(sums[place[part]])
+                sums[place[part]] = 0
+            free = np.concatenate([place[closed], free])
+            place[closed], waiting[closed] = -1, False
+        passes += 1
+    return squares
+
+
+def _within(order: Integers, number: Integers, some: slice) -> Integers:
+    """The groups whose number, of their first or last sample, lies within a slice; ``order`` sorts the numbers."""
+    start, stop = np.searchsorted(number, [some.start, some.stop], sorter=order)
+    return order[start:stop]
 
 
 def _refuse_infinite(recording: Recording, layer: str | None, mode: Mode) -> None:
@@ -184,37 +226,55 @@ def _refuse_infinite(recording: Recording, layer: str | None, mode: Mode) -> Non
         pass
 
 
-def _add_unit_rows(block: Block, group: Tensor, sums: Tensor, room: Float64Room) -> bool:
-    """Add each sample's coefficients, as a vector of length 1, to its group's row of the sums, ``(g, N)``.
+def _squares(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The squared length of each row of a matrix, ``(m,)``.
 
-    Samples whose group is no row of the sums are left out; a row of zeros makes its group's sum NaN.
+    As products of a row and a column this takes a third of the time of `numpy.einsum`, and one thread.
+    """
+    with np.errstate(all="ignore"):  # what is infinite is told by the result
+        found: NDArray[np.float64] = np.matmul(vectors[:, None, :], vectors[:, :, None])[:, 0, 0]
+    return found
+
+
+def _add_unit_rows(block: Block, place: Integers, sums: NDArray[np.float64], room: Float64Room, *, skip: bool) -> bool:
+    """Add each sample's coefficients, as a vector of length 1, to the row of the sums, ``(places, N)``, of its group.
+
+    A row of zeros makes its group's sum NaN.
+
+    Args:
+        block: The samples.
+        place: The row of each one's group, ``(n,)``, -1 for a group that has none.
+        sums: The sums so far.
+        room: For the copies.
+        skip: Whether samples without a row are left out, not looked at.
 
     Returns:
         Whether all lengths were finite.
     """
-    finite = True
-    count, experts = sums.shape
-    inside = (group >= 0) & (group < count)
-    if not block.rows.is_sparse:
-        for some, piece in block.pieces(WIDE_ELEMENTS):
-            chosen, mine = inside[some], group[some]
-            wide = room.copy(piece).numpy()
-            with np.errstate(all="ignore"):  # a row of zeros makes NaN
-                norms = np.sqrt(np.einsum("ij,ij->i", wide, wide))
-                wide /= norms[:, None]
-            finite &= bool(np.isfinite(norms).all())
-            units = torch.from_numpy(wide)
-            if not bool(chosen.all()):
-                units, mine = units[chosen], mine[chosen]
-            sums.index_add_(0, mine, units)
-        return finite
-    sample, expert, value = block.entries
-    norms = torch.zeros(len(block), dtype=torch.float64).index_add_(0, sample, value.double().square()).sqrt()
-    finite = bool(norms.isfinite().all())
-    taken = inside[sample]
-    sample, expert = sample[taken], expert[taken]
-    sums.view(-1).index_add_(0, group[sample] * experts + expert, value[taken].double() / norms[sample])
-    sums[group[inside & (norms == 0)], 0] = math.nan
+    finite, total = True, torch.from_numpy(sums)
+    if block.rows.is_sparse:
+        sample, expert, value = block.entries
+        norms = torch.zeros(len(block), dtype=torch.float64).index_add_(0, sample, value.double().square()).sqrt()
+        places = torch.from_numpy(place)
+        taken = places[sample] >= 0
+        sample, expert = sample[taken], expert[taken]
+        units = value[taken].double() / norms[sample]
+        total.view(-1).index_add_(0, places[sample] * sums.shape[1] + expert, units)
+        total[places[(places >= 0) & (norms == 0)], 0] = math.nan
+        return bool(norms.isfinite().all())
+    for some, piece in block.pieces(CACHED_ELEMENTS):
+        row = np.flatnonzero(place[some] >= 0)
+        target = place[some][row]
+        if skip and len(row) < len(piece):
+            piece, row = piece[torch.from_numpy(row)], np.arange(len(row))
+        vectors = room.copy(piece)
+        squares = _squares(vectors.numpy())
+        finite &= bool(np.isfinite(squares).all())
+        with np.errstate(divide="ignore"):
+            scales = torch.from_numpy(1 / np.sqrt(squares[row]))
+        # A product with a sparse matrix scales and adds in one, on one thread and in the order of the samples.
+        size, entries = (len(sums), len(piece)), torch.from_numpy(np.stack([target, row]))
+        total.addmm_(torch.sparse_coo_tensor(entries, scales, size, check_invariants=False), vectors)
     return finite
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from factorized_moe._scalars import is_number, is_whole
 from factorized_moe._text_tables import text_table
-from factorized_moe._validation import check_size
+from factorized_moe._validation import check_kind, check_size
 from factorized_moe.interpret.measures.measurement import Measurement
 from factorized_moe.interpret.measures.nulls import BesideNull
 
@@ -46,13 +46,28 @@ class Polysemanticity(Measurement):
         """The scores from the accuracies on each class, as `class_level_polysemanticity` defines them.
 
         Args:
-            before: With all experts, ``(C,)``.
+            before: With all experts, ``(C,)``, from 0 to 1; NaN for a class without samples, which counts as not lost.
             after: Without each expert of the mode in turn, ``(N, C)``.
+
+        Raises:
+            TypeError: If one is no tensor of floating-point numbers.
+            ValueError: If the shapes do not fit each other, or a class with samples has an accuracy outside 0 to 1.
 
         Examples:
             >>> Polysemanticity.of_accuracies(torch.tensor([0.5, 1.0]), torch.tensor([[0.0, 1.0], [0.5, 0.5]])).scores
             tensor([0.0000, 0.5000])
         """
+        check_kind("before", before, Tensor)
+        check_kind("after", after, Tensor)
+        if not (before.is_floating_point() and after.is_floating_point()):
+            raise TypeError(
+                f"before and after are accuracies as floating-point numbers, got {before.dtype}, {after.dtype}"
+            )
+        _check_shapes("before", before, "after", after)
+        known = ~before.isnan()
+        for name, given in (("before", before[known]), ("after", after[:, known])):
+            if bad := given[~((given >= 0) & (given <= 1))].tolist():  # NaN too
+                raise ValueError(f"{name} has the accuracy {bad[0]}, expected numbers from 0 to 1")
         drop = torch.where(before > 0, (before - after).clamp(min=0) / before, 0.0)
         return cls(drop, _scores(drop))
 
@@ -64,6 +79,10 @@ class Polysemanticity(Measurement):
             correct: With all experts, ``(C,)``, int64.
             correct_without: Without each expert of the mode in turn, ``(N, C)``, int64.
 
+        Raises:
+            TypeError: If one is no tensor of ints.
+            ValueError: If the shapes do not fit each other, or a number is negative.
+
         Examples:
             >>> found = Polysemanticity.of_counts(torch.tensor([4, 4]), torch.tensor([[0, 4], [2, 1], [4, 4]]))
             >>> found.scores
@@ -71,6 +90,15 @@ class Polysemanticity(Measurement):
             >>> found.num_lost.tolist(), round(found.weighted_mean, 4)  # (4 * 0 + 5 * 0.559) / 9
             ([4, 5, 0], 0.3106)
         """
+        check_kind("correct", correct, Tensor)
+        check_kind("correct_without", correct_without, Tensor)
+        for name, given in (("correct", correct), ("correct_without", correct_without)):
+            if given.dtype == torch.bool or given.is_floating_point() or given.is_complex():
+                raise TypeError(f"{name} has counts, expected ints, got {given.dtype}")
+        _check_shapes("correct", correct, "correct_without", correct_without)
+        for name, given in (("correct", correct), ("correct_without", correct_without)):
+            if bool((given < 0).any()):
+                raise ValueError(f"{name} has the count {int(given.min())}, expected 0 or more")
         return cls._of_losses(correct, (correct - correct_without).clamp(min=0))
 
     @classmethod
@@ -284,6 +312,15 @@ class PolysemanticitySummary(Measurement):
             rows.append((name, f"{value:.3f}", f"{mean:.3f}", f"{spread:.3f}"))
         count = f"{self.num_experts:,} experts, {self.num_without_effect:,} without effect"
         return f"{text_table(rows, left=1)}\n{count}; the null of {self.draws:,} draws"
+
+
+def _check_shapes(name: str, whole: Tensor, other: str, without: Tensor) -> None:
+    """Refuse what are no values of each class, with all experts and without each."""
+    if whole.ndim != 1 or without.ndim != 2 or without.shape[1] != len(whole) or not len(whole):
+        raise ValueError(
+            f"{name} has shape {tuple(whole.shape)} and {other} {tuple(without.shape)}, expected (C,) and (N, C): of "
+            "each class with all experts, and without each expert in turn"
+        )
 
 
 def _scores(drop: Tensor) -> Tensor:

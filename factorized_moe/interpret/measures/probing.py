@@ -36,7 +36,8 @@ class LabelProbes(Measurement):
         experts: The experts, the one that differs most first, ``(C, k)``, int64.
         weights: Their weights in the probe, of coefficients divided by their standard deviation, ``(C, k)``, float64.
         accuracy: The mean of the shares of the class's samples and of the others that are told right, ``(C,)``,
-            float64; one half for guessing. NaN for a class with fewer than two samples to learn from or to test on.
+            float64; one half for guessing. NaN for a class that has fewer than two samples to learn from or to test on,
+            or leaves fewer than two others: four samples of a class and five others are enough.
         f1: The harmonic mean of precision and recall, ``(C,)``, float64; NaN likewise.
         class_sizes: The samples of each class, ``(C,)``, int64.
         class_names: Their names.
@@ -63,8 +64,9 @@ def probe_labels(
 ) -> LabelProbes:
     """Find the ``k`` experts whose coefficients tell each class from the others, and test how well they do.
 
-    Half of the samples, drawn at random, are learned from: the experts are those whose mean coefficients on the class
-    and on the others differ most, and a logistic regression on them weighs both alike. The other half are tested on.
+    Half of the samples of each class, drawn at random, are learned from: the experts are those whose mean coefficients
+    on the class and on the others differ most, and a logistic regression on them weighs both alike. The other half are
+    tested on.
     This is the sparse probing of Gurnee et al. 2023 (arXiv 2305.01610), with experts in place of neurons and its
     simplest choice.
 
@@ -77,8 +79,8 @@ def probe_labels(
 
     Raises:
         TypeError: If an argument is of another type.
-        ValueError: If there are no labels, fewer experts than ``k``, no such layer or mode, or a coefficient is not
-            finite.
+        ValueError: If there are no labels, no class with samples enough, fewer experts than ``k``, no such layer or
+            mode, or a coefficient is not finite.
 
     Examples:
         >>> from factorized_moe import CPMuMoE
@@ -100,7 +102,15 @@ def probe_labels(
     labels = recording.labels
     known = int(labels.max()) + 1
     names = recording.class_names or tuple(map(str, range(known)))
-    learned = torch.rand(len(labels), generator=torch.Generator().manual_seed(seed)) < 0.5
+    learned = _half_of_each_class(labels, seed)
+    tested = ~learned & (labels >= 0)
+    halves = torch.stack([torch.bincount(labels[half], minlength=len(names)) for half in (learned, tested)])  # (2, C)
+    enough = ((halves >= 2) & (halves.sum(dim=1, keepdim=True) - halves >= 2)).all(dim=0)
+    if not enough.any():
+        raise ValueError(
+            f"no class has two samples to learn from, two to test on and as many others; {int((labels >= 0).sum())} "
+            f"samples of {len(names)} classes are labelled, record more"
+        )
     chosen = _most_different(recording, labels, learned, len(names), number, k, layer, mode)
     weights = torch.full((len(names), k), math.nan, dtype=torch.float64)
     scores = torch.full((2, len(names)), math.nan, dtype=torch.float64)
@@ -110,12 +120,24 @@ def probe_labels(
         columns = _columns(recording, chosen[start : start + per_pass].flatten(), len(labels), layer, mode)
         for place, label in enumerate(classes):
             x, y = columns[:, place * k : (place + 1) * k].double(), labels == label
-            halves = [half & (labels >= 0) for half in (learned, ~learned)]
-            if all(int(side[half].sum()) >= 2 for half in halves for side in (y, ~y)):
-                weights[label], told = _probe(x, y, halves[0])
-                scores[:, label] = torch.tensor(_scores(told[halves[1]], y[halves[1]]), dtype=torch.float64)
+            if enough[label]:
+                weights[label], told = _probe(x, y, learned)
+                scores[:, label] = torch.tensor(_scores(told[tested], y[tested]), dtype=torch.float64)
     sizes = torch.bincount(labels[labels >= 0], minlength=len(names))
     return LabelProbes(chosen, weights, scores[0], scores[1], sizes, tuple(names))
+
+
+def _half_of_each_class(labels: Tensor, seed: int) -> Tensor:
+    """Which samples are learned from, bool ``(n,)``: of each class every other one, in a random order.
+
+    A coin for each sample could fall as the labels do, where those were drawn from the same seed.
+    """
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    order = order[labels[order] >= 0]
+    order = order[labels[order].argsort(stable=True)]
+    learned = torch.zeros(len(labels), dtype=torch.bool)
+    learned[order[::2]] = True
+    return learned
 
 
 def _most_different(
@@ -130,11 +152,10 @@ def _most_different(
 ) -> Tensor:
     """For each class the experts whose mean coefficients on it and on the others differ most, ``(C, k)``."""
     sums = torch.zeros(classes * number, dtype=torch.float64)
-    used = learned & (labels >= 0)
     room = Float64Room()
     for block in finite_blocks(recording, layer, mode, "probes"):
         samples = slice(block.start, block.start + len(block))
-        mine, label = used[samples], labels[samples]
+        mine, label = learned[samples], labels[samples]
         if block.rows.is_sparse:
             sample, expert, value = block.entries
             taken = mine[sample]
@@ -144,7 +165,7 @@ def _most_different(
             wide = room.copy(piece)[mine[some]]
             sums.view(classes, number).index_add_(0, label[some][mine[some]], wide)
     sums = sums.reshape(classes, number)
-    sizes = torch.bincount(labels[used], minlength=classes)[:, None]
+    sizes = torch.bincount(labels[learned], minlength=classes)[:, None]
     others = (sums.sum(dim=0) - sums) / (sizes.sum() - sizes).clamp(min=1)
     return (sums / sizes.clamp(min=1) - others).abs().topk(k, dim=1).indices
 

@@ -1,5 +1,6 @@
 """Tokens written towards, sparse probes, attribution and values per position, each against the slow way."""
 
+import itertools
 from typing import Any
 
 import pytest
@@ -121,15 +122,40 @@ def random_run(seed: int, samples: int, experts: int, share: float, shift: float
 
 def test_a_probe_is_tested_on_what_it_has_not_seen() -> None:
     """Experts chosen, or weights learned, on the samples that are tested would tell labels that mean nothing."""
-    found = [probe_labels(random_run(seed, 80, 60, 0.5, 0.0), 8, seed=seed + 99).accuracy.mean() for seed in range(40)]
+    found = [probe_labels(random_run(seed, 80, 60, 0.5, 0.0), 8, seed=seed).accuracy.mean() for seed in range(40)]
     assert float(torch.stack(found).mean()) == pytest.approx(0.5, abs=0.035)
 
 
 def test_both_sides_of_a_probe_weigh_alike() -> None:
     """One sample in 20 has the label: a probe by plain likelihood would say no to nearly all."""
-    found = [probe_labels(random_run(seed, 2000, 3, 0.05, 1.0), 1, seed=seed + 99) for seed in range(10)]
+    found = [probe_labels(random_run(seed, 2000, 3, 0.05, 1.0), 1, seed=seed) for seed in range(10)]
     accuracy = torch.stack([probe.accuracy[1] for probe in found]).mean()
     assert float(accuracy) == pytest.approx(0.69, abs=0.03)  # of two normals one deviation apart, 0.691
+
+
+@pytest.mark.parametrize("share", [0.5, 0.05])
+def test_labels_of_the_probes_own_seed_fall_into_both_halves(share: float) -> None:
+    """The first numbers of a seed draw the labels here, and could draw the halves."""
+    for seed in range(5):
+        found = probe_labels(random_run(seed, 200, 3, share, 2.0), 2, seed=seed)
+        assert not found.accuracy.isnan().any()
+        assert not found.weights.isnan().any()
+
+
+def test_a_class_needs_samples_in_both_halves() -> None:
+    """Four samples of it and five others are enough, wherever they lie; without any such class there is nothing."""
+    a = torch.rand(9, 3, generator=torch.Generator().manual_seed(0))
+    for before, seed in itertools.product(range(6), range(5)):
+        labels = torch.tensor([0] * before + [1] * 4 + [2] * (5 - before))
+        found = probe_labels(Recording.from_coefficients(a, labels=labels), seed=seed)
+        assert not found.accuracy[1].isnan()
+        assert not found.f1[1].isnan()
+        few = found.class_sizes < 4
+        assert found.accuracy[few].isnan().all()
+        assert found.weights[few].isnan().all()
+    for unfit in ([0] * 9, [0, 1, 2] * 3, [0] * 8 + [1]):
+        with pytest.raises(ValueError, match=r"no class has two samples to learn from, .* are labelled, record more"):
+            probe_labels(Recording.from_coefficients(a, labels=torch.tensor(unfit)))
 
 
 @pytest.mark.parametrize("shift", [3.0, -3.0])

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import pytest
 import torch
@@ -45,6 +46,64 @@ def test_concentration_and_effective_classes_by_hand() -> None:
     assert found.effective_classes[:2].tolist() == pytest.approx([math.exp(entropy), 3.0])
     assert found.concentration[2].isnan()
     assert found.effective_classes[2].isnan()
+
+
+@pytest.mark.parametrize("shapes", [((3,), (3,)), ((3,), (2, 4)), ((3, 1), (2, 3)), ((1,), (2, 3)), ((0,), (2, 0))])
+def test_accuracies_and_counts_of_other_shapes_are_refused(shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
+    first, second = shapes
+    wanted = re.escape(f"has shape {first} and correct_without {second}, expected (C,) and (N, C)")
+    with pytest.raises(ValueError, match=wanted):
+        Polysemanticity.of_counts(torch.zeros(first, dtype=torch.int64), torch.zeros(second, dtype=torch.int64))
+    with pytest.raises(ValueError, match=wanted.replace("correct_without", "after")):
+        Polysemanticity.of_accuracies(torch.zeros(first), torch.zeros(second))
+
+
+def test_what_are_no_accuracies_or_counts_is_refused() -> None:
+    for before, after, error, message in [
+        ([1.0], torch.ones(1, 1), TypeError, "before"),
+        (torch.ones(1), [[1.0]], TypeError, "after"),
+        (
+            torch.ones(1),
+            torch.ones(1, 1).long(),
+            TypeError,
+            "as floating-point numbers, got torch.float32, torch.int64",
+        ),
+        (
+            torch.tensor([1.5]),
+            torch.ones(1, 1),
+            ValueError,
+            "before has the accuracy 1.5, expected numbers from 0 to 1",
+        ),
+        (torch.ones(1), torch.tensor([[math.nan]]), ValueError, "after has the accuracy nan, expected numbers from 0"),
+        (
+            torch.ones(1),
+            torch.tensor([[-0.5]]),
+            ValueError,
+            "after has the accuracy -0.5, expected numbers from 0 to 1",
+        ),
+    ]:
+        with pytest.raises(error, match=message):
+            Polysemanticity.of_accuracies(before, after)
+    for correct, without, error, message in [
+        ([4], torch.ones(1, 1).long(), TypeError, "correct"),
+        (torch.tensor([4]), [[4]], TypeError, "correct_without"),
+        (torch.ones(1), torch.ones(1, 1).long(), TypeError, r"correct has counts, expected ints, got torch\.float32"),
+        (
+            torch.tensor([4]),
+            torch.ones(1, 1).bool(),
+            TypeError,
+            r"correct_without has counts, expected ints, got torch",
+        ),
+        (torch.tensor([4, -1]), torch.ones(1, 2).long(), ValueError, "correct has the count -1, expected 0 or more"),
+        (torch.tensor([4]), torch.tensor([[-2]]), ValueError, "correct_without has the count -2, expected 0 or more"),
+    ]:
+        with pytest.raises(error, match=message):
+            Polysemanticity.of_counts(correct, without)
+
+
+def test_a_class_without_samples_has_no_accuracy_to_lose() -> None:
+    before, after = torch.tensor([0.5, math.nan]), torch.tensor([[0.25, math.nan]])
+    assert Polysemanticity.of_accuracies(before, after).accuracy_drop.tolist() == [[0.5, 0.0]]
 
 
 def test_accuracies_alone_have_no_null() -> None:

@@ -7,7 +7,9 @@ import json
 import os
 import re
 import shutil
+import zlib
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -506,6 +508,65 @@ def test_a_printed_list_has_all_its_columns(page: Page, pages: SimpleNamespace) 
     cells = page.locator(".list tbody tr").first.locator("td.number > div")
     assert all(cells.evaluate_all("all => all.map(x => x.scrollWidth <= x.clientWidth)"))
     assert page.locator(".list thead th").first.get_by_role("button").aria_snapshot() == '- button "Expert"'
+
+
+def test_every_sheet_of_a_printed_list_has_the_whole_head(page: Page, pages: SimpleNamespace) -> None:
+    """Buttons in it print as text in it does: on all sheets."""
+    page.goto(f"{pages.large}#/head")
+    sheets = texts_of_sheets(page.pdf())
+    assert len(sheets) >= 4
+    page.evaluate("document.querySelectorAll('.list thead button').forEach(x => x.replaceWith(x.textContent))")
+    page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+    page.evaluate("document.querySelectorAll('.list thead button').forEach(x => x.replaceWith(x.textContent))")
+    assert [texts + 1 for texts in texts_of_sheets(page.pdf())] == sheets  # the arrow at what is sorted by
+
+
+def texts_of_sheets(pdf: bytes) -> list[int]:
+    """How many pieces of text the content of each sheet shows."""
+    streams = [zlib.decompress(part) for part in re.findall(rb"stream\r?\n(x.*?)\r?\nendstream", pdf, re.DOTALL)]
+    return [len(re.findall(rb"T[jJ]\n", stream)) for stream in streams if b"\nBT\n" in stream]
+
+
+def test_long_numbers_of_a_printed_heat_map_do_not_overlap(page: Page, tmp_path: Path) -> None:
+    experts = 1000 + 200 * torch.arange(36)
+    coefficients = torch.zeros(36, 8200)
+    coefficients[torch.arange(36), experts] = 0.9
+    run = ReportData.from_recording(recorded(coefficients, torch.arange(36) % 3, CLASSES), "Many")
+    page.goto(f"{write_report(tmp_path / 'many.html', run).as_uri()}#/")
+    page.set_viewport_size({"width": 688, "height": 900})
+    page.emulate_media(media="print")
+    edges = page.locator(".heat thead a").evaluate_all(
+        "all => all.map(x => [x.getBoundingClientRect().left, x.getBoundingClientRect().right])"
+    )
+    assert len(edges) == 36
+    assert all(right <= left for (_, right), (left, _) in itertools.pairwise(edges))
+    assert edges[-1][1] <= 688
+
+
+def test_small_means_are_told_apart(page: Page, tmp_path: Path) -> None:
+    """On the screen, and on paper within their column."""
+    coefficients = torch.zeros(5000, 2)
+    coefficients[0, 0], coefficients[:3, 1] = 0.6, 0.6
+    run = ReportData.from_recording(recorded(coefficients, torch.zeros(5000).long(), ("x",)), "Small means")
+    page.goto(f"{write_report(tmp_path / 'small.html', run).as_uri()}#/head")
+    column = page.locator(".list thead th").all_inner_texts().index("Mean") + 1
+    cells = page.locator(f".list tbody tr:not(.spacer) > :nth-child({column})")
+    assert cells.all_inner_texts() == ["1.2e-4", "3.6e-4"]
+    page.set_viewport_size({"width": 688, "height": 900})
+    page.emulate_media(media="print")
+    assert all(cells.locator("div").evaluate_all("all => all.map(x => x.scrollWidth <= x.clientWidth)"))
+    page.goto(f"{page.url}/expert/0")
+    assert "1.2e-4" in page.inner_text("main")
+
+
+def test_a_share_of_nearly_all_is_not_all(page: Page, tmp_path: Path) -> None:
+    """Of 1,000 experts 999 reach the threshold; and a million coefficients are written short."""
+    coefficients = torch.full((1200, 1000), 0.1)
+    coefficients[torch.arange(1200), torch.arange(1200) % 999] = 0.9
+    run = ReportData.from_recording(recorded(coefficients, torch.arange(1200) % 3, CLASSES), "Nearly")
+    page.goto(f"{write_report(tmp_path / 'nearly.html', run).as_uri()}#/")
+    assert "999 (99%)" in page.inner_text("main")
+    assert "1M" in page.locator("svg text").all_text_contents()
 
 
 def brightness(page: Page) -> float:

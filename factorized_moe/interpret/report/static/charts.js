@@ -92,6 +92,7 @@ function logTicks(top) {
 }
 
 function shortNumber(value) {
+  if (value >= 1e6) return `${Math.round(value / 1e5) / 10}M`;
   if (Number.isInteger(value)) return value >= 10000 ? `${Math.round(value / 100) / 10}k` : whole.format(value);
   return value.toPrecision(3);
 }
@@ -134,7 +135,8 @@ function heatMap(layer, experts, classes) {
   });
   const head = element('thead', {}, element('tr', {}, element('td', {}), links));
   const digits = String(Math.max(0, ...experts)).length;
-  const table = element('table', { class: 'heat' }, head, element('tbody', {}, rows));
+  const long = digits > 3 && digits * experts.length > 80; // numbers that have no room beside each other on paper
+  const table = element('table', { class: long ? 'heat long' : 'heat' }, head, element('tbody', {}, rows));
   table.style.setProperty('--columns', experts.length);
   table.style.setProperty('--cell', `${Math.max(16, 7 * digits + 4)}px`);
   return [

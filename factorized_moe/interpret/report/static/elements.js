@@ -40,9 +40,16 @@ function decimals(value, digits) {
   return Number.isFinite(value) ? value.toFixed(digits) : '\u2013';
 }
 
+/** A mean coefficient: that of one expert of thousands has no digit among the first three decimals. */
+function average(value) {
+  return value > 0 && value < 0.0005 ? value.toExponential(1) : decimals(value, 3);
+}
+
+/** A share in whole percent; neither nothing nor all unless it is. */
 function percent(share) {
   if (!Number.isFinite(share)) return '\u2013';
-  return share > 0 && share < 0.01 ? '<1%' : `${Math.round(share * 100)}%`;
+  if (share > 0 && share < 0.01) return '<1%';
+  return `${Math.min(Math.round(share * 100), share < 1 - 1e-6 ? 99 : 100)}%`;
 }
 
 function plural(count, word) {

@@ -73,7 +73,7 @@ function expertFigures(layer, expert) {
   const load = layer.load.values[expert];
   const figures = [
     [`inputs reach ${layer.threshold}`, `${whole.format(load)} (${percent(load / layer.num_samples)})`],
-    ['mean coefficient', decimals(layer.mean.values[expert], 3)],
+    ['mean coefficient', average(layer.mean.values[expert])],
     ['largest', coefficient(layer.largest.values[expert])],
   ];
   if (layer.entropy) figures.push(['label entropy, bits', decimals(layer.entropy[expert], 2)]);

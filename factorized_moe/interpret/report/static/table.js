@@ -69,7 +69,7 @@ function expertColumns(layer) {
       help: 'mean coefficient',
       kind: 'number wide',
       value: (n) => layer.mean.values[n],
-      cell: (n) => decimals(layer.mean.values[n], 3),
+      cell: (n) => average(layer.mean.values[n]),
     },
     {
       key: 'largest',
