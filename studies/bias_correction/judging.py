@@ -188,7 +188,10 @@ def first_seeds(rows: Found, number: int) -> str:
     """
     some = {row: {name: values[:number] for name, values in rows[row].items()} for row in (OURS, BLIND)}
     told = _told(some, OURS, BLIND, OPPORTUNITY)
-    return f"The first {number} seeds, with which the study began, alone: expert less blind {told}."
+    return (
+        f"The study began with {number} seeds; more were run when those had been looked at. They alone: "
+        f"expert less blind {told}."
+    )
 
 
 def minutes(runs: Sequence[Mapping[str, Any]]) -> str:

@@ -27,8 +27,8 @@ def verdicts(found: Mapping[str, Any]) -> list[str]:
     heads = [row for row in found["heads"] if len(row["experts"]) == 1]
     return [
         _counts_agree(found),
-        f"- **Parameters of blocks and heads: {_no_more(_shares(found, 'parameters'))}",
-        f"- **FLOPs of blocks and heads: {_no_more(_shares(found, 'flops'))} Both bound parameters, not FLOPs.",
+        f"- **Parameters of heads, and of all blocks of a model together: {_no_more(_shares(found, 'parameters'))}",
+        f"- **FLOPs of heads and of each block: {_no_more(_shares(found, 'flops'))} Both bound parameters, not FLOPs.",
         *(_time(found["latency"], inputs, found["timed"]) for inputs in (1, 256)),
         *(_memory(found["latency"], inputs) for inputs in (1, 256)),
         _dense_explodes(found["models"]),

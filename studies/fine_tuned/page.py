@@ -56,6 +56,7 @@ Each expert is removed in turn, and the test samples are counted, by class, that
 - `±` is the standard error of differences paired by seed, *n* their number. *Not told apart*: zero is in their 95%
   interval by Student's t. Of 18 such comparisons about one would differ by chance; differences are taken before
   rounding.
+
 """.splitlines()
 
 Entries = Sequence[Mapping[str, Any]]

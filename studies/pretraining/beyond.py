@@ -195,10 +195,12 @@ def _by_place(look: Mapping[str, Depth], place: Mapping[str, Depth]) -> str:
         for form in look
     ]
     left = [f"{NAMES[form]} {statistics.fmean(_of(depth.first, 'permuted')):.2f}" for form, depth in look.items()]
+    beyond = {form: depth.level("first") for form, depth in place.items()}
     return (
         f"- **Early layers divide patches by place: {_word(against, AS_MUCH)}.** Bits about position and about look "
-        f"in the first layer: {', '.join(bits)}. The two go together, borders being dark, but look told through place "
-        f"alone would have {', '.join(left)} bits (labels exchanged between whole images); gates tell "
+        f"in the first layer: {', '.join(bits)}; about position, trained minus random gates: "
+        f"{_listed(beyond)}, {_word(beyond, MORE)}. The two labels go together, borders being dark, but look told "
+        f"through place alone would have {', '.join(left)} bits (labels exchanged between whole images); gates tell "
         f"{_word(alone, MORE)}: {_listed(alone)}."
     )
 

@@ -83,13 +83,13 @@ class Parity:
 
         Examples:
             >>> Parity(paired([2.0, 3.0, 4.0], [1.0, 3.0, 2.0]), True).remark(digits=1)
-            'within 3.5 either way; parity by two standard errors'
+            'within 3.5 either way, rounded up; parity by two standard errors'
         """
         if self.verdict != "not told apart":
             return ""
         reach = scale * (abs(self.difference.mean) + self.half_width) * 10**digits
         last = f"suggestive: {self.suggestive}" if self.suggestive else "parity by two standard errors"
-        return f"within {math.ceil(reach) / 10**digits:.{digits}f} either way; {last}"
+        return f"within {math.ceil(reach) / 10**digits:.{digits}f} either way, rounded up; {last}"
 
 
 def gathered(words: Mapping[str, str]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from studies.common.paired import Difference
 from studies.specialisation.figures import SHORT
@@ -79,13 +79,13 @@ def _few(runs: Runs) -> str:
     where = "; ".join(part for part in (names(good), f"not {names(bad)}" if good and bad else "") if part)
     line = (
         "**More experts are less polysemantic while there are at most half as many as classes**, as in the paper: "
-        f"{word}; polysemanticity falls, and beyond its null's own fall, under every rule for experts without effect "
-        f"on {len(good)} of {len(tested)} data{f' ({where})' if where else ''}"
+        f"{word}: on {len(good)} of {len(tested)} data{f' ({where})' if where else ''} polysemanticity falls, "
+        "and beyond its null's own fall, under every rule for experts without effect"
     )
     equal = [(data, span(runs, data, FEW, MATCHED_CP)) for data in tested]
     alike = [fall(runs, data, ends, MATCHED_CP) for data, ends in equal if ends]
     if alike:
-        line += f", and with a linear head's parameters at every number of experts on {sum(alike)} of {len(alike)}"
+        line += f"; with a linear head's parameters at every number of experts on {sum(alike)} of {len(alike)}"
     same = [data for data in SAME_GLOSSES if runs.sizes(data, DEFAULT)]
     return f"{line}.{f' {_capital(names(same))} are the same texts, so not independent.' if len(same) > 1 else ''}"
 
@@ -143,7 +143,8 @@ def _special(runs: Runs) -> str:
             parts.append(f"{SPANS[name]} by {told}")
     line = (
         f"**More special beyond chance**, from the fewest experts to the most: by {alone} on all data. The data on "
-        f"which the excess over the null is more/a tie/less: {'; '.join(parts)}."
+        f"which the excess over the null (of classes by expert, as a share of the null) is more/a tie/less: "
+        f"{'; '.join(parts)}."
     )
     if many := with_classes(runs, MANY):
         moves = {data: special(runs, data, ends, KINDS[0]) for data, ends in many.items()}
@@ -165,12 +166,14 @@ def _gates(found: list[Gates]) -> str:
     every = [word == "falls" for group in (*words.values(), *excess.values()) for word in group]
     verdict = "not testable" if not told else "reproduced" if all(every) else "reproduced in part"
     verdict = verdict if not told or any(every) else "not reproduced"
-    line = f"**Entmax against softmax, from {LARGE} experts on** (the border was set beforehand): {verdict}"
+    line = (
+        f"**Entmax against softmax, from {LARGE} experts on** (a border from earlier runs on the same data): {verdict}"
+    )
     if told:
         counts = _by_rule({rule: _counted(found) for rule, found in words.items()})
         line += (
-            f"; of {len(told)} comparisons that can tell, entmax's polysemanticity is {counts}; its excess over the "
-            f"null is {_excess(excess, [each.excess['mean'] for each in told])}"
+            f", of {len(told)} comparisons that can tell{_others(vacuous)}: entmax's polysemanticity is {counts}; its "
+            f"excess over the null is {_excess(excess, [each.excess['mean'] for each in told])}"
         )
     line += "."
     if vacuous:
@@ -178,13 +181,17 @@ def _gates(found: list[Gates]) -> str:
         sizes = {data: [f"{each.size:,}" for each in vacuous if each.data == data] for data in SHORT}
         where = ", ".join(f"{SHORT[data]} with {' and '.join(those)}" for data, those in sizes.items() if those)
         line += (
-            f" Another {len(vacuous)} are vacuous ({where} experts): an expert with an effect loses fewer than "
+            f" Vacuous are {len(vacuous)} ({where} experts): an expert with an effect loses fewer than "
             f"{FEWEST_LOST:.0f} samples under a gate; counted 0, entmax's is {zero} there."
         )
     small = [each for each in found if each.size < LARGE]
     if small:
         line += f" Below {LARGE} experts: {'; '.join(map(_small, small))}."
     return line
+
+
+def _others(vacuous: Sequence[Gates]) -> str:
+    return f" (of another {len(vacuous)} nothing can be said)" if vacuous else ""
 
 
 def _excess(words: Mapping[str, list[str]], apart: list[Difference | None]) -> str:

@@ -17,8 +17,6 @@ from studies.summary.rows import ROWS, Row
 __all__ = ["answers", "main", "page", "shortened", "verdict"]
 
 DOCS = Path(__file__).parents[2] / "docs" / "studies"
-ROOM = 330
-"""Characters of an answer, unless its first sentence has more; the page has the rest."""
 VERDICTS = re.compile(
     r"not reproduced|reproduced in part|reproduced|not testable|cannot tell|not told apart", re.IGNORECASE
 )
@@ -48,22 +46,21 @@ def answers(row: Row, text: str) -> list[str]:
     return [line.removeprefix("- ") for line in found]
 
 
-def shortened(line: str) -> str:
+def shortened(line: str, room: int) -> str:
     """A line's first sentences or clauses: the first, and those after it while there is room.
 
     Args:
         line: One of what `answers` gives.
+        room: Characters, unless the first sentence has more.
 
     Examples:
-        >>> shortened("**It is: reproduced.** By 2, as before. " + "More of it. " * 30)[:45]
-        '**It is: reproduced.** By 2, as before. More '
-        >>> len(shortened("**It is: reproduced.** By 2, as before. " + "More of it. " * 30)) < ROOM
-        True
+        >>> shortened("**It is: reproduced.** By 2, as before. More of it.", 40)
+        '**It is: reproduced.** By 2, as before …'
     """
     parts = re.split(r"(?:(?<=[.;])|(?<=\.\*\*)) (?![^(\[]*[)\]])", line)  # not within brackets
     kept = parts[0]
     for part in parts[1:]:
-        if len(kept) + len(part) > ROOM:
+        if len(kept) + len(part) > room:
             return kept.removesuffix(";").removesuffix(".") + (" …" if not kept.endswith("**") else "")
         kept = f"{kept} {part}"
     return kept
@@ -119,7 +116,7 @@ def page(texts: dict[str, str]) -> str:
         cells = [
             f"{row.claim} ({row.tables})",
             f"**{verdict(found)}**",
-            "<br>".join(map(shortened, found)),
+            "<br>".join(shortened(line, row.room) for line in found),
             "<br>".join(more),
         ]
         lines.append(f"| {' | '.join(cells)} |")

@@ -246,7 +246,7 @@ def test_the_rule_says_how_many_errors_count() -> None:
 def test_first_seeds_alone() -> None:
     rows = made(BETTER | {OURS: [0.1, 0.11, 0.3]})
     assert first_seeds(rows, 2).endswith(
-        "first 2 seeds, with which the study began, alone: expert less blind -0.050 ± 0.000 (better)."
+        "2 seeds; more were run when those had been looked at. They alone: expert less blind -0.050 ± 0.000 (better)."
     )
 
 

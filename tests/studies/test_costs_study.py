@@ -217,11 +217,12 @@ def test_sentences_follow_the_figures(stored: dict[str, Any]) -> None:
 def test_costs_over_the_layer_s_are_named(stored: dict[str, Any]) -> None:
     lines = verdicts(stored)
     assert lines[1].startswith(
-        "- **Parameters of blocks and heads: reproduced.** By the released rule -1.35% to +1.39%"
+        "- **Parameters of heads, and of all blocks of a model together: reproduced.** By the released rule -1.35% to "
+        "+1.39%"
     )
     flops = lines[2]
     assert flops.startswith(
-        "- **FLOPs of blocks and heads: reproduced in part.** By the released rule -3.43% to +64.11%"
+        "- **FLOPs of heads and of each block: reproduced in part.** By the released rule -3.43% to +64.11%"
     )
     assert "over +2% in 2 of 20: Mixer S-16, N = 64, CP, block over patches +64%; " in flops
     assert "over +2% in none of 28. Both bound parameters, not FLOPs." in flops
@@ -233,7 +234,7 @@ def test_costs_over_the_layer_s_are_named(stored: dict[str, Any]) -> None:
             row["flops"] = [1 for _ in row["flops"]]
     for row in changed["heads"]:
         row["flops"] = 10**9
-    assert verdicts(changed)[2].startswith("- **FLOPs of blocks and heads: not reproduced.**")
+    assert verdicts(changed)[2].startswith("- **FLOPs of heads and of each block: not reproduced.**")
 
 
 def test_both_numbers_of_inputs_get_a_verdict_of_time_and_of_memory(stored: dict[str, Any]) -> None:

@@ -41,9 +41,9 @@ def test_verdicts_go_by_the_interval_and_two_standard_errors_only_suggest() -> N
 def test_what_is_not_told_apart_is_said_with_what_is_excluded() -> None:
     wide = Parity(paired([0.880, 0.890, 0.870], [0.881, 0.880, 0.885]), lower_is_better=False)
     assert wide.text(100.0, 2) == "-0.20 [-3.31, +2.91]"
-    assert wide.remark(100.0, 1) == "within 3.4 either way; parity by two standard errors"
+    assert wide.remark(100.0, 1) == "within 3.4 either way, rounded up; parity by two standard errors"
     suggestive = Parity(paired([1.1, 2.2, 3.3], [1.0, 2.0, 3.0]), lower_is_better=True)
-    assert suggestive.remark(1.0, 2) == "within 0.45 either way; suggestive: worse"
+    assert suggestive.remark(1.0, 2) == "within 0.45 either way, rounded up; suggestive: worse"
     assert Parity(paired([1.1, 2.11, 3.1], [1.0, 2.0, 3.0]), True).remark() == ""
 
 
@@ -136,7 +136,7 @@ def test_verdicts_follow_the_figures() -> None:
     runs = made_up({"dense": [0.20, 0.21, 0.22], "cp": [0.20, 0.22, 0.21], "tr": [0.10, 0.11, 0.13]})
     text = page(runs, [], [], {})
     assert "in accuracy not told apart for CP, not reproduced for tensor ring; in loss not told apart for CP" in text
-    assert "CP +0.00 [-2.48, +2.48] points (within 2.49 either way; parity by two standard errors)" in text
+    assert "CP +0.00 [-2.48, +2.48] points (within 2.49 either way, rounded up; parity by two standard errors)" in text
     assert "tensor ring -9.67 [-11.10, -8.23] points. Loss" in text
     assert "tensor ring +0.097 [+0.082, +0.111] nats per token (perplexity +10.1%)" in text
     assert "18 of 24 over layers, forms and seeds" in text
