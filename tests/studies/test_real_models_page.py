@@ -123,6 +123,8 @@ def test_what_is_missing_is_said_first_and_by_place() -> None:
 
 
 def test_nothing_is_missing_of_all_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verdicts, "missing", lambda entries: {plan.MIDDLE: (0, 7), plan.LAST: (2, 3)})
+    assert f"2 of 10 planned runs are missing ({plan.LAST} 2 of 3)." in found(FIXED, "Not all was run")
     monkeypatch.setattr(verdicts, "missing", lambda entries: {plan.MIDDLE: (0, 7)})
     assert found(FIXED, "All 7 planned").startswith("**All 7 planned runs were made.**")
 
@@ -137,7 +139,8 @@ def test_no_form_with_experts_is_fair_but_a_control_is() -> None:
 
 
 def test_a_form_with_experts_that_is_fair_is_named() -> None:
-    runs = [*FIXED, *seeds((0.5, 0.08), (0.5, 0.06)), *curve(0.5, 0.4, kind="tr"), *curve(0.5, 0.4, kind="narrow")]
+    runs = [*FIXED, *seeds((0.5, 0.08, 0.05), (0.5, 0.06, 0.05), (0.5, 0.07)), *curve(0.5, 0.4, kind="tr")]
+    runs += [*curve(0.5, 0.4, kind="narrow"), *curve(0.01, fraction=1.0)]
     said = found(runs, "1 of 2 forms with experts was fair")
     assert (
         f": {plan.MIDDLE}: CP from 8,192 tokens on (93.0%; fewest seeds of a length: 2). Of 1 controls none was."
@@ -156,7 +159,8 @@ def test_fair_before_training_by_share_counts_what_is_fitted() -> None:
 
 def test_what_is_open_is_rising_slow_or_unknown() -> None:
     runs = [*FIXED, *curve(0.6, 0.3, 0.15), *curve(0.2, 0.18, 0.17, 0.16, kind="narrow"), *curve(0.5, 0.3, kind="tr")]
-    said = found([*runs, *curve(0.5, 0.2, 0.05, kind="tucker")], "Open")
+    runs += [*curve(0.5, 0.2, 0.05, kind="tucker"), *curve(0.01, 0.01, 0.01, kind="low-rank")]
+    said = found(runs, "Open")
     assert said.startswith("**Open**, of the 3 that are not fair: 1 still *rise*")
     assert f"{plan.MIDDLE}: CP 85.0% (+15.0)." in said
     assert "1 are *slow*: the last fourfold of tokens added +1.0 to +1.0 points. That does not exclude 90%" in said
