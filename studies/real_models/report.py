@@ -23,7 +23,7 @@ from studies.real_models.plan import (
     cells,
     chosen_rates,
 )
-from studies.real_models.verdicts import COMPARED, between, difference, half, name_of, verdicts
+from studies.real_models.verdicts import COMPARED, between, difference, half, name_of, points, verdicts
 
 __all__ = ["FIGURE", "page", "write"]
 
@@ -46,9 +46,10 @@ distillation give back?
   products), [Tucker](../decompositions/tucker.md) (a core with a matrix for each mode) or
   [tensor ring](../decompositions/tensor_ring.md) (a ring of small tensors). A [gate](../concepts/layer.md#the-gate),
   whose parameters count, mixes all experts' outputs for each token, with exact zeros for some.
-- *Start*: [upcycling](../how-to/pretrained-models.md#how-the-layers-start): a uniform gate, and experts whose mean is
-  the MLP with its matrices brought to the rank that the form can hold. *Whitened*, the rule here: so that the MLP's
-  outputs change least, to first order; *from the weights alone*: so that the weights do, as `upcycle` itself does.
+- *Start*: [upcycling](../how-to/pretrained-models.md#how-the-layers-start): a uniform gate, and experts that differ by
+  noise alone; their mean is the MLP with its matrices brought to the rank that the form can hold. *Whitened*, the rule
+  here: so that the MLP's outputs change least, to first order; *from the weights alone*: so that the weights do, as
+  `upcycle` itself does.
 - *Controls*: *low rank*, every matrix a product of two; *narrower MLP*, the hidden features that contribute
   most, the last matrix fitted anew (both fitted to the same inputs as whitened starts); *dense MLP from
   random weights*, narrower too: what training alone does.
@@ -56,8 +57,9 @@ distillation give back?
   the blocks alone are trained, to give the model's embeddings. A curve *rises* if the last four times as many tokens
   leave at most {STILL:.0%} of what is missing to 100%, *falls* if the same holds backwards, else it is *slow*.
 - `±`: the standard error of a difference that is paired by seed, *n* the seeds. *Ahead* and *behind* ask for two seeds
-  and two standard errors (a test at 5% for 12.7 of two seeds, 4.3 of three), else it is *cannot tell*. Seeds change the
-  order of the text, the experts' noise and random weights; what other texts to measure on would give is not in `±`.
+  and two standard errors (a t-test at 5% would ask for 12.7 of two seeds, 4.3 of three), else it is *cannot tell*.
+  Seeds change the order of the text, the experts' noise and random weights; what other texts to measure on would give
+  is not in `±`.
 
 ## What was found
 
@@ -94,7 +96,7 @@ def page(entries: Sequence[Mapping[str, Any]], command: str) -> str:
             f"![What is made good, and what forms with experts make good beyond low rank, against tokens]({FIGURE})",
             "",
             f"*{FRACTION:.0%} of the parameters. Above the mean of the seeds, bars from the least to the largest; what",
-            "lies below the axis is in the tables. Below differences paired by seed, bars are ± one standard error.*",
+            "lies below the axis is in the tables. Below differences from low rank, bars are ± one standard error.*",
             "",
             "Tables have the mean of the seeds; in brackets the least and the largest, where they differ; in",
             "parentheses the seeds run of those planned. *Not run*: planned and missing; -: not planned. *Fair from*:",
@@ -146,7 +148,7 @@ def _ends(curve: Curve | None) -> str:
     if curve is None:
         return " | "
     fair = "not yet" if curve.fair_from is None else f"{curve.fair_from:,.0f}"
-    gain = "" if curve.gain is None else f" {100 * curve.gain:+.1f}"
+    gain = "" if curve.gain is None else f" {points(curve.gain)}"
     return f"{fair} | {curve.change}{gain}"
 
 
@@ -235,8 +237,8 @@ def _rates(entries: Sequence[Mapping[str, Any]], found: Sequence[Curve]) -> str:
     fallen = []
     for curve in half(found):
         if len(curve.points) > 1 and not curve.points[0].steps and curve.points[1].mean < curve.points[0].mean:
-            change = 100 * (curve.points[1].mean - curve.points[0].mean)
-            fallen.append(f"{name_of(*(curve.form.kind, curve.form.start))} ({curve.place}, {change:+.1f} points)")
+            change = points(curve.points[1].mean - curve.points[0].mean)
+            fallen.append(f"{name_of(*(curve.form.kind, curve.form.start))} ({curve.place}, {change} points)")
     if fallen:
         parts.append(f"After the shortest training worse than before, the rate perhaps too large: {', '.join(fallen)}.")
     return " ".join(filter(None, parts))

@@ -20,6 +20,7 @@ __all__ = [
     "find",
     "half",
     "name_of",
+    "points",
     "tokens_of",
     "verdicts",
 ]
@@ -77,6 +78,11 @@ def find(found: Sequence[Curve], place: str, which: tuple[str, str], loss: str =
         if (curve.form.kind, curve.form.start) == which and curve.loss == loss:
             return curve
     return None
+
+
+def points(share: float) -> str:
+    """A change in points, with its sign; zero has a plus."""
+    return f"{round(100 * share, 1) + 0.0:+.1f}"
 
 
 def difference(one: Difference) -> str:
@@ -191,14 +197,14 @@ def _open(found: Sequence[Curve]) -> list[str]:
     unknown = [curve for curve in never if curve.change == "unknown"]
     parts = []
     if rising:
-        parts.append(f"{len(rising)} still *rise* (last fourfold): {_by_place(rising, _gained)}.")
+        parts.append(f"{len(rising)} still *rise* (points of the last fourfold): {_by_place(rising, _gained)}.")
     if slow:
         nearest = max(slow, key=lambda curve: curve.last.mean)
         gains = [curve.gain for curve in slow if curve.gain is not None]
         passes = [f"{_most_passes(slow, place):.1f} ({place})" for place in _places(slow)]
         parts.append(
-            f"{len(slow)} are *slow*: the last fourfold of tokens added {100 * min(gains):+.1f} to "
-            f"{100 * max(gains):+.1f} points. That does not exclude {FAIR:.0%} after more tokens, or on more text: "
+            f"{len(slow)} are *slow*: the last fourfold of tokens added {points(min(gains))} to "
+            f"{points(max(gains))} points. That does not exclude {FAIR:.0%} after more tokens, or on more text: "
             f"passes over it were at most {', '.join(passes)}. The nearest, {_name(nearest)} in the {nearest.place}, "
             f"lacks {100 * (FAIR - nearest.last.mean):.1f} points."
         )
@@ -213,7 +219,7 @@ def _most_passes(curves: Sequence[Curve], place: str) -> float:
 
 
 def _gained(curve: Curve) -> str:
-    return f"{_last(curve)} ({100 * (curve.gain or 0.0):+.1f})"
+    return f"{_last(curve)} ({points(curve.gain or 0.0)})"
 
 
 def _against(found: Sequence[Curve], one: tuple[str, str], other: tuple[str, str], more: str = "") -> list[str]:
@@ -250,7 +256,7 @@ def _rises(found: Sequence[Curve], which: tuple[str, str]) -> str:
     """Where a form still rises, so that nothing is known of more tokens."""
     curves = [find(found, place, which) for place in _places(half(found))]
     rising = [curve.place for curve in curves if curve is not None and curve.change == "rises"]
-    return f" The second still rises ({' and '.join(rising)}): its end is open." if rising else ""
+    return f" {name_of(*which)} still rises ({' and '.join(rising)}): its end is open." if rising else ""
 
 
 def _whole(found: Sequence[Curve]) -> list[str]:

@@ -214,9 +214,15 @@ def test_a_comparison_that_was_not_run_is_not_one_that_was_not_planned() -> None
 
 def test_a_start_that_still_rises_is_said_to_be_open() -> None:
     runs = [*FIXED, *curve(0.2, 0.19, 0.18), *curve(0.9, 0.5, 0.3, start="weights")]
-    assert found(runs, "CP minus CP from").endswith(f"The second still rises ({plan.MIDDLE}): its end is open.")
+    assert found(runs, "CP minus CP from").endswith(
+        f" CP from the weights alone still rises ({plan.MIDDLE}): its end is open."
+    )
     slow = [*FIXED, *curve(0.2, 0.19, 0.18), *curve(0.9, 0.3, 0.29, start="weights")]
     assert "open" not in found(slow, "CP minus CP from")
+
+
+def test_no_change_has_a_plus() -> None:
+    assert [verdicts.points(share) for share in (-0.0004, 0.0, -0.0006)] == ["+0.0", "+0.0", "-0.1"]
 
 
 def test_training_through_the_whole_model_is_told_with_its_tokens() -> None:
