@@ -251,8 +251,6 @@ def test_rows_come_in_a_new_order_each_pass() -> None:
 
 # -- the plan
 
-ONES = {(settings["kind"], settings["start"]): 1.0 for settings in plan.rate_runs()}
-
 
 def test_every_run_is_planned_once_and_rates_are_chosen_by_the_error() -> None:
     rates = list(plan.rate_runs())
@@ -290,31 +288,6 @@ def test_command_makes_the_runs_that_are_missing(
     short = command.finish(tmp_path / "short.jsonl", known, 16, {"cores": "2"}, longest=1)
     assert {(e["settings"]["seed"], e["settings"]["steps"]) for e in short} == {(plan.RATE_SEED, 1), (0, 0), (0, 1)}
     assert len(short) == len(first)
-
-
-def test_command_makes_no_page_of_nothing(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match="no finished runs to make a page of"):
-        command.main(["--page", "--out", str(tmp_path)])
-
-
-def test_cells_are_the_planned_curves() -> None:
-    cells = plan.cells()
-    assert cells[plan.MIDDLE, Form("cp", 16, 0.5), "layers"] == {0: {0, 1, 2}, 32: {0, 1, 2}, 128: {0, 1, 2}} | {
-        512: {0, 1, 2},
-        2048: {0},
-    }
-    assert cells[plan.LAST, Form("cp", 16, 0.5), "model"] == {128: {0}}
-    assert (plan.LAST, Form("narrow", 0, 0.5), "layers") not in cells
-
-
-def test_missing_runs_are_told_by_all_but_the_learning_rate() -> None:
-    rates = list(plan.rate_runs())
-    every = [{"settings": s} for s in (*rates, *plan.plan(ONES))]
-    assert {place: lacking for place, (lacking, _) in plan.missing(every).items()} == dict.fromkeys(PLACES, 0)
-    assert plan.missing([])[plan.LAST] == (28, 28)
-    assert sum(of for _, of in plan.missing([]).values()) == len(every)
-    assert plan.missing(every[1:])[plan.MIDDLE][0] == 1
-    assert plan.missing([*every[1:], {"settings": rates[1]}])[plan.MIDDLE][0] == 1  # of another rate
 
 
 # -- the text

@@ -283,3 +283,35 @@ def test_rates_at_the_edge_and_falls_are_said() -> None:
 def test_published_page_is_that_of_the_published_runs() -> None:
     published = [json.loads(line) for line in (DOCS / run.FILE).read_text(encoding="utf-8").splitlines()]
     assert page_of(published) == (DOCS / "real-models.md").read_text(encoding="utf-8")
+
+
+# -- what is planned
+
+ONES = {(settings["kind"], settings["start"]): 1.0 for settings in plan.rate_runs()}
+
+
+def test_command_makes_no_page_of_nothing(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="no finished runs to make a page of"):
+        run.main(["--page", "--out", str(tmp_path)])
+
+
+def test_cells_are_the_planned_curves() -> None:
+    cells = plan.cells()
+    assert cells[plan.MIDDLE, Form("cp", 16, 0.5), "layers"] == {0: {0, 1, 2}, 32: {0, 1, 2}, 128: {0, 1, 2}} | {
+        512: {0, 1, 2},
+        2048: {0},
+    }
+    assert cells[plan.LAST, Form("cp", 16, 0.5), "model"] == {128: {0}}
+    assert (plan.LAST, Form("narrow", 0, 0.5), "layers") not in cells
+
+
+def test_missing_runs_are_told_by_all_but_the_learning_rate() -> None:
+    rates = list(plan.rate_runs())
+    every = [{"settings": s} for s in (*rates, *plan.plan(ONES))]
+    assert {place: lacking for place, (lacking, _) in plan.missing(every).items()} == dict.fromkeys(
+        (plan.MIDDLE, plan.LAST, plan.LANGUAGE), 0
+    )
+    assert plan.missing([])[plan.LAST] == (28, 28)
+    assert sum(of for _, of in plan.missing([]).values()) == len(every)
+    assert plan.missing(every[1:])[plan.MIDDLE][0] == 1
+    assert plan.missing([*every[1:], {"settings": rates[1]}])[plan.MIDDLE][0] == 1  # of another rate
