@@ -23,7 +23,7 @@ from studies.real_models.plan import (
     cells,
     chosen_rates,
 )
-from studies.real_models.verdicts import COMPARED, between, difference, half, name_of, points, verdicts
+from studies.real_models.verdicts import COMPARED, SHORT, between, difference, half, name_of, points, verdicts
 
 __all__ = ["FIGURE", "page", "write"]
 
@@ -32,34 +32,30 @@ FIGURE = "real-models.svg"
 INTRODUCTION = f"""\
 # Real models
 
-MLPs of pretrained models become blocks of {EXPERTS} experts (uMoE layers, Oldfield et al. 2024, arXiv 2402.12550), or
-*controls* without experts of as many parameters; all else stays as it is. How much is lost, and how much does
+In a sentence *encoder* (all-MiniLM-L6-v2) and a *language model* (SmolLM2-135M-Instruct), the MLP of the middle layer,
+or those of the *encoder's last three layers* at once, become blocks of {EXPERTS} experts (uMoE layers, Oldfield et al.
+2024, arXiv 2402.12550) or *controls* without experts, of as many parameters. How much is lost, and how much does
 distillation give back?
 
-- *Harm*: how far the changed model is from the unchanged one on texts that nothing was fitted, trained or tuned on.
-  For the encoder the mean of `1 - cosine` of a sentence's two embeddings; for the language model the
-  Kullback-Leibler divergence of its predictions, in nats a token.
-- *Made good*: `1 - harm / harm(ablation)`. The *ablation* puts zeros or the MLPs' mean output in their place,
-  whichever does less harm. 100% is the unchanged model; below 0% the ablation is better.
-- *Fair*: at least {FAIR:.0%} made good, in every seed, at that length and every greater one that was run.
+- *Harm*: how far the changed model is from the unchanged one on held-out text, in the encoder the mean of `1 - cosine`
+  of a sentence's two embeddings, in the language model the Kullback-Leibler divergence in nats a token.
+- *Made good*: `1 - harm / harm(ablation)`; the *ablation* puts zeros or the MLPs' mean output in their place,
+  whichever does less harm. *Fair*: at least {FAIR:.0%}, in every seed, there and at every greater length run.
 - *Forms with experts*: all experts' weights are one tensor, kept as [CP](../decompositions/cp.md) (a sum of outer
   products), [Tucker](../decompositions/tucker.md) (a core with a matrix for each mode) or
   [tensor ring](../decompositions/tensor_ring.md) (a ring of small tensors). A [gate](../concepts/layer.md#the-gate),
-  whose parameters count, mixes all experts' outputs for each token, with exact zeros for some.
+  whose parameters count, mixes the experts for each token.
 - *Start*: [upcycling](../how-to/pretrained-models.md#how-the-layers-start): a uniform gate, and experts that differ by
-  noise alone; their mean is the MLP with its matrices brought to the rank that the form can hold. *Whitened*, the rule
-  here: so that the MLP's outputs change least, to first order; *from the weights alone*: so that the weights do, as
-  `upcycle` itself does.
-- *Controls*: *low rank*, every matrix a product of two; *narrower MLP*, the hidden features that contribute
-  most, the last matrix fitted anew (both fitted to the same inputs as whitened starts); *dense MLP from
-  random weights*, narrower too: what training alone does.
+  noise alone; their mean is the MLP with each matrix brought to a rank that the form can hold. *Whitened*, the rule
+  here: so that the MLP's outputs change least; *from the weights alone*: so that the matrix does, as `upcycle` does.
+- *Controls*: *low rank*, every matrix a product of two; *narrower MLP*, the hidden features that contribute most, the
+  last matrix fitted anew (both whitened too); *dense MLP from random weights*: what training alone does.
 - *[Distillation](../how-to/distil.md)*: each block learns to give what its own MLP gives; *through the whole model*:
-  the blocks alone are trained, to give the model's embeddings. A curve *rises* if the last four times as many tokens
-  leave at most {STILL:.0%} of what is missing to 100%, *falls* if the same holds backwards, else it is *slow*.
+  the blocks learn to give the model's embeddings. A curve *rises* if the last four times as many tokens leave at most
+  {STILL:.0%} of what is missing to 100%, *falls* if the same holds backwards, else it is *slow*.
 - `±`: the standard error of a difference that is paired by seed, *n* the seeds. *Ahead* and *behind* ask for two seeds
-  and two standard errors (a t-test at 5% would ask for 12.7 of two seeds, 4.3 of three), else it is *cannot tell*.
-  Seeds change the order of the text, the experts' noise and random weights; what other texts to measure on would give
-  is not in `±`.
+  and two standard errors (a t-test at 5% would for 12.7 of two seeds, 4.3 of three), else it is *cannot tell*. Seeds
+  change the order of the text, noise and random weights; what other held-out texts would give is not in `±`.
 
 ## What was found
 
@@ -190,7 +186,7 @@ def _differences(places: Sequence[str], found: Sequence[Curve]) -> list[str]:
             else:
                 bold = "" if one.is_tie else "**"
                 values.append(f"{bold}{difference(one)}{bold} ({one.pairs})")
-        lines.append(f"| {place} | {name} | {' | '.join(values)} |")
+        lines.append(f"| {SHORT[place]} | {name} | {' | '.join(values)} |")
     return [
         *lines,
         "",
@@ -216,7 +212,7 @@ def _budgets(found: Sequence[Curve]) -> list[str]:
     lines = [
         "## Before any training, by parameters",
         "",
-        f"| made good, %, {MIDDLE} | {' | '.join(f'{fraction:.0%}' for fraction in fractions)} |",
+        f"| made good, %, {SHORT[MIDDLE]} | {' | '.join(f'{fraction:.0%}' for fraction in fractions)} |",
         "|---|" + "---:|" * len(fractions),
     ]
     for kind in kinds:
@@ -238,7 +234,7 @@ def _rates(entries: Sequence[Mapping[str, Any]], found: Sequence[Curve]) -> str:
     for curve in half(found):
         if len(curve.points) > 1 and not curve.points[0].steps and curve.points[1].mean < curve.points[0].mean:
             change = points(curve.points[1].mean - curve.points[0].mean)
-            fallen.append(f"{name_of(*(curve.form.kind, curve.form.start))} ({curve.place}, {change} points)")
+            fallen.append(f"{name_of(*(curve.form.kind, curve.form.start))} ({SHORT[curve.place]}, {change} points)")
     if fallen:
         parts.append(f"After the shortest training worse than before, the rate perhaps too large: {', '.join(fallen)}.")
     return " ".join(filter(None, parts))
@@ -260,8 +256,8 @@ def _how(entries: Sequence[Mapping[str, Any]], found: Sequence[Curve], command: 
         "tokens a step, through the whole model 32 sentences. Seeds in the figures: "
         f"{', '.join(map(str, seeds))}.",
         f"- Learning rates: the best of {', '.join(f'{r:g}' for r in RATES)} after {RATE_STEPS} steps, by the error on "
-        f"validation texts, which are neither distilled nor measured on, in the {MIDDLE}; seed {RATE_SEED} was for "
-        f"this alone and is in no figure. {_rates(entries, found)} Tensor ring, Tucker and training through the whole "
+        f"validation texts, which are neither distilled nor measured on, in the encoder's middle layer; seed "
+        f"{RATE_SEED} was for this alone and is in no figure. {_rates(entries, found)} Tensor ring, Tucker and training through the whole "
         "model take CP's, other places and lengths the same: they may be too fast or slow there.",
         f"- Encoder: all-MiniLM-L6-v2 (Apache-2.0), the fourth of its six layers, or its last three at once, 1.18 "
         f"million parameters an MLP. Distilled on {FULL.train_sentences:,} noun glosses of WordNet (WordNet 3.0 "

@@ -9,11 +9,12 @@ from typing import Any
 from studies.common.paired import Difference
 from studies.real_models.curves import FAIR, Curve
 from studies.real_models.forms import CONTROLS, NAMES
-from studies.real_models.plan import FRACTION, FULL, MIDDLE, TEXT, cells, missing
+from studies.real_models.plan import FRACTION, FULL, LANGUAGE, LAST, MIDDLE, cells, missing
 
 __all__ = [
     "COMPARED",
     "LOW_RANK",
+    "SHORT",
     "between",
     "compared",
     "difference",
@@ -28,6 +29,9 @@ __all__ = [
 CP, WEIGHTS, RING = ("cp", "whitened"), ("cp", "weights"), ("tr", "whitened")
 LOW_RANK, NARROW, DENSE = ("low-rank", "whitened"), ("narrow", "whitened"), ("dense", "whitened")
 
+SHORT = {MIDDLE: "encoder", LAST: "encoder's last three layers", LANGUAGE: "language model"}
+"""What sentences and tables call the places."""
+
 COMPARED = ((CP, LOW_RANK), (RING, LOW_RANK), (CP, NARROW), (CP, WEIGHTS), (WEIGHTS, DENSE))
 """What is subtracted from what, by kind and start."""
 
@@ -40,8 +44,8 @@ def verdicts(entries: Sequence[Mapping[str, Any]], found: Sequence[Curve]) -> li
         found: Their curves.
     """
     same_start = (
-        " At 0 tokens the gate is uniform and CP is one low-rank MLP, by construction the control but for what the "
-        "gate and the experts take of the parameters: only the change from there can be the experts' doing."
+        " At 0 tokens CP is by construction the control but for the parameters that the gate and the experts take: "
+        "only the change from there can be the experts' doing."
     )
     return [
         *_not_run(entries),
@@ -117,7 +121,7 @@ def _name(curve: Curve) -> str:
 def _by_place(curves: Sequence[Curve], sentence: Callable[[Curve], str]) -> str:
     """Curves with what is said of each, place by place."""
     return "; ".join(
-        f"{place}: {', '.join(sentence(curve) for curve in curves if curve.place == place)}"
+        f"{SHORT[place]}: {', '.join(sentence(curve) for curve in curves if curve.place == place)}"
         for place in _places(curves)
     )
 
@@ -127,7 +131,7 @@ def _not_run(entries: Sequence[Mapping[str, Any]]) -> list[str]:
     lacking, planned = (sum(pair[k] for pair in counts.values()) for k in (0, 1))
     if not lacking:
         return [f"**All {planned} planned runs were made.** The tables say on how many seeds a figure rests."]
-    parts = [f"{place} {lacks} of {of}" for place, (lacks, of) in counts.items() if lacks]
+    parts = [f"{SHORT[place]} {lacks} of {of}" for place, (lacks, of) in counts.items() if lacks]
     return [
         f"**Not all was run**: {lacking} of {planned} planned runs are missing ({'; '.join(parts)}). Nothing is said "
         "of what they would show."
@@ -151,7 +155,7 @@ def _fair(found: Sequence[Curve]) -> list[str]:
     most = max(curve.last.tokens for curve in experts)
     parts = [
         f"**{len(fair) or 'None'} of {len(experts)} forms with experts {'were' if len(fair) > 1 else 'was'} fair at "
-        f"{FRACTION:.0%} of the parameters**, before training or after up to {tokens_of(most)} (a form counts once in "
+        f"{FRACTION:.0%} of the MLPs' parameters**, before training or after up to {tokens_of(most)} (a form counts once in "
         f"each place){': ' if fair else ''}{_by_place(fair, _from)}."
     ]
     if controls:
@@ -186,7 +190,7 @@ def _shares(found: Sequence[Curve]) -> list[str]:
         at = [c for c in starts if c.form.fraction == fraction]
         fair = [_name(c) for c in at if c.points[0].is_fair]
         parts.append(f"{fraction:.0%}: {', '.join(fair) or 'none'} ({len(fair)} of {len(at)})")
-    return [f"**Fair before any training**, {MIDDLE}, by share of the parameters: {'; '.join(parts)}."]
+    return [f"**Fair before any training**, {SHORT[MIDDLE]}, by share of the parameters: {'; '.join(parts)}."]
 
 
 def _open(found: Sequence[Curve]) -> list[str]:
@@ -201,21 +205,14 @@ def _open(found: Sequence[Curve]) -> list[str]:
     if slow:
         nearest = max(slow, key=lambda curve: curve.last.mean)
         gains = [curve.gain for curve in slow if curve.gain is not None]
-        passes = [f"{_most_passes(slow, place):.1f} ({place})" for place in _places(slow)]
         parts.append(
             f"{len(slow)} are *slow*: the last fourfold of tokens added {points(min(gains))} to "
-            f"{points(max(gains))} points. That does not exclude {FAIR:.0%} after more tokens, or on more text: "
-            f"passes over it were at most {', '.join(passes)}. The nearest, {_name(nearest)} in the {nearest.place}, "
-            f"lacks {100 * (FAIR - nearest.last.mean):.1f} points."
+            f"{points(max(gains))} points. That does not exclude {FAIR:.0%} after more tokens or on more text; the "
+            f"nearest, {SHORT[nearest.place]}: {_name(nearest)}, lacks {100 * (FAIR - nearest.last.mean):.1f} points."
         )
     if unknown:
         parts.append(f"Too few lengths were run of {_by_place(unknown, _last)}.")
     return [f"**Open**, of the {len(never)} that are not fair: {' '.join(parts)}"] if parts else []
-
-
-def _most_passes(curves: Sequence[Curve], place: str) -> float:
-    """The most passes over a place's text."""
-    return max(curve.last.tokens for curve in curves if curve.place == place) / TEXT[place]
 
 
 def _gained(curve: Curve) -> str:
@@ -229,12 +226,12 @@ def _against(found: Sequence[Curve], one: tuple[str, str], other: tuple[str, str
         every = between(found, place, one, other)
         steps = max((k for k in every if k), key=lambda k: (every[k].pairs > 1, k), default=None)
         if steps is None:
-            parts.append(f"{place}: {_absent(place, one, other)}")
+            parts.append(f"{SHORT[place]}: {_absent(place, one, other)}")
             continue
         words[compared(every[steps])] += 1
         beside = [f"{100 * every[k].mean:+.2f} at {k * FULL.batch_size:,}" for k in every if not k or k > steps]
         at = "; ".join([tokens_of(steps * FULL.batch_size), *([", ".join(beside)] if beside else [])])
-        parts.append(f"{place}: {compared(every[steps])}, {_judged(every[steps], at)}")
+        parts.append(f"{SHORT[place]}: {compared(every[steps])}, {_judged(every[steps], at)}")
     if not words:
         return []
     counts = [f"{word} in {words[word]}" for word in ("ahead", "behind", "cannot tell") if words[word]]
@@ -255,7 +252,7 @@ def _absent(place: str, *which: tuple[str, str]) -> str:
 def _rises(found: Sequence[Curve], which: tuple[str, str]) -> str:
     """Where a form still rises, so that nothing is known of more tokens."""
     curves = [find(found, place, which) for place in _places(half(found))]
-    rising = [curve.place for curve in curves if curve is not None and curve.change == "rises"]
+    rising = [SHORT[curve.place] for curve in curves if curve is not None and curve.change == "rises"]
     return f" {name_of(*which)} still rises ({' and '.join(rising)}): its end is open." if rising else ""
 
 
@@ -275,7 +272,7 @@ def _whole(found: Sequence[Curve]) -> list[str]:
             others = [alone.at(point.steps), next((p for p in alone.points if p.tokens > point.tokens), None)]
             said = [f"{_percent(p.mean)} on {tokens_of(p.tokens)}" for p in others if p is not None]
             sentences.append(
-                f"**{_name(curve)}, minus layer by layer: {compared(same)}.** Points: {curve.place}: "
+                f"**{_name(curve)}, minus layer by layer: {compared(same)}.** Points: {SHORT[curve.place]}: "
                 f"{_judged(same, f'{point.steps} steps of both')}. It made good {_percent(point.mean)} on "
                 f"{tokens_of(point.tokens)}, layer by layer {', '.join(said)}.{controls}"
             )

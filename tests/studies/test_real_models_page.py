@@ -119,12 +119,12 @@ def test_what_is_missing_is_said_first_and_by_place() -> None:
     of = {place: count for place, (_, count) in plan.missing([]).items()}
     middle, total = of[plan.MIDDLE], sum(of.values())
     assert first.startswith(f"**Not all was run**: {total - 5} of {total} planned runs are missing (")
-    assert f"{plan.MIDDLE} {middle - 5} of {middle}; {plan.LAST} {of[plan.LAST]} of {of[plan.LAST]};" in first
+    assert f"encoder {middle - 5} of {middle}; encoder's last three layers {of[plan.LAST]} of {of[plan.LAST]};" in first
 
 
 def test_nothing_is_missing_of_all_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verdicts, "missing", lambda entries: {plan.MIDDLE: (0, 7), plan.LAST: (2, 3)})
-    assert f"2 of 10 planned runs are missing ({plan.LAST} 2 of 3)." in found(FIXED, "Not all was run")
+    assert "2 of 10 planned runs are missing (encoder's last three layers 2 of 3)." in found(FIXED, "Not all was run")
     monkeypatch.setattr(verdicts, "missing", lambda entries: {plan.MIDDLE: (0, 7)})
     assert found(FIXED, "All 7 planned").startswith("**All 7 planned runs were made.**")
 
@@ -133,8 +133,8 @@ def test_no_form_with_experts_is_fair_but_a_control_is() -> None:
     runs = [*FIXED, *curve(0.5, 0.3, 0.2), *curve(0.3, 0.2, 0.05, kind="narrow"), *curve(0.4, 0.3, 0.2, kind="dense")]
     said = found([*runs, entry("cp", 128, 0.15, loss="model")], "None of 2")
     assert "were fair" not in said
-    assert "was fair at 50% of the parameters**, before training or after up to 64,000 tokens" in said
-    assert f"Of 2 controls 1 was: {plan.MIDDLE}: narrower MLP (control) from 32,768 tokens on (95.0%;" in said
+    assert "was fair at 50% of the MLPs' parameters**, before training or after up to 64,000 tokens" in said
+    assert "Of 2 controls 1 was: encoder: narrower MLP (control) from 32,768 tokens on (95.0%;" in said
     assert "CP, trained through the whole model 85.0%, narrower MLP (control) 95.0%." in said
 
 
@@ -142,10 +142,7 @@ def test_a_form_with_experts_that_is_fair_is_named() -> None:
     runs = [*FIXED, *seeds((0.5, 0.08, 0.05), (0.5, 0.06, 0.05), (0.5, 0.07)), *curve(0.5, 0.4, kind="tr")]
     runs += [*curve(0.5, 0.4, kind="narrow"), *curve(0.01, fraction=1.0)]
     said = found(runs, "1 of 2 forms with experts was fair")
-    assert (
-        f": {plan.MIDDLE}: CP from 8,192 tokens on (93.0%; fewest seeds of a length: 2). Of 1 controls none was."
-        in said
-    )
+    assert ": encoder: CP from 8,192 tokens on (93.0%; fewest seeds of a length: 2). Of 1 controls none was." in said
     both = [*runs, *fixed(plan.LAST), *curve(0.05, 0.05, place=plan.LAST)]
     assert "from 8,192 tokens" in found(both, "2 of 3 forms with experts were fair")
 
@@ -162,10 +159,10 @@ def test_what_is_open_is_rising_slow_or_unknown() -> None:
     runs += [*curve(0.5, 0.2, 0.05, kind="tucker"), *curve(0.01, 0.01, 0.01, kind="low-rank")]
     said = found(runs, "Open")
     assert said.startswith("**Open**, of the 3 that are not fair: 1 still *rise*")
-    assert f"{plan.MIDDLE}: CP 85.0% (+15.0)." in said
+    assert "encoder: CP 85.0% (+15.0)." in said
     assert "1 are *slow*: the last fourfold of tokens added +1.0 to +1.0 points. That does not exclude 90%" in said
-    assert f"at most {512 * 256 / plan.TEXT[plan.MIDDLE]:.1f} ({plan.MIDDLE}). The nearest, narrower MLP (cont" in said
-    assert "lacks 6.0 points. Too few lengths were run of encoder, middle layer: tensor ring 70.0%." in said
+    assert "on more text; the nearest, encoder: narrower MLP (control), lacks 6.0 points. Too few lengths were" in said
+    assert said.endswith("run of encoder: tensor ring 70.0%.")
     fair = [*FIXED, *curve(0.01, 0.01)]
     assert not [s for s in verdicts.verdicts(fair, curves.curves(fair)) if s.startswith("**Open")]
 
@@ -199,7 +196,7 @@ def test_what_is_open_is_rising_slow_or_unknown() -> None:
 def test_experts_against_a_control_are_judged_by_pairs(harms: Any, other: Any, said: str) -> None:
     sentence = found([*FIXED, *seeds(*harms), *seeds(*other, kind="low-rank")], "CP minus low rank (control)")
     word = said.partition(",")[0]
-    assert f"**CP minus low rank (control): {word} in 1 of 1 places.** Points: {plan.MIDDLE}: {said}" in sentence
+    assert f"**CP minus low rank (control): {word} in 1 of 1 places.** Points: encoder: {said}" in sentence
     assert sentence.endswith("only the change from there can be the experts' doing.")
 
 
@@ -209,13 +206,13 @@ def test_a_comparison_that_was_not_run_is_not_one_that_was_not_planned() -> None
         runs += [*fixed(place), *curve(0.5, 0.4, place=place)]
     said = found(runs, "CP minus narrower MLP")
     assert said.startswith("**CP minus narrower MLP (control): cannot tell in 1 of 1 places.**")
-    assert f"; {plan.LAST}: not planned; {plan.LANGUAGE}: not run yet." in said
+    assert "; encoder's last three layers: not planned; language model: not run yet." in said
 
 
 def test_a_start_that_still_rises_is_said_to_be_open() -> None:
     runs = [*FIXED, *curve(0.2, 0.19, 0.18), *curve(0.9, 0.5, 0.3, start="weights")]
     assert found(runs, "CP minus CP from").endswith(
-        f" CP from the weights alone still rises ({plan.MIDDLE}): its end is open."
+        " CP from the weights alone still rises (encoder): its end is open."
     )
     slow = [*FIXED, *curve(0.2, 0.19, 0.18), *curve(0.9, 0.3, 0.29, start="weights")]
     assert "open" not in found(slow, "CP minus CP from")
@@ -228,7 +225,7 @@ def test_no_change_has_a_plus() -> None:
 def test_training_through_the_whole_model_is_told_with_its_tokens() -> None:
     runs = [*FIXED, *curve(0.5, 0.3, 0.2, 0.1), entry("cp", 128, 0.15, loss="model")]
     said = found(runs, "CP, trained through the whole model, minus layer by layer: cannot tell.")
-    assert f"{plan.MIDDLE}: +5.00 (n=1, 128 steps of both). It made good 85.0% on 64,000 tokens, layer by" in said
+    assert "encoder: +5.00 (n=1, 128 steps of both). It made good 85.0% on 64,000 tokens, layer by" in said
     assert said.endswith("layer 80.0% on 32,768 tokens, 90.0% on 131,072 tokens. No control was trained so.")
     again = [*runs, entry("low-rank", 128, 0.15, loss="model")]
     assert "No control" not in found(again, "CP, trained through the whole model")
@@ -250,7 +247,7 @@ def test_page_has_every_figure(tmp_path: Path) -> None:
     assert "| tensor ring |  | not run | not run | not run | not run | - |  |  |" in page
     assert "| CP, trained through the whole model | 50.0% | - | - | 85.0 (1/1, 64,000 tokens) | - |" in page
     assert f"| passes over the text |  | 0.0 | 0.1 | 0.3 | {131072 / 99611:.1f} |" in page
-    assert "| encoder, middle layer | CP minus narrower MLP (control) | -20.00 | +5.00 (1) | +20.00 (1) |" in page
+    assert "| encoder | CP minus narrower MLP (control) | -20.00 | +5.00 (1) | +20.00 (1) |" in page
     assert f"{len(runs)} runs, {len(runs)} minutes" in page
     assert max(len(line) for line in page.partition("## What was found")[0].splitlines()) <= 120
     for table in page.split("\n\n"):
@@ -276,7 +273,7 @@ def test_rates_at_the_edge_and_falls_are_said() -> None:
     tried += [entry("narrow", 128, h, seed=plan.RATE_SEED, rate=r) for h, r in ((0.3, 1e-3), (0.2, 3e-3))]
     page = page_of([*FIXED, *tried, *curve(0.5, 0.3), *curve(0.2, 0.25, kind="narrow")])
     assert "Chosen: CP 0.001, narrower MLP (control) 0.003. For narrower MLP (control) that is the largest" in page
-    assert "the rate perhaps too large: narrower MLP (control) (encoder, middle layer, -5.0 points)." in page
+    assert "the rate perhaps too large: narrower MLP (control) (encoder, -5.0 points)." in page
     assert "the largest tried" not in page_of([*FIXED, *tried[:2], *curve(0.5, 0.3)])
 
 
