@@ -257,8 +257,9 @@ def _how(entries: Sequence[Mapping[str, Any]], found: Sequence[Curve], command: 
         f"{', '.join(map(str, seeds))}.",
         f"- Learning rates: the best of {', '.join(f'{r:g}' for r in RATES)} after {RATE_STEPS} steps, by the error on "
         f"validation texts, which are neither distilled nor measured on, in the encoder's middle layer; seed "
-        f"{RATE_SEED} was for this alone and is in no figure. {_rates(entries, found)} Tensor ring, Tucker and training through the whole "
-        "model take CP's, other places and lengths the same: they may be too fast or slow there.",
+        f"{RATE_SEED} was for this alone and is in no figure. {_rates(entries, found)} "
+        "Tensor ring, Tucker and training through the whole model take CP's, other places and lengths the same: they "
+        "may be too fast or slow there.",
         f"- Encoder: all-MiniLM-L6-v2 (Apache-2.0), the fourth of its six layers, or its last three at once, 1.18 "
         f"million parameters an MLP. Distilled on {FULL.train_sentences:,} noun glosses of WordNet (WordNet 3.0 "
         f"licence, {TEXT[MIDDLE]:,} tokens), rates chosen on {FULL.validation_sentences}, harm measured on "

@@ -155,8 +155,8 @@ def _fair(found: Sequence[Curve]) -> list[str]:
     most = max(curve.last.tokens for curve in experts)
     parts = [
         f"**{len(fair) or 'None'} of {len(experts)} forms with experts {'were' if len(fair) > 1 else 'was'} fair at "
-        f"{FRACTION:.0%} of the MLPs' parameters**, before training or after up to {tokens_of(most)} (a form counts once in "
-        f"each place){': ' if fair else ''}{_by_place(fair, _from)}."
+        f"{FRACTION:.0%} of the MLPs' parameters**, before training or after up to {tokens_of(most)} (a form counts "
+        f"once in each place){': ' if fair else ''}{_by_place(fair, _from)}."
     ]
     if controls:
         said = f": {_by_place(fair_controls, _from)}" if fair_controls else ""
