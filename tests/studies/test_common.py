@@ -9,7 +9,7 @@ import torch
 
 from studies.__main__ import main, names
 from studies.common.glosses import group
-from studies.common.paired import paired
+from studies.common.paired import Difference, paired
 from studies.common.runs import finish, read
 from studies.common.text import standard_library
 
@@ -45,6 +45,17 @@ def test_paired_differences_by_hand() -> None:
     assert paired([1.0], [0.0]).is_tie
     with pytest.raises(ValueError, match="of one number, 1 or more, got 1 and 2"):
         paired([1.0], [1.0, 2.0])
+
+
+def test_intervals_and_margins_by_hand() -> None:
+    assert Difference(0.0, 1.0, 3).half_width == 4.303
+    for pairs, wanted in ((12, 2.201), (24, 2.069), (1000, 1.962)):
+        assert Difference(0.0, 1.0, pairs).half_width == pytest.approx(wanted, abs=0.01)
+    assert Difference(-0.0531, 0.01, 3).falls(0.01) is True
+    assert Difference(-0.0530, 0.01, 3).falls(0.01) is None
+    assert Difference(0.0331, 0.01, 3).falls(0.01) is False
+    assert Difference(0.0, 0.0, 3).falls(0.0) is False
+    assert paired([1.0], [0.0]).falls(0.0) is None
 
 
 def test_text_is_in_two_parts_and_labels_are_the_next_token() -> None:
