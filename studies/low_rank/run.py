@@ -26,7 +26,7 @@ __all__ = ["SHARES", "main", "run"]
 NAME = "low-rank"
 CACHE = Path("results/studies")
 MODELS = Path("results/models/packages")
-SHARES = (1.0, 0.9, 0.75, 0.5, 0.35, 0.25, 0.1)
+SHARES = (1.0, 0.98, 0.95, 0.9, 0.75, 0.5, 0.35, 0.25, 0.1)
 """Of the singular vectors of every linear layer."""
 RANDOM_SHARES = (0.9, 0.75, 0.5, 0.25)
 SEEDS = {"mixer": (0, 1, 2)}

@@ -56,7 +56,7 @@ class Amounts:
     known: int = 20
     asked: int = 10
     images: int = 400
-    asked_images: int = 200
+    asked_images: int = 1000
     side: int = 56
 
 
