@@ -49,7 +49,7 @@ class Amounts:
 
     mixer_steps: int = mixers.STEPS
     mixer_images: int = 5000
-    windows: int = 6
+    windows: int = 12
     calibration: int = 24
     tokens: int = 128
     classes: int = 50

@@ -74,8 +74,8 @@ TITLES = {
         {"loss": "cross-entropy"},
         math.log(49_152),  # its tokens
         "The instruct model with 4-bit weights, dequantised (Apache-2.0). Left out: the head, which is the embedding. "
-        "Measured on windows of 128 tokens of Python's language reference, samples are windows; inputs: 24 windows of "
-        "other topics of it, 3,072 tokens for layers of up to 1,536 inputs.",
+        "Measured on windows of 128 tokens of Python's language reference; a sample is a window, and they follow one "
+        "another. Inputs: 24 windows of other topics, 3,072 tokens for layers of up to 1,536 inputs.",
     ),
     "sentences": Title(
         "MiniLM",
