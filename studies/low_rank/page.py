@@ -82,8 +82,8 @@ def _upcycling(found: Found, present: Sequence[str]) -> list[str]:
         *rows,
         "",
         "*Parameters*: of both factors, as a share of the weights'. *Squared norm*: the mean over layers. Half of the",
-        f"singular vectors hold {min(held):.0%} to {max(held):.0%} of it, of a matrix drawn at random as large",
-        f"{min(null):.0%} to {max(null):.0%}: most of such a share is what any matrix has, and no promise.",
+        f"singular vectors hold {min(held):.0%} to {max(held):.0%} of it; in matrices of these shapes drawn at random",
+        f"it is {min(null):.0%} to {max(null):.0%}, so most of that share is what any matrix has, and no promise.",
         "",
     ]
 
@@ -141,10 +141,10 @@ QUESTION = (
     "- *Random subspace*: of the smaller side, orthonormal. The null: a rank that is not chosen.",
     "",
     "`±` is a standard error: over seeds (Mixer, three), over draws (random subspaces, where there are three), else",
-    "over held-out samples of one model. A cut *hurts* if the 95% interval (Student's t) of the change lies beyond",
-    f"{BARELY['accuracy']:g} of accuracy, or {BARELY['loss']:g} nats of cross-entropy (5% of the perplexity), and",
-    "*barely hurts* if it lies within; else the runs *cannot say*. The margins are ours. Accuracy decides where there",
-    "is one.",
+    "over held-out samples of one model. A cut *hurts* if the change's 95% interval (Student's t: 4.3 errors on each",
+    f"side for three, about 2 for many) lies beyond {BARELY['accuracy']:g} of accuracy or {BARELY['loss']:g} nats of",
+    "cross-entropy (5% of the perplexity), *barely hurts* if it lies within; else the runs *cannot say*. The margins",
+    "are ours. Accuracy decides where there is one.",
     "",
 )
 
