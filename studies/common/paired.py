@@ -7,10 +7,24 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["Difference", "paired"]
+__all__ = ["Difference", "paired", "student"]
 
-T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
-"""The two-sided 95% points of Student's t, for 2, 3, .. pairs."""
+STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
+STUDENT += (2.23, 2.20, 2.18, 2.16, 2.14, 2.13, 2.12, 2.11, 2.10, 2.09)
+"""The 97.5% quantiles of Student's t for 2 to 20 values."""
+
+
+def student(values: int) -> float:
+    """How many standard errors the 95% interval of a mean reaches to either side; for more than 20 values, that for 20.
+
+    Args:
+        values: How many the mean is of, 2 or more.
+
+    Examples:
+        >>> student(5)
+        2.78
+    """
+    return STUDENT[min(values, len(STUDENT) + 1) - 2]
 
 
 @dataclass(frozen=True)
@@ -33,11 +47,17 @@ class Difference:
         return math.isnan(self.error) or abs(self.mean) <= 2.0 * self.error
 
     @property
+    def is_unclear(self) -> bool:
+        """Whether 0 is in the mean's 95% interval by Student's t, or its error is unknown."""
+        return math.isnan(self.error) or abs(self.mean) <= student(self.pairs) * self.error
+
+    def __str__(self) -> str:
+        return f"{self.mean:+.3f} ± {self.error:.3f}"
+
+    @property
     def half_width(self) -> float:
-        """Half the 95% interval of the mean, by Student's t: 4.3 errors for three pairs, about two for many."""
-        number = self.pairs - 2
-        t = T_95[max(0, number)] if number < len(T_95) else 1.96 + 2.6 / (self.pairs - 1)
-        return t * self.error
+        """Half the 95% interval of the mean, by Student's t; NaN for one pair."""
+        return student(self.pairs) * self.error if self.pairs > 1 else math.nan
 
     @property
     def interval(self) -> str:
@@ -45,7 +65,7 @@ class Difference:
 
         Examples:
             >>> paired([2.0, 3.0, 4.0], [1.0, 3.0, 2.0]).interval
-            '[-1.484, +3.484]'
+            '[-1.483, +3.483]'
         """
         return f"[{self.mean - self.half_width:+.3f}, {self.mean + self.half_width:+.3f}]"
 
@@ -62,9 +82,6 @@ class Difference:
         if self.mean - self.half_width >= -margin:
             return False
         return True if self.mean + self.half_width < -margin else None
-
-    def __str__(self) -> str:
-        return f"{self.mean:+.3f} ± {self.error:.3f}"
 
 
 def paired(one: Sequence[float], other: Sequence[float]) -> Difference:

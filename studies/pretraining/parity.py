@@ -15,6 +15,9 @@ from studies.common.paired import Difference, paired
 
 __all__ = ["NAMES", "TITLES", "Parity", "by_problem", "parities"]
 
+T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
+"""The two-sided 95% point of Student's t, by the number of pairs; without end for others."""
+
 NAMES = {"dense": "dense", "cp": "CP", "tr": "tensor ring"}
 TITLES = {"gpt": "GPT", "mixer": "Mixer"}
 
@@ -44,9 +47,14 @@ class Parity:
         return "better" if (self.difference.mean < 0) == self.lower_is_better else "worse"
 
     @property
+    def half_width(self) -> float:
+        """Half the 95% interval of the mean difference, by Student's t."""
+        return T_95.get(self.difference.pairs, math.inf) * self.difference.error
+
+    @property
     def beyond_t(self) -> bool:
         """Whether that interval leaves zero out."""
-        return abs(self.difference.mean) > self.difference.half_width
+        return abs(self.difference.mean) > self.half_width
 
     def text(self, scale: float = 1.0, digits: int = 3) -> str:
         """The mean and its standard error, and the interval.
@@ -55,8 +63,7 @@ class Parity:
             >>> Parity(paired([2.0, 3.0, 4.0], [1.0, 3.0, 2.0]), True).text()
             '+1.000 ± 0.577 [-1.484, +3.484]'
         """
-        of = self.difference
-        mean, error, half = (scale * value for value in (of.mean, of.error, of.half_width))
+        mean, error, half = (scale * value for value in (self.difference.mean, self.difference.error, self.half_width))
         return f"{mean:+.{digits}f} ± {error:.{digits}f} [{mean - half:+.{digits}f}, {mean + half:+.{digits}f}]"
 
 

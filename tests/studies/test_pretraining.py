@@ -27,7 +27,7 @@ def test_parity_by_two_standard_errors_and_by_student() -> None:
     by_one_rule = paired([1.1, 2.2, 3.3], [1.0, 2.0, 3.0])
     assert (Parity(by_one_rule, True).word, Parity(by_one_rule, False).word) == ("worse", "better")
     assert not Parity(by_one_rule, True).beyond_t
-    assert by_one_rule.half_width == pytest.approx(4.303 * 0.1 / 3**0.5)
+    assert Parity(by_one_rule, True).half_width == pytest.approx(4.303 * 0.1 / 3**0.5)
     by_both = Parity(paired([1.1, 2.11, 3.1], [1.0, 2.0, 3.0]), True)
     assert (by_both.word, by_both.beyond_t) == ("worse", True)
 
