@@ -186,7 +186,7 @@ def claims(found: Found, searched: Mapping[Contender, Mapping[float, Mapping[str
     """
     compared = {problem: against_fewest(found, problem) for problem in found}
     averages = [
-        f"{TITLES[problem]} {average}"
+        f"{TITLES[problem].split()[0]} {average}"
         for problem, pairs in compared.items()
         if (average := _mean_less(found, problem, [(one, other) for one, other, _ in pairs])) is not None
     ]
@@ -197,11 +197,11 @@ def claims(found: Found, searched: Mapping[Contender, Mapping[float, Mapping[str
         equal = [grid for grid in grids(found, problem) if grid.budget]
         against = [d for grid in equal if (d := less(found, problem, grid, DENSE)) is not None]
         averages = []
-        for of, only_one in (("all grids", False), ("those of one mode", True)):
+        for of, only_one in (("", False), ("with one mode ", True)):
             pairs = [(grid, DENSE) for grid in equal if not only_one or len(grid.expert_dims) == 1]
             if (average := _mean_less(found, problem, pairs)) is not None:
-                averages.append(f"{of} {average}")
-        claim = f"Grids are as accurate as the {DENSE_NAMES[problem]} ({TITLES[problem]})"
+                averages.append(f"{of}{average}")
+        claim = f"Grids are as accurate as the {DENSE_NAMES[problem]}"
         lines.append(_judged(claim, against, averages))
     return [*lines, _used(found), *_learned(found)]
 
@@ -222,23 +222,22 @@ def _judged(what: str, differences: Sequence[Difference], averages: Sequence[str
 def _used(found: Found) -> str:
     """Whether each mode of the grids of several is needed by the trained model."""
     modes = [
-        (loss, grid, k, problem)
+        loss
         for problem in found
         for grid in grids(found, problem)
         if len(grid.expert_dims) > 1
-        for k, loss in enumerate(idle_losses(found[problem][grid]), 1)
+        for loss in idle_losses(found[problem][grid])
         if loss.pairs >= FEWEST_SEEDS
     ]
     if not modes:
         return "- Every mode is used: **cannot tell**; not run."
-    words = [_needed(loss) for loss, *_ in modes]
-    least, grid, k, problem = min(modes, key=lambda mode: mode[0].mean)
-    two = sum(loss.mean > 2.0 * loss.error for loss, *_ in modes)
-    counts = f"{words.count('worse')} do not, {words.count('undecided')} are undecided"
+    words = [_needed(loss) for loss in modes]
+    least = min(modes, key=lambda loss: loss.mean)
+    two = sum(loss.mean > 2.0 * loss.error for loss in modes)
     return (
         f"- Every mode is used: **{verdict(words)}**; made idle, {words.count('no worse')} of {len(modes)} modes of "
-        f"grids with several cost accuracy (at two errors {two}), {counts}; the least loss is {least} (mode {k} of "
-        f"{name(grid)}, {TITLES[problem]})."
+        f"grids with several cost accuracy (at two errors {two}), {words.count('worse')} do not, "
+        f"{words.count('undecided')} undecided; the least loss is {least}."
     )
 
 
