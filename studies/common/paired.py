@@ -54,6 +54,35 @@ class Difference:
     def __str__(self) -> str:
         return f"{self.mean:+.3f} ± {self.error:.3f}"
 
+    @property
+    def half_width(self) -> float:
+        """Half the 95% interval of the mean, by Student's t; NaN for one pair."""
+        return student(self.pairs) * self.error if self.pairs > 1 else math.nan
+
+    @property
+    def interval(self) -> str:
+        """The interval in words.
+
+        Examples:
+            >>> paired([2.0, 3.0, 4.0], [1.0, 3.0, 2.0]).interval
+            '[-1.483, +3.483]'
+        """
+        return f"[{self.mean - self.half_width:+.3f}, {self.mean + self.half_width:+.3f}]"
+
+    def falls(self, margin: float) -> bool | None:
+        """Whether the mean is below ``-margin``: None where the interval has it inside, or its error is unknown.
+
+        Args:
+            margin: How large a fall does not count, 0 or more.
+
+        Examples:
+            >>> [Difference(mean, 0.01, 1000).falls(0.05) for mean in (-0.1, -0.05, 0.0)]
+            [True, None, False]
+        """
+        if self.mean - self.half_width >= -margin:
+            return False
+        return True if self.mean + self.half_width < -margin else None
+
 
 def paired(one: Sequence[float], other: Sequence[float]) -> Difference:
     """The mean of ``one - other``, pair by pair.

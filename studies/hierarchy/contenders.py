@@ -28,6 +28,7 @@ __all__ = [
     "Contender",
     "GridForm",
     "freeze_mode",
+    "matrix_rank",
     "rated_by",
 ]
 
@@ -42,6 +43,9 @@ WIDE = 128
 """The rank of an expert's matrix where grids are compared at one rank."""
 
 MILLION = 10**6
+
+SHAPES = {"head": ((384, 239),), "mixer": ((64, 256), (256, 64))}
+"""By problem, the inputs and outputs of the dense layers that experts replace."""
 
 FIXED: dict[str, Callable[[int], Any]] = {
     "cp": lambda modes: None,
@@ -179,6 +183,23 @@ def _rank(contender: Contender, sizes: tuple[tuple[int, int], ...], parameters: 
         return AT_ONE_RANK[contender.form](modes)
     budget = Budget(parameters=parameters, fixed=FIXED[contender.form](modes))
     return budget.rank(contender.expert_dims, list(sizes), contender.form)
+
+
+def matrix_rank(problem: str, contender: Contender) -> int:
+    """The rank that each expert's matrix has at most.
+
+    Args:
+        problem: Its name.
+        contender: A grid.
+
+    Examples:
+        >>> matrix_rank("head", Contender("tr", (100, 100, 100), budget=False))
+        128
+    """
+    sizes = SHAPES[problem]
+    rank = _rank(contender, sizes, sum((inputs + 1) * outputs for inputs, outputs in sizes))
+    found = rank if isinstance(rank, int) else rank[-2] * EXPERT_BOND  # of a ring: between input and output, around
+    return min(found, *sizes[0])
 
 
 def freeze_mode(model: nn.Module, mode: int = -1) -> None:

@@ -26,7 +26,7 @@ __all__ = ["SHARES", "main", "run"]
 NAME = "low-rank"
 CACHE = Path("results/studies")
 MODELS = Path("results/models/packages")
-SHARES = (1.0, 0.9, 0.75, 0.5, 0.35, 0.25, 0.1)
+SHARES = (1.0, 0.98, 0.95, 0.9, 0.75, 0.5, 0.35, 0.25, 0.1)
 """Of the singular vectors of every linear layer."""
 RANDOM_SHARES = (0.9, 0.75, 0.5, 0.25)
 SEEDS = {"mixer": (0, 1, 2)}
@@ -43,21 +43,24 @@ QUICK = Amounts(
     known=4,
     asked=2,
     images=40,
+    asked_images=20,
     side=28,
 )
 """Seconds, for tests: their figures say nothing."""
 
 
-def run(settings: Mapping[str, Any], subject: Subject, moments: Mapping[str, Tensor]) -> dict[str, Any]:
+def run(
+    settings: Mapping[str, Any], subject: Subject, moments: Mapping[str, Tensor], exact: Mapping[str, Tensor]
+) -> dict[str, Any]:
     """Measure a model at every share, with one method.
 
     Args:
         settings: As a line of the file holds them.
         subject: The model.
         moments: The second moments of its layers' inputs.
+        exact: What it measures unchanged.
     """
     generator = torch.Generator().manual_seed(settings["draw"])
-    exact = subject.measure()
     weights = {name: _read(module) for name, module in subject.layers.items()}
     method = METHODS[settings["method"]]
     factors = {name: method(weight, moments[name], generator) for name, weight in weights.items()}
@@ -146,8 +149,8 @@ def _finish(file: Path, name: str, seed: int, make: Any, amounts: Amounts, quick
     wanted += [{"subject": name, "seed": seed, "method": "random", "draw": draw} for draw in draws]
 
     @cache
-    def made() -> tuple[Subject, dict[str, Tensor]]:
+    def made() -> tuple[Subject, dict[str, Tensor], dict[str, Tensor]]:
         subject = make(CACHE if name in SEEDS else MODELS, amounts, seed)
-        return subject, measure_moments(subject.layers, subject.calibrate)
+        return subject, measure_moments(subject.layers, subject.calibrate), subject.measure()
 
     finish(file, wanted, lambda settings: run(settings, *made()))

@@ -42,19 +42,21 @@ class Amounts:
         classes: Classes of glosses.
         known: Glosses of each class whose mean is its centre.
         asked: Glosses of each class that are measured on.
-        images: Images whose classes' means are known to the ViT, and half as many to measure on.
+        images: Images whose classes' means are known to the ViT, and half as many to calibrate on.
+        asked_images: Images to measure the ViT on.
         side: Pixels of an image for the ViT.
     """
 
     mixer_steps: int = mixers.STEPS
     mixer_images: int = 5000
-    windows: int = 6
+    windows: int = 12
     calibration: int = 24
     tokens: int = 128
     classes: int = 50
     known: int = 20
     asked: int = 10
     images: int = 400
+    asked_images: int = 1000
     side: int = 56
 
 
@@ -164,9 +166,10 @@ def _images() -> Any:
 
 def _vision(cache: Path, amounts: Amounts, seed: int) -> Subject:
     model, data, number = vision.load(unpack(IMAGE_MODEL, cache)), _images(), amounts.images
-    known, asked = (vision.pixels(part, amounts.side) for part in (data.train[:number], data.test[: number // 2]))
+    tested = slice(amounts.asked_images)
+    known, asked = (vision.pixels(part, amounts.side) for part in (data.train[:number], data.test[tested]))
     others = vision.pixels(data.train[number : number + number // 2], amounts.side)
-    labels, wanted = data.train_labels[:number], data.test_labels[: number // 2]
+    labels, wanted = data.train_labels[:number], data.test_labels[tested]
     exact = vision.features(model, asked)
 
     @torch.no_grad()

@@ -104,7 +104,7 @@ ROWS = (
     Row(
         "Half of the singular vectors of a trained Mixer barely matter",
         "low-rank.md",
-        (r"\*\*(Not r|R)eproduced on a small Mixer",),
+        (r"\*\*(Reproduced|Not reproduced|Cannot tell) on a small Mixer",),
         "low-rank.svg",
         "python -m studies low_rank",
         "SVD truncation study",

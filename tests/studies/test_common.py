@@ -9,7 +9,7 @@ import torch
 
 from studies.__main__ import main, names
 from studies.common.glosses import group
-from studies.common.paired import paired
+from studies.common.paired import Difference, paired
 from studies.common.runs import finish, read
 from studies.common.text import standard_library
 
@@ -45,6 +45,13 @@ def test_paired_differences_by_hand() -> None:
     assert paired([1.0], [0.0]).is_tie
     with pytest.raises(ValueError, match="of one number, 1 or more, got 1 and 2"):
         paired([1.0], [1.0, 2.0])
+
+
+def test_intervals_and_margins_by_hand() -> None:
+    assert [Difference(0.0, 1.0, pairs).half_width for pairs in (3, 12, 1000)] == [4.30, 2.20, 2.09]
+    assert [Difference(mean, 0.01, 3).falls(0.01) for mean in (-0.0531, -0.0529, 0.0331)] == [True, None, False]
+    assert Difference(0.0, 0.0, 3).falls(0.0) is False
+    assert paired([1.0], [0.0]).falls(0.0) is None
 
 
 def test_text_is_in_two_parts_and_labels_are_the_next_token() -> None:

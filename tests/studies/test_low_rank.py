@@ -1,6 +1,8 @@
 """The study of low rank in seconds: cuts held to their definitions and to the library's fit, verdicts from runs."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,11 +10,13 @@ from torch import nn
 
 from factorized_moe.surgery import upcycle
 from studies.common.images import FASHION_MNIST
+from studies.common.paired import Difference
 from studies.low_rank import vision
 from studies.low_rank.page import page, picture
 from studies.low_rank.run import SHARES, compare, main, run
 from studies.low_rank.subjects import Subject, by_centres
 from studies.low_rank.truncation import METHODS, kept, linears, measure_moments, truncated
+from studies.low_rank.verdicts import TITLES, bracket, word
 
 pytestmark = pytest.mark.thorough
 
@@ -95,7 +99,7 @@ def test_a_weight_of_half_the_rank_loses_nothing_at_half() -> None:
     moments = measure_moments(subject.layers, subject.calibrate)
     losses = {}
     for method in METHODS:
-        found = run({"method": method, "draw": 0}, subject, moments)
+        found = run({"method": method, "draw": 0}, subject, moments, subject.measure())
         losses[method] = found["shares"]["0.5"]["loss"]["mean"]
         assert found["shares"]["0.5"]["parameters"] == 1.0  # two factors of half the rank of a square matrix
     assert losses["singular"] < 1e-12
@@ -146,7 +150,7 @@ def test_quick_form_runs_and_resumes(
     assert (tmp_path / "low-rank.svg").read_text().count("<svg") == 1
 
 
-def _runs(loss: float, better: float) -> list[dict[str, object]]:
+def _runs(loss: float, better: float, apart: float = 0.0) -> list[dict[str, Any]]:
     """Mixers of three seeds and one language model, worse at half and below by so much."""
 
     def shares(measure: str, change: float) -> dict[str, object]:
@@ -159,37 +163,69 @@ def _runs(loss: float, better: float) -> list[dict[str, object]]:
             for share in SHARES
         }
 
-    def entry(subject: str, method: str, seed: int, measure: str, change: float) -> dict[str, object]:
+    def entry(subject: str, method: str, seed: int, measure: str, change: float) -> dict[str, Any]:
         result = {"layers": 3, "samples": 9, "exact": {measure: 0.8}, "shares": shares(measure, change)}
         gaussian = {f"{share:g}": 0.7 for share in SHARES}
         settings = {"subject": subject, "method": method, "seed": seed, "draw": 0}
         return {"settings": settings, "result": {**result, "gaussian_kept": gaussian}, "seconds": 1.0}
 
     return [
-        *(entry("mixer", "singular", seed, "accuracy", -loss) for seed in (0, 1, 2)),
+        *(entry("mixer", "singular", seed, "accuracy", -loss + apart * (seed - 1)) for seed in (0, 1, 2)),
         *(entry("mixer", "activations", seed, "accuracy", -better) for seed in (0, 1, 2)),
         entry("language", "singular", 0, "loss", loss),
         entry("language", "activations", 0, "loss", better),
     ]
 
 
-def test_verdicts_come_from_the_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    from studies.low_rank.page import TITLES
+@pytest.fixture
+def one_measure(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, title in list(TITLES.items()):
+        monkeypatch.setitem(TITLES, name, replace(title, measures={title.measure: title.measures[title.measure]}))
 
-    monkeypatch.setattr(
-        "studies.low_rank.page.TITLES",
-        {
-            name: type(title)(title.name, dict([next(iter(title.measures.items()))]), title.described)
-            for name, title in TITLES.items()
-        },
+
+def test_three_verdicts_by_hand() -> None:
+    measures = ["accuracy"] * 4 + ["loss"] * 3
+    changes = [(-0.02, 0.004), (-0.02, 0.006), (-0.005, 0.002), (0.3, 0.1), (0.06, 0.004), (0.06, 0.006), (-9.0, 1.0)]
+    found = [word(Difference(*change, 1000), m) for change, m in zip(changes, measures, strict=True)]
+    sure = ["hurts", "cannot say", "barely hurts"]
+    assert found == [*sure, "barely hurts", *sure]
+    assert word(Difference(-0.02, 0.004, 3), "accuracy") == "cannot say"  # 4.3 errors for three seeds
+
+
+def test_a_bracket_leaves_out_what_shares_do_not_agree_on() -> None:
+    fine, open_, hurts = "barely hurts", "cannot say", "hurts"
+    given = dict(
+        zip(("1", "0.9", "0.75", "0.5", "0.35", "0.25"), (fine, open_, fine, hurts, open_, hurts), strict=True)
     )
-    fine, poor = page(_runs(0.005, 0.001)), page(_runs(0.3, 0.001))
+    assert bracket(given) == ("100%", "50%")
+    assert bracket({"1": open_, "0.5": open_}) == ("none", "none")
+
+
+@pytest.mark.usefixtures("one_measure")
+def test_verdicts_come_from_the_runs() -> None:
+    fine, poor, open_ = page(_runs(0.005, 0.001)), page(_runs(0.3, 0.001)), page(_runs(0.01, 0.001, apart=0.01))
     assert "**Reproduced on a small Mixer**" in fine
-    assert "0 of 1" not in fine
-    assert "1 of 1 when chosen by singular vectors (SmolLM2-135M)" in fine
-    assert "Least share that barely hurts: 10% by singular vectors, 10% by what inputs need" in fine
+    assert "by singular vectors it barely hurts SmolLM2-135M; by what inputs need it barely hurts SmolLM2" in fine
+    assert "| Mixer | 10% | none | 10% | none |" in fine
+    assert (
+        "| Mixer | accuracy | 0.800 | 0.10 | -0.005 ± 0.000: barely hurts | -0.001 ± 0.000: barely hurts |  |" in fine
+    )
     assert "**Not reproduced on a small Mixer**" in poor
-    assert "0 of 1 when chosen by singular vectors" in poor
-    assert "1 of 1 when chosen by what inputs need" in poor
-    assert "Least share that barely hurts: 75% by singular vectors" in poor
+    assert "by singular vectors it hurts SmolLM2-135M; by what inputs need it barely" in poor
+    assert "| Mixer | 75% | 50% | 10% | none |" in poor
+    assert "**Cannot tell on a small Mixer**: with half of the singular vectors the accuracy changes by" in open_
+    assert "-0.010 ± 0.006 [-0.035, +0.015] from 0.800" in open_
     assert picture(_runs(0.3, 0.001)).startswith(b"<?xml")
+
+
+@pytest.mark.usefixtures("one_measure")
+def test_a_model_that_is_worse_than_a_guess_is_saturated() -> None:
+    guess = "is saturated**: with 50% of the singular vectors its cross-entropy is above a uniform guess's, 10.80"
+    runs = _runs(12.0, 9.0)
+    assert guess in page(runs)
+    assert "a random subspace" not in page(runs)
+    null = {**runs[-1], "settings": {**runs[-1]["settings"], "method": "random"}}
+    assert "There a random subspace is as good as the singular vectors or better at 4 of 4 shares" in page(
+        [*runs, null]
+    )
+    assert "saturated" not in page(_runs(9.0, 9.0))
