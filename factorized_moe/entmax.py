@@ -88,9 +88,19 @@ class _EntmaxFunction(torch.autograd.Function):
             return weighted - slopes * (weighted.sum(-1, keepdim=True) / slopes.sum(-1, keepdim=True)), None
         if of_coefficients is None:
             return None, None
-        # The products are not kept: what comes next then takes their place, and new memory is what costs most.
-        mean = (slopes * of_coefficients).sum(-1, keepdim=True) / slopes.sum(-1, keepdim=True)
-        return (of_coefficients - mean).mul_(slopes), None
+        weighted = slopes * of_coefficients
+        mean = weighted.sum(-1, keepdim=True) / slopes.sum(-1, keepdim=True)
+        return _minus_product(weighted, slopes, mean), None
+
+
+def _minus_product(values: Tensor, one: Tensor, other: Tensor) -> Tensor:
+    """``values - one * other``, in the place of ``values`` where that can be: new memory would cost half of it all."""
+    if not torch.compiler.is_compiling() and not torch.is_grad_enabled():
+        try:
+            return torch.addcmul(values, one, other, value=-1, out=values)
+        except RuntimeError:  # of vmap
+            pass
+    return torch.addcmul(values, one, other, value=-1)
 
 
 def _coefficients_and_slopes(distances: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
