@@ -106,9 +106,10 @@ def write(out: Path, name: str, section: Section) -> None:
     others = processors.moved(processors.load(out / processors.FILE), before, name, section)
     stored = {**before, name: section}
     sections = {known: stored[known] for known in SECTIONS if known in stored}
-    files = {file.name: report.text(sections).encode(), "benchmarks.md": report.markdown(sections, others).encode()}
-    kept = others or (out / processors.FILE).exists()
-    write_files(out, files | ({processors.FILE: processors.text(others).encode()} if kept else {}))
+    files = {file.name: report.text(sections), "benchmarks.md": report.markdown(sections, others)}
+    if others or (out / processors.FILE).exists():
+        files |= {processors.FILE: processors.text(others), processors.PAGE: processors.markdown(sections, others)}
+    write_files(out, {name: text.encode() for name, text in files.items()})
     if name == "scaling":
         points = [scaling.Point(**point) for point in section.extra["points"]]
         if not figure.draw(points, out / FIGURE):

@@ -12,18 +12,25 @@ from benchmarks import sections
 from benchmarks.measuring import Ratio
 from benchmarks.sections import Section, Sections
 
-__all__ = ["FILE", "load", "markdown", "moved", "text", "today"]
+__all__ = ["FILE", "LINK", "PAGE", "load", "markdown", "moved", "text", "today"]
 
-FILE = "benchmarks-other-processors.json"
+FILE, PAGE = "benchmarks-other-processors.json", "other-processors.md"
 
 Others = Mapping[str, Sections]
 """Sections by name, by processor."""
 
-ABOUT = """\
+LINK = """\
 ## On other processors
 
-Ratios as in the table above, of the rows that were measured on two processors. The table above holds what was measured
-last; beside it stand the last figures of another processor, of the library of their day.
+Some of these rows beside the last figures of another processor: [Benchmarks on two processors](other-processors.md).
+"""
+
+ABOUT = """\
+# Benchmarks on two processors
+
+Ratios as on the page of [benchmarks](benchmarks.md), of the rows that were measured on two processors: on the left what
+was measured last, on the right the last figures of another processor, of the library of their day. Written by
+`python -m benchmarks`: do not edit.
 
 """
 
@@ -64,7 +71,7 @@ def moved(others: Others, stored: Sections, name: str, section: Section) -> dict
 
 
 def markdown(here: Sections, others: Others) -> str:
-    """The table of all rows that were measured on two processors; empty if there are none.
+    """The page of all rows that were measured on two processors; empty if there are none.
 
     Args:
         here: The sections that were measured last.

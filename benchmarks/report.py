@@ -105,7 +105,7 @@ def markdown(sections: Mapping[str, Section], others: processors.Others = Mappin
         parts.append(COPIES + str(sections["copies"].extra["table"]))
     if "measured_plans" in sections:
         parts.append(MEASURED + str(sections["measured_plans"].extra["table"]))
-    parts += [processors.markdown(sections, others), RULES, _circumstances(sections)]
+    parts += [processors.LINK if processors.markdown(sections, others) else "", RULES, _circumstances(sections)]
     return "\n".join(part for part in parts if part)
 
 

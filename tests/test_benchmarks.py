@@ -366,7 +366,8 @@ def test_what_another_processor_gave_is_kept_and_shown_beside(tmp_path: Path) ->
     command.write(tmp_path, "layer", replace(SECTION, machine=two, rows=slower))
     command.write(tmp_path, "block", replace(SECTION, machine=two))  # not measured on the first
     assert list(processors.load(tmp_path / processors.FILE)) == ["One"]
-    page = (tmp_path / "benchmarks.md").read_text(encoding="utf-8")
+    assert f"({processors.PAGE})" in (tmp_path / "benchmarks.md").read_text(encoding="utf-8")
+    page = (tmp_path / processors.PAGE).read_text(encoding="utf-8")
     assert "| **A title** | | Two, 2 threads | | One, 2 threads, 2026-11-22 | |" in page
     assert "| 64 experts | CP | 9.50 [1.25, 2.00] |  | 1.50 [1.25, 2.00] |  |" in page
     assert page.count("| 64 experts | CP |") == 1  # no baseline, nothing of a section that one processor lacks
@@ -385,6 +386,8 @@ def test_published_page_is_that_of_the_published_figures() -> None:
     docs = command.ROOT / "docs"
     page = report.markdown(report.load(docs / "benchmarks.json"), processors.load(docs / processors.FILE))
     assert page == (docs / "benchmarks.md").read_text(encoding="utf-8")
+    here, others = report.load(docs / "benchmarks.json"), processors.load(docs / processors.FILE)
+    assert processors.markdown(here, others) == (docs / processors.PAGE).read_text(encoding="utf-8")
 
 
 def test_table_has_a_line_for_each_row() -> None:

@@ -41,6 +41,7 @@ def test_a_notebook_runs(notebook: Path, tmp_path: Path) -> None:
     for package in ("nbclient", "ipykernel", "mlxtend", "matplotlib"):
         pytest.importorskip(package)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "IPYTHONDIR": str(tmp_path)}
+    environment["TQDM_DISABLE"] = "1"  # a slow machine shows bars, on stderr
     command = [sys.executable, "-c", EXECUTE, notebook, tmp_path / "executed.ipynb"]
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr[-3000:]
