@@ -126,11 +126,11 @@ def compare_recordings(first: Recording, second: Recording, *, layer: str | None
     similarities = torch.ones(first.num_samples, dtype=torch.float64)
     for number in modes:  # the cosine of outer products is the product of the modes' cosines
         for start, mine, theirs in _side_by_side(first, second, layer, number):
-            norms = torch.linalg.vector_norm(mine, dim=1) * torch.linalg.vector_norm(theirs, dim=1)
+            norms = torch.from_numpy(np.sqrt(_dots(mine, mine)) * np.sqrt(_dots(theirs, theirs)))
             if not norms.isfinite().all():
                 for recording in (first, second):
                     _refuse_infinite(recording, layer, number)
-            similarities[start : start + len(mine)] *= (mine * theirs).sum(dim=1) / norms
+            similarities[start : start + len(mine)] *= torch.from_numpy(_dots(mine, theirs)) / norms
     ids = first.ids if first.has("ids") else second.ids
     return Consistency(ids, similarities.clamp(-1, 1), torch.full_like(ids, 2))
 
@@ -206,7 +206,7 @@ def _squares_of_sums(
             step = max(1, CACHED_ELEMENTS // experts)
             for start in range(0, len(closed), step):
                 part = closed[start : start + step]
-                squares[part] = _squares(sums[place[part]])
+                squares[part] = _dots(sums[place[part]], sums[place[part]])
                 sums[place[part]] = 0
             free = np.concatenate([place[closed], free])
             place[closed], waiting[closed] = -1, False
@@ -226,13 +226,13 @@ def _refuse_infinite(recording: Recording, layer: str | None, mode: Mode) -> Non
         pass
 
 
-def _squares(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The squared length of each row of a matrix, ``(m,)``.
+def _dots(one: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The dot product of each row of a matrix and the same row of another, ``(m,)``.
 
     As products of a row and a column this takes a third of the time of `numpy.einsum`, and one thread.
     """
     with np.errstate(all="ignore"):  # what is infinite is told by the result
-        found: NDArray[np.float64] = np.matmul(vectors[:, None, :], vectors[:, :, None])[:, 0, 0]
+        found: NDArray[np.float64] = np.matmul(one[:, None, :], other[:, :, None])[:, 0, 0]
     return found
 
 
@@ -268,7 +268,7 @@ def _add_unit_rows(block: Block, place: Integers, sums: NDArray[np.float64], roo
         if skip and len(row) < len(piece):
             piece, row = piece[torch.from_numpy(row)], np.arange(len(row))
         vectors = room.copy(piece)
-        squares = _squares(vectors.numpy())
+        squares = _dots(vectors.numpy(), vectors.numpy())
         finite &= bool(np.isfinite(squares).all())
         with np.errstate(divide="ignore"):
             scales = torch.from_numpy(1 / np.sqrt(squares[row]))
@@ -280,10 +280,10 @@ def _add_unit_rows(block: Block, place: Integers, sums: NDArray[np.float64], roo
 
 def _side_by_side(
     first: Recording, second: Recording, layer: str | None, mode: Mode
-) -> Iterator[tuple[int, Tensor, Tensor]]:
+) -> Iterator[tuple[int, NDArray[np.float64], NDArray[np.float64]]]:
     """The coefficients of the same samples in two recordings, whose chunks may differ, ``(some samples, N)``."""
     others = _dense_pieces(second, layer, mode, "")
-    begin, theirs = 0, torch.zeros(0, 0)
+    begin, theirs = 0, np.zeros((0, 0))
     for start, mine in _dense_pieces(first, layer, mode, "two recordings"):
         done = 0
         while done < len(mine):
@@ -296,8 +296,11 @@ def _side_by_side(
             done += count
 
 
-def _dense_pieces(recording: Recording, layer: str | None, mode: Mode, title: str) -> Iterator[tuple[int, Tensor]]:
-    """The coefficients, ``(some samples, N)``, float64, and the number of the first sample."""
+def _dense_pieces(
+    recording: Recording, layer: str | None, mode: Mode, title: str
+) -> Iterator[tuple[int, NDArray[np.float64]]]:
+    """The coefficients, ``(some samples, N)``, until the next ones, and the number of the first sample."""
+    room = Float64Room()
     for block in finite_blocks(recording, layer, mode, title, checked=False):
-        for some, piece in pieces_of(block.rows.dense()):
-            yield block.start + some.start, piece.double()
+        for some, piece in pieces_of(block.rows.dense(), CACHED_ELEMENTS):
+            yield block.start + some.start, room.copy(piece).numpy()

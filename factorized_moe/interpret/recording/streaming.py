@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from functools import cached_property
 from typing import Any, Protocol, TypeVar
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -119,8 +118,7 @@ class Float64Room:
         if self._room.numel() < piece.numel():
             self._room = torch.empty(piece.numel(), dtype=torch.float64)
         found = self._room[: piece.numel()].view(piece.shape)
-        np.copyto(found.numpy(), piece.numpy())
-        return found
+        return found.copy_(piece)
 
 
 def in_step(recording: Recording, layer: str | None) -> Recording:
