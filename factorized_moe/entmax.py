@@ -94,7 +94,7 @@ class _EntmaxFunction(torch.autograd.Function):
 
 
 def _minus_product(values: Tensor, one: Tensor, other: Tensor) -> Tensor:
-    """``values - one * other``, in the place of ``values`` where that can be: new memory would cost half of it all."""
+    """``values - one * other``, in the place of ``values`` where that can be, as new memory is slow."""
     if not torch.compiler.is_compiling() and not torch.is_grad_enabled():
         try:
             return torch.addcmul(values, one, other, value=-1, out=values)
@@ -188,13 +188,14 @@ def _newton_15(s: Tensor) -> Tensor:
     - after a step ``d`` at most ``N * d ** 2 / 2``, because ``h'' <= N / h`` and ``-h' >= 1``;
     - for many logits, where a step costs more than this: ``h'' * norm ** 3`` is the sum of ``(s_i - s_j) ** 2`` over
       the pairs in the support, which only loses pairs. So from one step to the next the curvature grows at most like
-      ``norm ** 3``, and ``h`` falls at least by ``(d / d_before) ** 2 * norm_before ** 3``.
+      ``norm ** 3``, and of ``h`` at most ``(d / d_before) ** 2 * norm_before ** 3`` is left.
     """
     width, eps = s.shape[-1], torch.finfo(s.dtype).eps
     most, enough = _newton_steps(width, 1.5, s.dtype), math.sqrt(eps / width)
     short = math.sqrt(eps) / 4
-    many = not torch.compiler.is_compiling() and s.numel() > _MANY
-    before = growth = torch.zeros(())
+    # Elsewhere `_is_below` does not look, and a graph would be bound to a size.
+    many = not torch.compiler.is_compiling() and s.device.type == "cpu" and s.numel() > _MANY
+    before = growth = s  # until there is a step before
     for number in range(most):
         norm = _norm(s)
         step = norm.square().sub_(norm).relu_().div_(s.sum(-1, keepdim=True))  # (*batch, 1)

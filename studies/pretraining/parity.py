@@ -15,9 +15,6 @@ from studies.common.paired import Difference, paired
 
 __all__ = ["CLAIM", "NAMES", "TITLES", "Parity", "by_problem", "gathered", "parities"]
 
-T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
-"""The two-sided 95% point of Student's t, by the number of pairs; without end for others."""
-
 NAMES = {"dense": "dense", "cp": "CP", "tr": "tensor ring"}
 TITLES = {"gpt": "GPT", "mixer": "Mixer"}
 CLAIM = {
@@ -66,14 +63,14 @@ class Parity:
     @property
     def half_width(self) -> float:
         """Half the 95% interval of the mean difference, by Student's t."""
-        return T_95.get(self.difference.pairs, math.inf) * self.difference.error
+        return self.difference.half_width
 
     def text(self, scale: float = 1.0, digits: int = 3) -> str:
         """The mean and its interval.
 
         Examples:
             >>> Parity(paired([2.0, 3.0, 4.0], [1.0, 3.0, 2.0]), True).text()
-            '+1.000 [-1.484, +3.484]'
+            '+1.000 [-1.483, +3.483]'
         """
         mean, half = scale * self.difference.mean, scale * self.half_width
         return f"{mean:+.{digits}f} [{mean - half:+.{digits}f}, {mean + half:+.{digits}f}]"
