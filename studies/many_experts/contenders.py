@@ -14,16 +14,35 @@ __all__ = ["CONTENDERS", "DENSE", "FULL", "PROBLEM_SIZES", "PRODUCT_KEYS", "QUIC
 
 DENSE, PRODUCT_KEYS, FULL = "dense", "product keys (PEER)", "full gate, entmax"
 
-CONTENDERS: dict[str, tuple[str, int | None]] = {
-    FULL: ("entmax15", None),
-    "rank 16, entmax": ("entmax15", 16),
-    "rank 8, entmax": ("entmax15", 8),
-    "full gate, softmax": ("softmax", None),
-    "rank 16, softmax": ("softmax", 16),
-}
-"""The activation of the gate, and its rank."""
 
-EXPERT_DIMS = ((32, 32), (64, 64))
+@dataclass(frozen=True)
+class Gate:
+    """How a contender chooses among its experts.
+
+    Attributes:
+        activation: From logits to coefficients.
+        rank: Of the gate's weight; None for a full one.
+        modes: The number of expert modes.
+    """
+
+    activation: str = "entmax15"
+    rank: int | None = None
+    modes: int = 2
+
+
+CONTENDERS = {
+    FULL: Gate(),
+    "rank 16, entmax": Gate(rank=16),
+    "rank 8, entmax": Gate(rank=8),
+    "full gate, softmax": Gate("softmax"),
+    "rank 16, softmax": Gate("softmax", rank=16),
+    "three modes, entmax": Gate(modes=3),
+    "four modes, entmax": Gate(modes=4),
+}
+
+EXPERT_DIMS = {1024: {2: (32, 32), 3: (8, 8, 16), 4: (4, 4, 8, 8)}, 4096: {2: (64, 64), 3: (16,) * 3, 4: (8,) * 4}}
+"""How so many experts are arranged in so many modes."""
+
 PROBLEM_SIZES = {"gpt": Size(64, 2, 400, 16), "mixer": Size(64, 2, 400, 64)}
 QUICK_SIZES = {"gpt": Size(32, 1, 3, 4, 8), "mixer": Size(32, 1, 3, 4)}
 """Seconds, for tests: their figures say nothing."""
@@ -31,7 +50,11 @@ QUICK_SIZES = {"gpt": Size(32, 1, 3, 4, 8), "mixer": Size(32, 1, 3, 4)}
 
 def cells() -> list[tuple[str, tuple[int, ...]]]:
     """Every contender with the expert modes it is given; the first ones choose its learning rate."""
-    return [(DENSE, ()), (PRODUCT_KEYS, ()), *((name, dims) for dims in EXPERT_DIMS for name in CONTENDERS)]
+    return [(DENSE, ()), (PRODUCT_KEYS, ()), *_gated_cells()]
+
+
+def _gated_cells() -> list[tuple[str, tuple[int, ...]]]:
+    return [(name, dims[gate.modes]) for dims in EXPERT_DIMS.values() for name, gate in CONTENDERS.items()]
 
 
 @dataclass(frozen=True)
@@ -56,7 +79,7 @@ class GateForm(Form):
             return dense
         if self.contender == PRODUCT_KEYS:
             return ProductKeys(features, largest_side(features, sum(p.numel() for p in dense.parameters())))
-        gate, rank = CONTENDERS[self.contender]
+        gate, budget = CONTENDERS[self.contender], Budget(like=dense)
         return MuMoEBlock(
-            features, hidden, features, self.expert_dims, "cp", Budget(like=dense), gate=gate, gate_rank=rank
+            features, hidden, features, self.expert_dims, "cp", budget, gate=gate.activation, gate_rank=gate.rank
         )

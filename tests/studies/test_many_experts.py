@@ -1,12 +1,13 @@
 """The study of gates for many experts in seconds; product keys held to a dense sum over all experts."""
 
+from math import prod
 from pathlib import Path
 
 import pytest
 import torch
 
 from studies.common.images import FASHION_MNIST
-from studies.many_experts.contenders import DENSE, PRODUCT_KEYS, GateForm, cells
+from studies.many_experts.contenders import DENSE, EXPERT_DIMS, PRODUCT_KEYS, GateForm, cells
 from studies.many_experts.page import page
 from studies.many_experts.product_keys import ProductKeys
 from studies.many_experts.run import main
@@ -17,8 +18,8 @@ pytestmark = pytest.mark.thorough
 def test_quick_form_runs_and_resumes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     only = ["gpt", "mixer"] if FASHION_MNIST.exists() else ["gpt"]
     main(["--quick", "--out", str(tmp_path), "--only", *only])
-    # Seven contenders choose a learning rate, and each cell has one seed.
-    assert capsys.readouterr().out.count(" s)") == (7 + len(cells())) * len(only)
+    contenders = {contender for contender, _ in cells()}  # each chooses a learning rate, and each cell has one seed
+    assert capsys.readouterr().out.count(" s)") == (len(contenders) + len(cells())) * len(only)
     main(["--quick", "--out", str(tmp_path), "--only", *only])
     assert capsys.readouterr().out == ""
     assert "# A gate for many experts" in (tmp_path / "many-experts.md").read_text()
@@ -48,6 +49,28 @@ def test_product_keys_sum_over_the_chosen_experts() -> None:
                 hidden = torch.nn.functional.gelu(layer.inward[expert] @ x[sample])
                 expected[sample] += weight * hidden * layer.outward[expert]
     torch.testing.assert_close(layer(x), expected)
+
+
+def test_more_modes_are_compared_with_two_of_as_many_experts() -> None:
+    def entry(name: str, dims: list[int], loss: float) -> dict[str, object]:
+        settings = {"problem": "gpt", "contender": name, "expert_dims": dims, "seed": 0, "learning_rate": 1e-3}
+        result = {"loss": loss, "accuracy": 0.5, "mlp_parameters": 9, "in_use": []}
+        return {"settings": settings, "result": result}
+
+    runs = [
+        entry("full gate, entmax", [32, 32], 1.0),
+        entry("full gate, entmax", [64, 64], 3.0),
+        entry("four modes, entmax", [8, 8, 8, 8], 3.5),
+    ]
+    verdict = "**four modes, entmax**, loss less that of **full gate, entmax**: GPT 4,096 experts +0.500"
+    assert verdict in page(runs)
+
+
+@pytest.mark.parametrize(("experts", "arranged"), EXPERT_DIMS.items())
+def test_experts_are_arranged_in_as_many_modes_as_said(experts: int, arranged: dict[int, tuple[int, ...]]) -> None:
+    assert {modes: (len(dims), prod(dims)) for modes, dims in arranged.items()} == {
+        modes: (modes, experts) for modes in (2, 3, 4)
+    }
 
 
 def test_a_verdict_comes_from_the_runs() -> None:
