@@ -23,6 +23,7 @@ from factorized_moe._validation import (
 )
 from factorized_moe.activations import Activation, resolve_activation
 from factorized_moe.batch_statistics import GateBatchNorm, keep_wide, normalise
+from factorized_moe.spread import agree_on_random_numbers, is_spread, like
 
 __all__ = ["ExpertGate"]
 
@@ -117,12 +118,13 @@ class ExpertGate(nn.Module):
             total = sum(self.expert_dims)
             width = self.in_features if self.rank is None else self.rank
             check_countable("the gate's weight", (total, width))
+            if self.rank is not None:
+                check_countable("the gate's reduction", (width, self.in_features))
+                self.reduction = _Linear(self.in_features, width, bias=False, device=device, dtype=dtype)
             self.projection = _Projection(width, total, bias=logit_bias, device=device, dtype=dtype)
             if not zero_start:
                 self.projection.zero_start = False
                 self.projection.reset_parameters()
-            if self.rank is not None:
-                self.reduction = _Linear(self.in_features, width, bias=False, device=device, dtype=dtype)
             if norm == "batch":
                 wide = torch.promote_types(self.projection.weight.dtype, torch.float32)
                 self.batch_norm = GateBatchNorm(total, affine=False, device=device, dtype=wide)
@@ -279,6 +281,23 @@ class _Linear(nn.Linear):
         if self.weight.dtype == torch.float16 and not torch.is_autocast_enabled(input.device.type):
             return F.linear(input.float(), self.weight.float(), None if self.bias is None else self.bias.float())
         return super().forward(input)
+
+    def reset_parameters(self) -> None:
+        """As `nn.Linear`'s, also where the weight is spread over ranks: the values that one process would have.
+
+        Of a spread weight torch draws each rank's piece alone. On a CPU all ranks that were seeded alike would draw
+        the same rows, so that a map to ``r`` numbers would have a rank of ``r`` over the number of ranks.
+        """
+        if not is_spread(self.weight) or self.weight.is_meta:
+            super().reset_parameters()
+            return
+        agree_on_random_numbers(self.weight)
+        biased, where, dtype = self.bias is not None, self.weight.device, self.weight.dtype
+        drawn = nn.Linear(self.in_features, self.out_features, bias=biased, device=where, dtype=dtype)
+        with torch.no_grad():
+            self.weight.copy_(like(drawn.weight, self.weight))
+            if biased:
+                self.bias.copy_(like(drawn.bias, self.bias))
 
 
 class _Projection(_Linear):
