@@ -225,7 +225,7 @@ MADE: dict[str, Callable[..., nn.Module]] = {
 
 
 def test_initial_values_of_gates_are_those_of_one_process() -> None:
-    """Drawn piece by piece, both ranks would have the same rows of the reduction, and half of its rank would be lost."""
+    """Drawn piece by piece, both ranks would have the same rows of the reduction, which would lose half of its rank."""
 
     def work(rank: int) -> int:
         done = 0
