@@ -445,24 +445,39 @@ def test_a_gate_of_low_rank_is_one_whose_weight_is_a_product(norm: str | None) -
     assert "rank" not in repr(full)
 
 
-def test_a_gate_of_low_rank_starts_uniform_and_learns() -> None:
+@pytest.mark.parametrize(
+    "optimise",
+    [
+        functools.partial(torch.optim.Adam, lr=0.02),
+        functools.partial(torch.optim.AdamW, lr=0.02, weight_decay=0.1),
+        functools.partial(torch.optim.SGD, lr=1.0, momentum=0.9, weight_decay=1e-4),
+    ],
+    ids=["adam", "adamw", "sgd"],
+)
+@pytest.mark.parametrize("zero_start", [True, False])
+def test_a_gate_of_low_rank_learns(optimise: Callable[..., torch.optim.Optimizer], zero_start: bool) -> None:
+    """At a start of zero the reduction has no gradient in the first step, and one in the second."""
     torch.manual_seed(0)
-    gate = ExpertGate(6, [8], rank=2)
+    gate = ExpertGate(6, [8], rank=2, zero_start=zero_start)
     x = torch.randn(64, 6)
-    torch.testing.assert_close(gate(x)[0], torch.full((64, 8), 1 / 8))
+    uniform = torch.full((64, 8), 1 / 8)
+    assert torch.allclose(gate(x)[0], uniform) == zero_start
     target = F.one_hot(x[:, :4].argmax(dim=-1), 8).float()
-    optimiser = torch.optim.Adam(gate.parameters(), lr=0.02)
+    optimiser = optimise(gate.parameters())
     before = gate.reduction.weight.detach().clone()
-    losses = []
+    losses, moves = [], []
     for _ in range(60):
         losses.append((gate(x)[0] - target).square().mean())
         optimiser.zero_grad()
         losses[-1].backward()
+        moves.append(bool(gate.reduction.weight.grad.all()))
+        assert gate.projection.weight.grad.all()
         optimiser.step()
+    assert moves[:2] == [not zero_start, True]
     assert losses[-1] < 0.7 * losses[0]
     assert (gate.reduction.weight - before).norm() > 0.1 * before.norm()
     gate.reset_parameters()
-    torch.testing.assert_close(gate.eval()(x)[0], torch.full((64, 8), 1 / 8))
+    assert torch.allclose(gate.eval()(x)[0], uniform) == zero_start
 
 
 def test_a_half_precision_gate_of_low_rank_has_finite_sums() -> None:
