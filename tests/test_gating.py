@@ -480,15 +480,6 @@ def test_a_gate_of_low_rank_learns(optimise: Callable[..., torch.optim.Optimizer
     assert torch.allclose(gate.eval()(x)[0], uniform) == zero_start
 
 
-def test_a_half_precision_gate_of_low_rank_has_finite_sums() -> None:
-    gate = ExpertGate(6, [8], norm="layer", rank=2, dtype=torch.float16)
-    nn.init.normal_(gate.projection.weight, std=200.0)
-    nn.init.normal_(gate.reduction.weight, std=200.0)
-    (coefficients,) = gate(torch.randn(5, 6).half() * 100)
-    assert coefficients.dtype == torch.float16
-    assert torch.isfinite(coefficients).all()
-
-
 @pytest.mark.parametrize("rank", [0, -1, 1.5, "2", True])
 def test_a_rank_of_a_gate_is_a_positive_int(rank: Any) -> None:
     with pytest.raises((TypeError, ValueError), match="rank of the gate"):
