@@ -116,12 +116,14 @@ def test_gradients(norm: str | None, expert_dims: tuple[int, ...]) -> None:
 
 
 @each_norm
-def test_state_dict_names(norm: str | None) -> None:
+@pytest.mark.parametrize("rank", [None, 2])
+def test_state_dict_names(norm: str | None, rank: int | None) -> None:
+    maps = {"projection.weight"} if rank is None else {"reduction.weight", "projection.weight"}
     statistics = {"batch_norm.running_mean", "batch_norm.running_var", "batch_norm.num_batches_tracked"}
-    assert set(ExpertGate(6, (8, 3), norm=norm).state_dict()) == {"projection.weight"} | (
+    assert set(ExpertGate(6, (8, 3), norm=norm, rank=rank).state_dict()) == maps | (
         statistics if norm == "batch" else set()
     )
-    assert ExpertGate(6, (), norm=norm).state_dict() == {}
+    assert ExpertGate(6, (), norm=norm, rank=rank).state_dict() == {}
 
 
 @each_norm
@@ -139,15 +141,22 @@ def test_copies_pickles_and_checkpoints(expert_dims: tuple[int, ...], norm: str 
 
 
 @each_norm
-def test_meta_device_then_memory_then_start_values(norm: str | None) -> None:
-    gate = ExpertGate(6, (8, 3), norm=norm, device="meta")
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"rank": 2}, {"zero_start": False}, {"rank": 2, "zero_start": False, "logit_bias": True}],
+    ids=["full", "low rank", "random start", "low rank, random start"],
+)
+def test_meta_device_then_memory_then_start_values(norm: str | None, options: dict[str, Any]) -> None:
+    gate = ExpertGate(6, (8, 3), norm=norm, **options, device="meta")
     assert all(tensor.is_meta for tensor in gate.state_dict().values())
     assert [a.shape for a in gate(torch.empty(2, 5, 6, device="meta"))] == [(2, 5, 8), (2, 5, 3)]
     gate.to_empty(device="cpu")
     for tensor in gate.state_dict().values():
         tensor.fill_(7)
+    torch.manual_seed(1)
     gate.reset_parameters()
-    torch.testing.assert_close(gate.state_dict(), ExpertGate(6, (8, 3), norm=norm).state_dict())
+    torch.manual_seed(1)
+    torch.testing.assert_close(gate.state_dict(), ExpertGate(6, (8, 3), norm=norm, **options).state_dict())
 
 
 def test_a_framework_that_resets_each_module_finds_the_same_start_values() -> None:
