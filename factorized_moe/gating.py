@@ -56,7 +56,8 @@ class ExpertGate(nn.Module):
             at zero logits.
         rank: The rank ``r`` of the weight: two maps, from ``I`` to ``r`` and from there to all experts, in place of
             one. The gate then grows by ``r`` with each expert, not by ``I``, and all experts look at the same ``r``
-            directions of the input. `None` for one map. What it does to accuracy: ``python -m studies many_experts``.
+            directions of the input. The first map starts as ``nn.Linear``'s; with the second at zero it has no gradient
+            in the first step. `None` for one map. What it does to accuracy: ``python -m studies many_experts``.
         device: Where the parameters are.
         dtype: The type of the weight. Running averages are float32 if it is a half-precision type.
 

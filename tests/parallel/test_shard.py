@@ -377,12 +377,13 @@ def test_style_in_a_plan_of_torch() -> None:
     on_ranks(2, work)
 
 
-def test_recordings_interventions_and_counterfactuals_of_a_sharded_model() -> None:
+@pytest.mark.parametrize("gate_rank", [None, 2])
+def test_recordings_interventions_and_counterfactuals_of_a_sharded_model(gate_rank: int | None) -> None:
     x, labels = torch.randn(8, 6), torch.arange(8) % 5
 
     def layer() -> nn.Module:
         torch.manual_seed(0)
-        made = MuMoE(6, 5, [4], "cp", 3, gate_norm="layer")
+        made = MuMoE(6, 5, [4], "cp", 3, gate_norm="layer", gate_rank=gate_rank)
         nn.init.normal_(made.gate.projection.weight)
         return nn.Sequential(nn.Linear(6, 6), made).eval()
 
