@@ -7,6 +7,7 @@ Shapes: I in_features, N_k experts of expert mode k, batch any leading shape.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -129,6 +130,11 @@ class ExpertGate(nn.Module):
             if norm == "batch":
                 wide = torch.promote_types(self.projection.weight.dtype, torch.float32)
                 self.batch_norm = GateBatchNorm(total, affine=False, device=device, dtype=wide)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """What was pickled before gates could have a rank has none."""
+        earlier = {} if "rank" in state else {"rank": None, "reduction": None}
+        super().__setstate__({**earlier, **state})  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
     @property
     def num_parameters(self) -> int:

@@ -140,6 +140,16 @@ def test_copies_pickles_and_checkpoints(expert_dims: tuple[int, ...], norm: str 
         torch.testing.assert_close(other(x), gate(x), rtol=0, atol=0)
 
 
+def test_what_was_pickled_before_gates_could_have_a_rank_has_none() -> None:
+    gate, x = trained_gate(), torch.randn(3, 6)
+    earlier = ExpertGate.__new__(ExpertGate)
+    earlier.__setstate__({name: value for name, value in vars(gate).items() if name not in ("rank", "reduction")})
+    assert earlier.rank is None
+    assert repr(earlier) == repr(gate)
+    for other in (earlier, copy.deepcopy(earlier), pickle.loads(pickle.dumps(earlier))):
+        torch.testing.assert_close(other(x), gate(x), rtol=0, atol=0)
+
+
 @each_norm
 @pytest.mark.parametrize(
     "options",
