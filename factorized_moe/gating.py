@@ -7,6 +7,7 @@ Shapes: I in_features, N_k experts of expert mode k, batch any leading shape.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,7 @@ from factorized_moe._validation import (
 )
 from factorized_moe.activations import Activation, resolve_activation
 from factorized_moe.batch_statistics import GateBatchNorm, keep_wide, normalise
+from factorized_moe.spread import agree_on_random_numbers, is_spread, like
 
 __all__ = ["ExpertGate"]
 
@@ -55,7 +57,8 @@ class ExpertGate(nn.Module):
             at zero logits.
         rank: The rank ``r`` of the weight: two maps, from ``I`` to ``r`` and from there to all experts, in place of
             one. The gate then grows by ``r`` with each expert, not by ``I``, and all experts look at the same ``r``
-            directions of the input. `None` for one map. What it does to accuracy: ``python -m studies many_experts``.
+            directions of the input. The first map starts as ``nn.Linear``'s; with the second at zero it has no gradient
+            in the first step. `None` for one map. What it does to accuracy: ``python -m studies many_experts``.
         device: Where the parameters are.
         dtype: The type of the weight. Running averages are float32 if it is a half-precision type.
 
@@ -117,15 +120,21 @@ class ExpertGate(nn.Module):
             total = sum(self.expert_dims)
             width = self.in_features if self.rank is None else self.rank
             check_countable("the gate's weight", (total, width))
+            if self.rank is not None:
+                check_countable("the gate's reduction", (width, self.in_features))
+                self.reduction = _Linear(self.in_features, width, bias=False, device=device, dtype=dtype)
             self.projection = _Projection(width, total, bias=logit_bias, device=device, dtype=dtype)
             if not zero_start:
                 self.projection.zero_start = False
                 self.projection.reset_parameters()
-            if self.rank is not None:
-                self.reduction = _Linear(self.in_features, width, bias=False, device=device, dtype=dtype)
             if norm == "batch":
                 wide = torch.promote_types(self.projection.weight.dtype, torch.float32)
                 self.batch_norm = GateBatchNorm(total, affine=False, device=device, dtype=wide)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """What was pickled before gates could have a rank has none."""
+        earlier = {} if "rank" in state else {"rank": None, "reduction": None}
+        super().__setstate__({**earlier, **state})  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
     @property
     def num_parameters(self) -> int:
@@ -279,6 +288,23 @@ class _Linear(nn.Linear):
         if self.weight.dtype == torch.float16 and not torch.is_autocast_enabled(input.device.type):
             return F.linear(input.float(), self.weight.float(), None if self.bias is None else self.bias.float())
         return super().forward(input)
+
+    def reset_parameters(self) -> None:
+        """As `nn.Linear`'s, also where the weight is spread over ranks: the values that one process would have.
+
+        Of a spread weight torch draws each rank's piece alone. On a CPU all ranks that were seeded alike would draw
+        the same rows, so that a map to ``r`` numbers would have a rank of ``r`` over the number of ranks.
+        """
+        if not is_spread(self.weight) or self.weight.is_meta:
+            super().reset_parameters()
+            return
+        agree_on_random_numbers(self.weight)
+        biased, where, dtype = self.bias is not None, self.weight.device, self.weight.dtype
+        drawn = nn.Linear(self.in_features, self.out_features, bias=biased, device=where, dtype=dtype)
+        with torch.no_grad():
+            self.weight.copy_(like(drawn.weight, self.weight))
+            if biased:
+                self.bias.copy_(like(drawn.bias, self.bias))
 
 
 class _Projection(_Linear):

@@ -27,7 +27,14 @@ def make_block(decomposition: str = "cp", **options: object) -> MuMoEBlock:
     return MuMoEBlock(5, 6, 7, [4, 3], decomposition, ADAPTERS[decomposition][1], **options)
 
 
+def make_low_rank_gate(decomposition: str = "cp", **options: object) -> MuMoEBlock:
+    return make_block(decomposition, gate_rank=2, **options)
+
+
 MAKERS = pytest.mark.parametrize("make", [make_layer, make_block], ids=["layer", "block"])
+ALL_MAKERS = pytest.mark.parametrize(
+    "make", [make_layer, make_block, make_low_rank_gate], ids=["layer", "block", "gate of low rank"]
+)
 DECOMPOSITIONS = pytest.mark.parametrize("decomposition", ADAPTERS)
 
 

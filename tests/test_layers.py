@@ -8,7 +8,7 @@ from factorized_moe.budgets import Budget
 from factorized_moe.decompositions import available_decompositions
 from factorized_moe.gating import ExpertGate
 from factorized_moe.layers import MuMoE, MuMoEBlock
-from tests.small_layers import ADAPTERS, DECOMPOSITIONS, MAKERS, Make, make_block, make_layer, train_gate
+from tests.small_layers import ADAPTERS, ALL_MAKERS, DECOMPOSITIONS, MAKERS, Make, make_block, make_layer, train_gate
 
 
 def mix(dense: Tensor, x: Tensor, coefficients: tuple[Tensor, ...]) -> Tensor:
@@ -152,7 +152,7 @@ def test_block_calls_its_gate_once() -> None:
     assert len(calls) == 1
 
 
-@MAKERS
+@ALL_MAKERS
 @pytest.mark.parametrize("gate_norm", ["batch", "layer", None])
 def test_forward_stores_nothing(make: Make, gate_norm: str | None) -> None:
     module = make(gate_norm=gate_norm)
@@ -213,7 +213,7 @@ def test_batch_norm_of_the_gate_follows_the_mode(make: Make) -> None:
     assert all(torch.equal(mean, now) for mean, (now, _) in zip(means, running, strict=True))
 
 
-@MAKERS
+@ALL_MAKERS
 def test_training_reaches_every_parameter(make: Make) -> None:
     torch.manual_seed(0)
     module = make("tr", input_norm=True)
@@ -241,7 +241,7 @@ def test_other_initial_values() -> None:
     assert torch.equal(filled.experts.to_dense(), torch.full((4, 3, 6, 7), 3 * 2.0**4))
 
 
-@MAKERS
+@ALL_MAKERS
 def test_reset_parameters_draws_all_anew(make: Make) -> None:
     module = make(gate_norm="batch")
     train_gate(module)
@@ -262,7 +262,7 @@ def test_gate_module_is_taken_as_it_is() -> None:
     assert make_layer(gate=gate).gate is gate
 
 
-@MAKERS
+@ALL_MAKERS
 def test_wrong_width_is_refused(make: Make) -> None:
     module = make()
     with pytest.raises(ValueError, match=r"the input must have shape \(\*batch, 5\), but got \(6, 4\)"):
@@ -271,7 +271,7 @@ def test_wrong_width_is_refused(make: Make) -> None:
         module(torch.tensor(1.0))
 
 
-@MAKERS
+@ALL_MAKERS
 def test_wrong_dtype_is_refused(make: Make) -> None:
     with pytest.raises(TypeError, match=r"torch\.float64.*torch\.float32"):
         make()(torch.randn(6, 5, dtype=torch.float64))

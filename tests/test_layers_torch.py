@@ -11,7 +11,7 @@ from torch._dynamo.testing import CompileCounter
 from torch.export import Dim
 
 from factorized_moe.layers import CPMuMoE
-from tests.small_layers import DECOMPOSITIONS, MAKERS, Make, make_layer, train_gate
+from tests.small_layers import ALL_MAKERS, DECOMPOSITIONS, Make, make_layer, train_gate
 
 # torch warns of itself: tracing an autograd function, as in entmax, makes an instance of it.
 TRACING = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
@@ -19,7 +19,7 @@ TRACING = pytest.mark.filterwarnings("ignore:.*should not be instantiated:Deprec
 
 @pytest.mark.thorough
 @TRACING
-@MAKERS
+@ALL_MAKERS
 @pytest.mark.parametrize("decomposition", ["cp", "tr"])
 def test_compiles_whole(make: Make, decomposition: str) -> None:
     module = make(decomposition, gate_norm="layer")
@@ -36,7 +36,7 @@ def test_compiles_whole(make: Make, decomposition: str) -> None:
 
 
 @TRACING
-@MAKERS
+@ALL_MAKERS
 @pytest.mark.parametrize("decomposition", ["cp", "tr"])
 def test_exports_with_any_batch(make: Make, decomposition: str) -> None:
     module = make(decomposition).eval()
@@ -47,7 +47,7 @@ def test_exports_with_any_batch(make: Make, decomposition: str) -> None:
         torch.testing.assert_close(program.module()(x), module(x))
 
 
-@MAKERS
+@ALL_MAKERS
 def test_vmap_and_jacobian(make: Make) -> None:
     module = make(gate_norm="layer", dtype=torch.float64)
     train_gate(module)
@@ -60,7 +60,7 @@ def test_vmap_and_jacobian(make: Make) -> None:
     torch.testing.assert_close(jacobian @ step, difference, rtol=1e-4, atol=1e-10)
 
 
-@MAKERS
+@ALL_MAKERS
 def test_gradcheck(make: Make) -> None:
     module = make("tucker", gate_norm="batch", dtype=torch.float64)
     train_gate(module)
@@ -75,7 +75,7 @@ def test_gradcheck(make: Make) -> None:
     assert torch.autograd.gradcheck(call, (x, *values))
 
 
-@MAKERS
+@ALL_MAKERS
 @DECOMPOSITIONS
 def test_copies_answer_alike_and_share_nothing(make: Make, decomposition: str) -> None:
     module = make(decomposition).eval()
@@ -90,7 +90,7 @@ def test_copies_answer_alike_and_share_nothing(make: Make, decomposition: str) -
     assert torch.equal(module(x), expected)
 
 
-@MAKERS
+@ALL_MAKERS
 @DECOMPOSITIONS
 def test_state_dict_goes_through_a_file(make: Make, decomposition: str) -> None:
     module = make(decomposition, input_norm=True)
@@ -106,7 +106,7 @@ def test_state_dict_goes_through_a_file(make: Make, decomposition: str) -> None:
     assert [name for name, _ in twin.named_parameters()] == [name for name, _ in module.named_parameters()]
 
 
-@MAKERS
+@ALL_MAKERS
 @DECOMPOSITIONS
 def test_meta_device_then_real(make: Make, decomposition: str) -> None:
     module = make(decomposition, input_norm=True, device="meta")
@@ -118,7 +118,7 @@ def test_meta_device_then_real(make: Make, decomposition: str) -> None:
     assert torch.isfinite(y).all()
 
 
-@MAKERS
+@ALL_MAKERS
 @DECOMPOSITIONS
 def test_bfloat16(make: Make, decomposition: str) -> None:
     module = make(decomposition, gate_norm="layer")
@@ -130,7 +130,7 @@ def test_bfloat16(make: Make, decomposition: str) -> None:
     assert (y.float() - exact).norm() < 0.1 * exact.norm()
 
 
-@MAKERS
+@ALL_MAKERS
 @pytest.mark.parametrize("gate_norm", ["batch", "layer", None])
 def test_autocast(make: Make, gate_norm: str | None) -> None:
     module = make(gate_norm=gate_norm)

@@ -52,6 +52,11 @@ REFUSED: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         ValueError,
         r"the gate's weight would have shape \(4096, 1125899906842624\), of more elements than a tensor can have",
     ),
+    "gate of low rank beyond torch": (
+        lambda: MuMoE(2**50, 8, [3], "cp", 1, gate_rank=2**12, device="meta"),
+        ValueError,
+        r"the gate's reduction would have shape \(4096, 1125899906842624\), of more elements than a tensor can have",
+    ),
     "dense tensor beyond torch": (
         lambda: FactorizedExpertTensor((1024,) * 7, 4, 4, "cp", 2).to_dense(),
         ValueError,

@@ -95,7 +95,9 @@ class LayerCosts:
     def _projection(self) -> int:
         """The parameters of the gate's weight, which each sample is multiplied by once."""
         inputs, experts = self.linears[0][0], sum(self.expert_dims)
-        return inputs * experts if self.gate_rank is None else self.gate_rank * (inputs + experts)
+        if self.gate_rank is None or not experts:  # without experts a gate has no maps
+            return inputs * experts
+        return self.gate_rank * (inputs + experts)
 
     @property
     def _counted_bias(self) -> bool:

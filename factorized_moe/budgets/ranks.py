@@ -22,6 +22,7 @@ def rank_for_budget(
     hidden_features: int | None = None,
     bias: bool = True,
     input_norm: bool = False,
+    gate_rank: int | None = None,
     **budget: Any,
 ) -> Rank:
     """The rank of a layer or a block for a budget: `Budget.rank`, with the budget's own arguments beside the layer's.
@@ -34,6 +35,7 @@ def rank_for_budget(
         hidden_features: ``H``, for the rank of both layers of a `MuMoEBlock`; both layers and the one gate count.
         bias: Whether every expert has a bias.
         input_norm: Whether there is a LayerNorm of the input, whose ``2 I`` parameters count.
+        gate_rank: The rank ``r`` of the gate's weight, which then has ``r (I + sum(N_k))`` parameters.
         budget: As for `Budget`: one of ``parameters``, ``flops``, ``bytes`` and ``like``, and how they are counted.
 
     Returns:
@@ -53,7 +55,8 @@ def rank_for_budget(
         (1, 8, 426, 1)
     """
     linears = linears_of(in_features, hidden_features, out_features)
-    return Budget(**budget).rank(expert_dims, linears, decomposition, bias=bias, input_norm=input_norm)
+    layer: dict[str, Any] = {"bias": bias, "input_norm": input_norm, "gate_rank": gate_rank}
+    return Budget(**budget).rank(expert_dims, linears, decomposition, **layer)
 
 
 def rank_of_tensor(rank: SizeLike, shape: tuple[int, ...], decomposition: str | Decomposition, *, bias: bool) -> Rank:

@@ -145,7 +145,8 @@ def compare_at_budget(
             left_out.append((name, error.smallest))
             continue
         linears = linears_of(in_features, budget.get("hidden_features"), out_features)
-        counted: dict[str, bool] = {key: budget[key] for key in ("bias", "count_gate", "count_bias") if key in budget}
+        names = "bias", "count_gate", "count_bias", "gate_rank"
+        counted: dict[str, Any] = {key: budget[key] for key in names if key in budget}
         counted["count_input_norm"] = budget.get("input_norm", False)
         costs = LayerCosts(tuple(expert_dims), linears, get_decomposition(name), **counted)
         rows.append(

@@ -86,6 +86,7 @@ def _weight(options: argparse.Namespace, device: str = "meta") -> FactorizedExpe
                 linears,
                 **{key: described[key] for key in ("decomposition",) if key in described},
                 bias=kept["bias"],
+                gate_rank=given.get("gate_rank"),
             )
     try:
         return FactorizedExpertTensor(**described, **kept)
@@ -193,11 +194,21 @@ def _run_plan(options: argparse.Namespace) -> None:
     _print_json({**_described(weight), **{name: getattr(plan, name) for name in costs}, "steps": steps})
 
 
+def _add_params_options(parser: argparse.ArgumentParser) -> None:
+    _add_weight_options(parser)
+    parser.add_argument(
+        "--gate-rank",
+        type=whole_number(1),
+        metavar="R",
+        help="the rank of the gate's weight: two maps in place of one; default: one map",
+    )
+
+
 def _run_params(options: argparse.Namespace) -> None:
     from factorized_moe.gating import ExpertGate
 
     weight = _weight(options)
-    gate = ExpertGate(weight.in_features, weight.expert_dims, device="meta")
+    gate = ExpertGate(weight.in_features, weight.expert_dims, rank=vars(options).get("gate_rank"), device="meta")
     counts = {
         "weight_parameters": weight.num_parameters,
         "gate_parameters": gate.num_parameters,
@@ -270,7 +281,7 @@ COMMANDS = (
         "count the parameters of a weight and its gate",
         "Count the parameters of a weight and of its gate, for a rank or the largest rank within a budget, and bound "
         "the rank of an expert's matrix.",
-        _add_weight_options,
+        _add_params_options,
         _run_params,
     ),
     Command(

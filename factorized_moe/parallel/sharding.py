@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+import torch
 import torch.distributed
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import Replicate, distribute_tensor
 
 from factorized_moe._validation import check_kind, check_size
 from factorized_moe.batch_statistics import GateBatchNorm
+from factorized_moe.layers import ExpertLayer
 from factorized_moe.parallel.choosing import choose
 from factorized_moe.parallel.machine import Machine
 from factorized_moe.parallel.shard_report import ShardReport
 from factorized_moe.parallel.sharded_tensor import ShardedExpertTensor, spread
+from factorized_moe.spread import is_spread
 from factorized_moe.tensor import FactorizedExpertTensor
 
 __all__ = ["shard", "shards_of", "synchronise_gates"]
@@ -69,6 +73,9 @@ def shard(
     report = _report(module, tensors, mesh.size(), label, tokens, machine)
     for choice in report.choices:
         spread(tensors[choice.path], choice.split, mesh)
+    for part in module.modules():
+        if isinstance(part, ExpertLayer):
+            _take_from_first(part, mesh)
     if mesh.size() == torch.distributed.get_world_size():  # else other ranks have other batches
         for part in module.modules():
             if isinstance(part, GateBatchNorm):
@@ -169,6 +176,19 @@ def _tensors(module: nn.Module) -> dict[str, FactorizedExpertTensor]:
             f"shard: {type(module).__name__} has no FactorizedExpertTensor; put layers of experts in first"
         )
     return found
+
+
+@torch.no_grad()
+def _take_from_first(layer: ExpertLayer, mesh: DeviceMesh) -> None:
+    """Give what all ranks hold of a layer the values of the mesh's first rank.
+
+    A gate starts at random where it has a rank or a start other than zero. With ranks that were seeded apart each would
+    mix the experts by coefficients of its own, and what they send one another would belong to different outputs.
+    """
+    for held in (*layer.parameters(), *layer.buffers()):
+        if not is_spread(held) and not held.is_meta:
+            given = distribute_tensor(held.detach(), mesh, [Replicate()], src_data_rank=0)
+            held.copy_(given.to_local())
 
 
 def _check_learned(path: str, tensor: FactorizedExpertTensor) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from factorized_moe import Budget, FactorizedExpertTensor, GatedMuMoEBlock, MuMoE, MuMoEBlock
+from factorized_moe.budgets import compare_at_budget, rank_for_budget
 from factorized_moe.cli import main
 from factorized_moe.decompositions import get_decomposition
 from factorized_moe.decompositions.registry import registered_decompositions
@@ -26,25 +27,31 @@ def count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_all_ways_give_one_rank(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    layer = MuMoE(FEATURES, CLASSES, [4, 3], name, Budget(parameters=PARAMETERS))
+@pytest.mark.parametrize(("name", "gate_rank"), [*((name, None) for name in NAMES), ("cp", 2)])
+def test_all_ways_give_one_rank(name: str, gate_rank: int | None, capsys: pytest.CaptureFixture[str]) -> None:
+    layer = MuMoE(FEATURES, CLASSES, [4, 3], name, Budget(parameters=PARAMETERS), gate_rank=gate_rank)
     rank = layer.experts.rank
     assert count(layer) <= PARAMETERS
+    budget = {"parameters": PARAMETERS, "gate_rank": gate_rank}
+    assert rank_for_budget((4, 3), FEATURES, CLASSES, name, **budget) == rank
+    (row,) = compare_at_budget((4, 3), FEATURES, CLASSES, decompositions=[name], **budget)
+    assert (row.rank, row.parameters) == (rank, count(layer))
 
     model = nn.Sequential(nn.Linear(FEATURES, CLASSES))
-    config = MuMoEConfig((4, 3), name, budget=PARAMETERS, pretrained=False)
+    config = MuMoEConfig((4, 3), name, budget=PARAMETERS, pretrained=False, gate_rank=gate_rank)
     replace_layers(model, ["0"], config)
     assert isinstance(model[0], MuMoE)
     assert model[0].experts.rank == rank
 
     sizes = ["--expert-dims", "4x3", "--in-features", str(FEATURES), "--out-features", str(CLASSES)]
+    sizes += ["--gate-rank", str(gate_rank)] if gate_rank is not None else []
     main(["params", *sizes, "--decomposition", name, "--budget", str(PARAMETERS), "--bias", "--json"])
     found = json.loads(capsys.readouterr().out)
     assert found["rank"] == (list(rank) if isinstance(rank, tuple) else rank)
     assert found["weight_parameters"] + found["gate_parameters"] == count(layer)
 
-    assert fit_head(CLASSES, (4, 3), name, None, PARAMETERS).rank == rank
+    if gate_rank is None:
+        assert fit_head(CLASSES, (4, 3), name, None, PARAMETERS).rank == rank
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -89,6 +96,11 @@ def test_a_gate_of_low_rank_counts_as_it_is(kind: type[MuMoEBlock]) -> None:
     assert full < low
     assert count(made[1]) <= 20_000
     assert Budget(flops=30_000).rank((40,), [(64, 32)], gate_rank=4) > Budget(flops=30_000).rank((40,), [(64, 32)])
+
+
+def test_a_gate_of_no_experts_counts_for_nothing() -> None:
+    ranks = [MuMoE(16, 12, (), "cp", Budget(parameters=500), gate_rank=rank).experts.rank for rank in (None, 4)]
+    assert ranks == [500 // (16 + 1 + 12)] * 2
 
 
 def test_a_tensor_counts_itself_alone() -> None:

@@ -16,9 +16,9 @@ from factorized_moe.testing.processes import on_ranks
 pytestmark = pytest.mark.thorough
 
 
-def layer() -> MuMoE:
+def layer(gate_rank: int | None = None) -> MuMoE:
     torch.manual_seed(0)
-    made = MuMoE(6, 5, [4], "cp", 3, gate_norm="batch", dtype=torch.float64)
+    made = MuMoE(6, 5, [4], "cp", 3, gate_norm="batch", gate_rank=gate_rank, dtype=torch.float64)
     nn.init.normal_(made.gate.projection.weight)
     return made
 
@@ -48,12 +48,13 @@ def test_converted_gates_normalise_over_all_ranks() -> None:
     on_ranks(2, work)
 
 
-def test_synchronised_gates_under_ddp() -> None:
+@pytest.mark.parametrize("gate_rank", [None, 2])
+def test_synchronised_gates_under_ddp(gate_rank: int | None) -> None:
     x = torch.randn(8, 6, dtype=torch.float64)
-    expected = step(layer(), x)
+    expected = step(layer(gate_rank), x)
 
     def work(rank: int) -> float:
-        model = layer()
+        model = layer(gate_rank)
         assert synchronise_gates(model) == 1
         found = step(DistributedDataParallel(model), x[4 * rank : 4 * rank + 4])
         return max(float((one - other).abs().max()) for one, other in zip(found, expected, strict=True))

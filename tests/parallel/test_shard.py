@@ -19,6 +19,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.parallel import parallelize_module
 
 from factorized_moe import (
+    ExpertGate,
     FactorizedExpertTensor,
     GatedMuMoEBlock,
     MuMoE,
@@ -87,6 +88,7 @@ BLOCKS: dict[str, Callable[[], nn.Module]] = {
     "entmax of one and a quarter": lambda: block(gate="entmax", gate_norm="layer"),
     "sparse": lambda: block(sparse_coefficients=True, gate="sparsemax", rank=300, expert_dims=[300]),
     "checkpoint": lambda: block(checkpoint=True),
+    "gate of low rank": lambda: block(gate_rank=3, gate_norm="batch"),
 }
 
 
@@ -215,17 +217,48 @@ def test_initial_values_are_those_of_one_process() -> None:
     assert on_ranks(2, work)[0] == on_ranks(1, work)[0] > 2 * 13
 
 
+MADE: dict[str, Callable[..., nn.Module]] = {
+    "layer": partial(MuMoE, 6, 5, [4, 3], "cp", 3, gate_rank=4),
+    "gate": partial(ExpertGate, 6, [8], rank=4),
+    "gate that starts at random": partial(ExpertGate, 6, [8], rank=4, zero_start=False, logit_bias=True),
+}
+
+
+def test_initial_values_of_gates_are_those_of_one_process() -> None:
+    """Drawn piece by piece, both ranks would have the same rows of the reduction, which would lose half of its rank."""
+
+    def work(rank: int) -> int:
+        done = 0
+        for name, make in MADE.items():
+            torch.manual_seed(1)
+            expected = make().state_dict()
+            for after in (shard, lambda module, mesh: fully_shard(module, mesh=mesh)):
+                if after is shard and name != "layer":
+                    continue
+                module = make(device="meta")
+                after(module, mesh())
+                module.to_empty(device="cpu")
+                torch.manual_seed(1 if rank == 0 else 2)
+                module.reset_parameters()
+                for key, value in module.state_dict().items():
+                    assert torch.equal(whole(value), expected[key]), (name, key)
+                done += 1
+        return done
+
+    assert on_ranks(2, work) == [4, 4]
+
+
 def test_checkpoints_of_torch_go_anywhere(tmp_path: Path) -> None:
-    expected = block().state_dict()
+    expected = block(gate_rank=3).state_dict()
 
     def write(rank: int) -> None:
-        module = block()
+        module = block(gate_rank=3)
         shard(module, mesh(torch.distributed.get_world_size()), "pair")
         dcp.save({"model": module.state_dict()}, checkpoint_id=tmp_path)
 
     def read(label: str | None) -> Callable[[int], None]:
         def work(rank: int) -> None:
-            module = block(rank=5)
+            module = block(gate_rank=3)
             for parameter in module.parameters():
                 nn.init.zeros_(parameter)
             if label is not None:
@@ -249,7 +282,7 @@ def test_save_writes_what_one_process_writes(tmp_path: Path) -> None:
     def model() -> nn.Module:
         torch.manual_seed(0)
         made = nn.Sequential(nn.Linear(6, 6), nn.Sequential(nn.Linear(6, 9), nn.GELU(), nn.Linear(9, 5)))
-        replace(made, "1", MuMoEConfig(expert_dims=(4,), rank=5))
+        replace(made, "1", MuMoEConfig(expert_dims=(4,), rank=5, gate_rank=3))
         return made
 
     save(model(), tmp_path / "one")
@@ -277,19 +310,21 @@ def test_save_writes_what_one_process_writes(tmp_path: Path) -> None:
 
 
 class Model(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, gate_rank: int | None = None) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.enter, self.leave = nn.Linear(4, 6), nn.Linear(5, 3)
-        self.mlp = block(dtype=torch.float32).double()
+        self.mlp = block(dtype=torch.float32, gate_rank=gate_rank).double()
         self.double()
 
     def forward(self, x: Tensor) -> Tensor:
         return self.leave(self.mlp(self.enter(x)))
 
 
-@pytest.mark.parametrize("label", ["auto", "pair", "rank", "expert_0"])
-def test_steps_of_fsdp_and_shard_equal_one_process(label: str) -> None:
+@pytest.mark.parametrize(
+    ("label", "gate_rank"), [("auto", 3), ("auto", None), ("pair", None), ("rank", None), ("expert_0", None)]
+)
+def test_steps_of_fsdp_and_shard_equal_one_process(label: str, gate_rank: int | None) -> None:
     x = torch.randn(3, 8, 4, dtype=torch.float64)
 
     def train(model: nn.Module, batches: Tensor) -> list[Tensor]:
@@ -300,11 +335,11 @@ def test_steps_of_fsdp_and_shard_equal_one_process(label: str) -> None:
             optimiser.step()
         return [whole(parameter) for parameter in model.parameters()]
 
-    expected = train(Model(), x)
+    expected = train(Model(gate_rank), x)
 
     def work(rank: int) -> None:
         both = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "experts"))
-        model = Model()
+        model = Model(gate_rank)
         shard(model, both["experts"], label, machine=COMPUTING_IS_DEAR)
         fully_shard(model.mlp, mesh=both["data"])
         fully_shard(model, mesh=both["data"])
@@ -342,12 +377,13 @@ def test_style_in_a_plan_of_torch() -> None:
     on_ranks(2, work)
 
 
-def test_recordings_interventions_and_counterfactuals_of_a_sharded_model() -> None:
+@pytest.mark.parametrize("gate_rank", [None, 2])
+def test_recordings_interventions_and_counterfactuals_of_a_sharded_model(gate_rank: int | None) -> None:
     x, labels = torch.randn(8, 6), torch.arange(8) % 5
 
     def layer() -> nn.Module:
         torch.manual_seed(0)
-        made = MuMoE(6, 5, [4], "cp", 3, gate_norm="layer")
+        made = MuMoE(6, 5, [4], "cp", 3, gate_norm="layer", gate_rank=gate_rank)
         nn.init.normal_(made.gate.projection.weight)
         return nn.Sequential(nn.Linear(6, 6), made).eval()
 
@@ -437,12 +473,16 @@ def test_an_activation_of_the_whole_keeps_hidden_values_whole() -> None:
 
 
 def test_values_are_those_of_the_first_rank() -> None:
-    def work(rank: int) -> tuple[Any, Any]:
-        torch.manual_seed(rank)
-        w = FactorizedExpertTensor((3,), 5, 6, "cp", 4)
-        before = [parameter.tolist() for parameter in w.parameters()]
-        shard(w, mesh(), "rank")
-        return before, [whole(parameter).tolist() for parameter in w.parameters()]
+    """Of a layer's gate too, which starts at random where it has a rank."""
 
-    first, second = on_ranks(2, work)
-    assert first[0] == first[1] == second[1] != second[0]
+    def work(rank: int) -> list[tuple[Any, Any]]:
+        torch.manual_seed(rank)
+        found = []
+        for module in (FactorizedExpertTensor((3,), 5, 6, "cp", 4), MuMoE(5, 6, [3], "cp", 4, gate_rank=2)):
+            before = {name: parameter.tolist() for name, parameter in module.named_parameters()}
+            shard(module, mesh(), "rank")
+            found.append((before, {name: whole(value).tolist() for name, value in module.named_parameters()}))
+        return found
+
+    for (drawn, kept), (other, taken) in zip(*on_ranks(2, work), strict=True):
+        assert drawn == kept == taken != other

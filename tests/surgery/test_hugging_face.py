@@ -1,5 +1,6 @@
 """transformers' own round trip keeps layers of experts; without this package a folder is refused, never random."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -44,14 +45,14 @@ def _quiet() -> Iterator[None]:
     transformers.logging.enable_progress_bar()
 
 
-def changed(name: str, **options: object) -> nn.Module:
+def changed(name: str, gate_rank: int | None = None, **options: object) -> nn.Module:
     """A model with layers of experts whose parameters are no longer what they started from."""
     small = MODELS[name]
     model = small.make()
     if name == "mixtral":
         factorize_experts(model, "tt", rank=(1, 3, 8, 1))
     else:
-        replace(model, small.target, CONFIG, **options)
+        replace(model, small.target, dataclasses.replace(CONFIG, gate_rank=gate_rank), **options)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
@@ -72,9 +73,9 @@ def assert_alike(first: nn.Module, second: nn.Module, name: str) -> None:
     assert all(torch.equal(tensor, state[key]) for key, tensor in first.state_dict().items())
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_saved_and_loaded_by_transformers(name: str, tmp_path: Path) -> None:
-    model = changed(name)
+@pytest.mark.parametrize(("name", "gate_rank"), [*((name, None) for name in MODELS), ("gpt2", 3)])
+def test_saved_and_loaded_by_transformers(name: str, gate_rank: int | None, tmp_path: Path) -> None:
+    model = changed(name, gate_rank)
     loaded, report = type(model).from_pretrained(folder_of(model, tmp_path / "first"), output_loading_info=True)
     assert not any(report.values()), report
     assert_alike(loaded, model, name)

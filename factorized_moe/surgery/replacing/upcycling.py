@@ -87,7 +87,7 @@ def upcycle(
         gate_norm: As for `MuMoE`; ``"layer"`` trains on a single position too.
         gate_temperature: As for `MuMoE`.
         gate_rank: As for `MuMoE`.
-        seed: Of the noise.
+        seed: Of the noise, and of the gate's first map where it has a rank.
 
     Returns:
         The layer and its error.
@@ -120,8 +120,10 @@ def upcycle(
         linears, weights = layout.read(module)
     ranks = {"rank": rank} if layout is None else {"rank": rank, "second_rank": second_rank}
     gate_options = {"gate": gate, "gate_norm": gate_norm, "gate_temperature": gate_temperature, "gate_rank": gate_rank}
-    layer = build_layer(weights, activation, expert_dims, decomposition, **ranks, **gate_options)
     generator = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng(devices=()):  # from a stream apart from the noise's, which stays what it was
+        torch.manual_seed(int(torch.randint(2**31, (), generator=torch.Generator().manual_seed(seed))))
+        layer = build_layer(weights, activation, expert_dims, decomposition, **ranks, **gate_options)
     errors = fill_layer(layer, linears, weights, noise, generator, input_covariance)
     return Upcycled(layer.train(module.training), errors)
 

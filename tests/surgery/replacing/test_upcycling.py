@@ -185,11 +185,16 @@ def test_hand_written_network_with_a_bridge_of_three_bonds() -> None:
     assert relative(mean_matrix(given.given, tensors) - matrix, matrix) < 1e-9
 
 
-def test_same_seed_same_layer() -> None:
+@pytest.mark.parametrize("gate_rank", [None, 2])
+def test_same_seed_same_layer(gate_rank: int | None) -> None:
     linear = nn.Linear(5, 4)
-    first, second, third = (upcycle(linear, (3,), "tr", 2, seed=seed).layer.state_dict() for seed in (1, 1, 2))
+    first, second, third = (
+        upcycle(linear, (3,), "tr", 2, gate_rank=gate_rank, seed=seed).layer.state_dict() for seed in (1, 1, 2)
+    )
     assert all(torch.equal(first[key], second[key]) for key in first)
-    assert not all(torch.equal(first[key], third[key]) for key in first)
+    assert not all(torch.equal(first[key], third[key]) for key in first if "experts" in key)
+    reduction = "gate.reduction.weight"
+    assert gate_rank is None or not torch.equal(first[reduction], third[reduction])
 
 
 def shared_parameters() -> GivenNetwork:
