@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from factorized_moe._linear import Linear
 from factorized_moe._validation import (
     check_countable,
     check_dtype,
@@ -24,7 +25,6 @@ from factorized_moe._validation import (
 )
 from factorized_moe.activations import Activation, resolve_activation
 from factorized_moe.batch_statistics import GateBatchNorm, keep_wide, normalise
-from factorized_moe.spread import agree_on_random_numbers, is_spread, like
 
 __all__ = ["ExpertGate"]
 
@@ -280,7 +280,7 @@ class ExpertGate(nn.Module):
         return getattr(self.activation, "__name__", None) or repr(self.activation)
 
 
-class _Linear(nn.Linear):
+class _Linear(Linear):
     """A linear map whose sums are not cut off at 65,504."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # torch's name
@@ -288,23 +288,6 @@ class _Linear(nn.Linear):
         if self.weight.dtype == torch.float16 and not torch.is_autocast_enabled(input.device.type):
             return F.linear(input.float(), self.weight.float(), None if self.bias is None else self.bias.float())
         return super().forward(input)
-
-    def reset_parameters(self) -> None:
-        """As `nn.Linear`'s, also where the weight is spread over ranks: the values that one process would have.
-
-        Of a spread weight torch draws each rank's piece alone. On a CPU all ranks that were seeded alike would draw
-        the same rows, so that a map to ``r`` numbers would have a rank of ``r`` over the number of ranks.
-        """
-        if not is_spread(self.weight) or self.weight.is_meta:
-            super().reset_parameters()
-            return
-        agree_on_random_numbers(self.weight)
-        biased, where, dtype = self.bias is not None, self.weight.device, self.weight.dtype
-        drawn = nn.Linear(self.in_features, self.out_features, bias=biased, device=where, dtype=dtype)
-        with torch.no_grad():
-            self.weight.copy_(like(drawn.weight, self.weight))
-            if biased:
-                self.bias.copy_(like(drawn.bias, self.bias))
 
 
 class _Projection(_Linear):

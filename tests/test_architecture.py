@@ -23,7 +23,7 @@ MOST_ROOMS = 6
 # Top-level modules, lowest first: a module imports from its own line and the lines above it.
 ORDER = (
     ("_bars", "parsing", "_scalars", "_text_tables", "_writing", "_reading"),
-    ("network", "_validation", "spread"),
+    ("network", "_validation", "spread", "_linear"),
     ("contraction",),
     ("decompositions",),
     ("budgets",),

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from factorized_moe._linear import Linear
 from factorized_moe._validation import check_flag, check_size
 from factorized_moe.activations import TopKReLU
 from factorized_moe.budgets import Budget, SizeLike
@@ -158,8 +159,8 @@ class MixtureOfDecodersBlock(ExpertLayer):
             **place,
         )
         hidden, outputs = self.experts.in_features, self.experts.out_features
-        self.encoder = nn.Linear(inputs, hidden, **place)
-        self.multiplier = nn.Linear(inputs, hidden, **place) if gated else None
+        self.encoder = Linear(inputs, hidden, **place)
+        self.multiplier = Linear(inputs, hidden, **place) if gated else None
         self.skip = _ZeroLinear(inputs, outputs, bias=False, **place) if skip else None
         self.output_bias = nn.Parameter(torch.zeros(outputs, **place))
         self.activation = nn.ReLU() if activation is None else check_activation(activation)
