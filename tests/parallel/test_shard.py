@@ -28,6 +28,7 @@ from factorized_moe import (
     TensorNetwork,
     available_decompositions,
 )
+from factorized_moe.activations import TopKReLU
 from factorized_moe.decompositions import get_decomposition
 from factorized_moe.interpret import Ablate, counterfactuals, intervene, record
 from factorized_moe.parallel import Machine, ShardExperts, describe_shards, shard, shards_of
@@ -221,7 +222,7 @@ def test_initial_values_are_those_of_one_process() -> None:
 MADE: dict[str, Callable[..., nn.Module]] = {
     "layer": partial(MuMoE, 6, 5, [4, 3], "cp", 3, gate_rank=4),
     "gate": partial(ExpertGate, 6, [8], rank=4),
-    "Mixture of Decoders": partial(MixtureOfDecodersBlock, 6, 8, 5, [4], gated=True, skip=True),
+    "Mixture of Decoders": partial(MixtureOfDecodersBlock, 6, 8, 5, [4], gated=True, skip=True, gate=TopKReLU(2)),
     "gate that starts at random": partial(ExpertGate, 6, [8], rank=4, zero_start=False, logit_bias=True),
 }
 
