@@ -235,6 +235,11 @@ class ExpertGate(nn.Module):
     def _activated(self, logits: Tensor) -> Tensor:
         logits = self._normalised(logits)
         coefficients = self.activation(logits)
+        if not isinstance(coefficients, Tensor):
+            raise TypeError(
+                f"ExpertGate: the activation {self._activation_name} returned {type(coefficients).__name__}; it takes "
+                "the logits of one mode and returns its coefficients, one tensor"
+            )
         if coefficients.shape != logits.shape:
             raise ValueError(
                 f"ExpertGate: the activation {self._activation_name} returned shape {tuple(coefficients.shape)} for "
