@@ -162,8 +162,10 @@ def describe(module: nn.Module) -> dict[str, Any]:
     try:
         again = build_layer_from(description, "meta")
         rebuilt = [part.network for part in again.expert_tensors.values()]
-    except ValueError:  # the network as text fits one of several tensors only
-        rebuilt = []
+    except ValueError as error:
+        if "network" not in description:
+            raise ValueError(f"a {name} could not be made again of what it says of itself: {error}") from error
+        rebuilt = []  # the network as text fits one of several tensors only
     if rebuilt and again.gate.state_dict().keys() != module.gate.state_dict().keys():
         raise ValueError(
             f"the gate of a {name} has other parameters than it gives its gates, such as a bias of its logits"
