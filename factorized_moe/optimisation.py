@@ -109,7 +109,7 @@ def warm_up_and_cosine(step: int, steps: int, warm_up: int) -> float:
     """The learning rate of a step relative to its largest value: a linear rise, never above half a cosine to zero.
 
     Args:
-        step: The step, from 0.
+        step: The step, from 0; after the last one the rate stays 0.
         steps: The number of steps.
         warm_up: In how many of them it rises, 1 or more.
 
@@ -117,4 +117,4 @@ def warm_up_and_cosine(step: int, steps: int, warm_up: int) -> float:
         >>> [round(warm_up_and_cosine(step, 100, 10), 2) for step in (0, 4, 50, 99)]
         [0.1, 0.5, 0.5, 0.0]
     """
-    return min((step + 1) / warm_up, 0.5 * (1.0 + math.cos(math.pi * step / steps)))
+    return min((step + 1) / warm_up, 0.5 * (1.0 + math.cos(math.pi * min(step, steps) / steps)))

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from factorized_moe import GatedMuMoEBlock, MuMoE, MuMoEBlock, parameter_groups
+from factorized_moe.optimisation import warm_up_and_cosine
 
 
 def model_of(decomposition: str) -> nn.Module:
@@ -89,3 +90,7 @@ def test_refusals() -> None:
         parameter_groups(model_of("cp"), weight_decay=-1.0)
     with pytest.raises(ValueError, match="no trainable parameter"):
         parameter_groups(nn.ReLU())
+
+
+def test_the_learning_rate_stays_at_zero_after_the_last_step() -> None:
+    assert [warm_up_and_cosine(step, 100, 10) for step in (100, 101, 150, 1000)] == [0.0] * 4
