@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 __all__ = ["entmax"]
 
@@ -44,8 +45,10 @@ def entmax(logits: Tensor, alpha: float) -> Tensor:
         >>> entmax(torch.tensor([2.0, 1.0, 0.0, -3.0]), alpha=1.5)
         tensor([0.8307, 0.1693, 0.0000, 0.0000])
     """
+    if _takes_tangents():  # with and without gradients; those of the steps of the search would be wrong
+        coefficients, _ = _EntmaxWithTangents.apply(logits, alpha)  # type: ignore[no-untyped-call]  # as below
     # Asking `requires_grad` instead would miss a gradient that torch.func tracks outside of a vmap.
-    if torch.is_grad_enabled():
+    elif torch.is_grad_enabled():
         coefficients, _ = _EntmaxFunction.apply(logits, alpha)  # type: ignore[no-untyped-call]  # torch leaves it untyped
     elif alpha == 1.5:
         coefficients = _distances(logits, alpha).square_()
@@ -73,6 +76,8 @@ class _EntmaxFunction(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: tuple[Tensor, Tensor]) -> None:
         ctx.save_for_backward(output[1])
+        if _takes_tangents():
+            ctx.save_for_forward(output[1])
         ctx.alpha = inputs[1]
         ctx.set_materialize_grads(False)
 
@@ -81,8 +86,7 @@ class _EntmaxFunction(torch.autograd.Function):
         (slopes,) = ctx.saved_tensors  # (*batch, N)
         of_coefficients, of_slopes = gradients  # (*batch, N) each, or None
         if of_slopes is not None and ctx.alpha != 2:  # sparsemax's slopes are constant
-            curvature = (2 - ctx.alpha) * _power(slopes, (3 - 2 * ctx.alpha) / (2 - ctx.alpha))
-            weighted = curvature * of_slopes
+            weighted = _curvature(slopes, ctx.alpha) * of_slopes
             if of_coefficients is not None:
                 weighted = weighted + slopes * of_coefficients
             return weighted - slopes * (weighted.sum(-1, keepdim=True) / slopes.sum(-1, keepdim=True)), None
@@ -91,6 +95,31 @@ class _EntmaxFunction(torch.autograd.Function):
         weighted = slopes * of_coefficients
         mean = weighted.sum(-1, keepdim=True) / slopes.sum(-1, keepdim=True)
         return _minus_product(weighted, slopes, mean), None
+
+
+class _EntmaxWithTangents(_EntmaxFunction):
+    """The same with a forward-mode derivative; a class apart, as torch.compile refuses a function that has one."""
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        of_logits = tangents[0]  # (*batch, N), or None
+        if of_logits is None:
+            return None, None
+        with forward_ad._set_fwd_grad_enabled(True):  # torch turns it off here, and drops the tangents of tangents
+            (slopes,) = ctx.saved_tensors  # (*batch, N)
+            moved = of_logits - (slopes * of_logits).sum(-1, keepdim=True) / slopes.sum(-1, keepdim=True)
+            of_slopes = torch.zeros_like(slopes) if ctx.alpha == 2 else _curvature(slopes, ctx.alpha) * moved
+            return slopes * moved, of_slopes
+
+
+def _takes_tangents() -> bool:
+    """Whether forward-mode derivatives are being taken."""
+    return not torch.compiler.is_compiling() and forward_ad._current_level >= 0
+
+
+def _curvature(slopes: Tensor, alpha: float) -> Tensor:
+    """``c = (2 - alpha) * s ** (q - 2)`` of the slopes of an ``alpha`` other than 2, ``(*batch, N)``."""
+    return (2 - alpha) * _power(slopes, (3 - 2 * alpha) / (2 - alpha))
 
 
 def _minus_product(values: Tensor, one: Tensor, other: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from factorized_moe._validation import (
     check_size,
     check_temperature,
 )
-from factorized_moe.activations import Activation, resolve_activation
+from factorized_moe.activations import Activation, TopKReLU, TopKSoftmax, resolve_activation
 from factorized_moe.batch_statistics import GateBatchNorm, keep_wide, normalise
 
 __all__ = ["ExpertGate"]
@@ -104,6 +104,13 @@ class ExpertGate(nn.Module):
         self.in_features = check_size("in_features", in_features)
         self.expert_dims = check_expert_dims(expert_dims)
         self.activation = resolve_activation(activation)
+        if isinstance(self.activation, TopKSoftmax | TopKReLU):
+            most, fewest = self.activation.k, min(self.expert_dims, default=None)
+            if most is not None and fewest is not None and most > fewest:
+                raise ValueError(
+                    f"ExpertGate: {self.activation!r} keeps {most} experts, but expert_dims={self.expert_dims} has a "
+                    f"mode of {fewest}; give an activation with a k of at most {fewest}"
+                )
         if norm not in _NORMS:
             raise ValueError(
                 f"norm: expected 'batch', 'layer' or None, but got {norm!r}; pass None to leave the logits as they are"
@@ -244,6 +251,11 @@ class ExpertGate(nn.Module):
     def _activated(self, logits: Tensor) -> Tensor:
         logits = self._normalised(logits)
         coefficients = self.activation(logits)
+        if not isinstance(coefficients, Tensor):
+            raise TypeError(
+                f"ExpertGate: the activation {self._activation_name} returned {type(coefficients).__name__}; it takes "
+                "the logits of one mode and returns its coefficients, one tensor"
+            )
         if coefficients.shape != logits.shape:
             raise ValueError(
                 f"ExpertGate: the activation {self._activation_name} returned shape {tuple(coefficients.shape)} for "

@@ -13,6 +13,7 @@ from torch import nn
 from factorized_moe._scalars import is_number
 from factorized_moe._validation import check_flag
 from factorized_moe.gating import ExpertGate
+from factorized_moe.layers import ExpertLayer
 from factorized_moe.tensor import FactorizedExpertTensor
 
 __all__ = ["parameter_groups", "warm_up_and_cosine"]
@@ -32,10 +33,11 @@ def parameter_groups(
 
     - ``"factors"``: parameters of expert tensors with at most two axes, such as all of CP's.
     - ``"cores"``: those with more axes, such as Tucker's core and tensor trains'. An optimiser of matrices, such as
-      ``torch.optim.Muon``, refuses them: give it the other groups.
-    - ``"gates"``: the gates of experts.
+      ``torch.optim.Muon``, refuses them.
+    - ``"gates"``: the gates of experts, those of your own among them.
     - ``"matrices"``: everything else with two axes or more; embeddings are among them.
-    - ``"rest"``: vectors and numbers, such as biases and the scales of norms. They have no weight decay.
+    - ``"rest"``: vectors and numbers, such as biases and the scales of norms. They have no weight decay, and
+      an optimiser of matrices refuses them too.
 
     Decay falls on factors, cores and gates alike by default, as on other matrices.
 
@@ -77,12 +79,14 @@ def parameter_groups(
             raise ValueError(f"{name} is 0 or more and finite, got {value!r}")
     found: dict[str, list[nn.Parameter]] = {name: [] for name in GROUPS}
     seen: set[int] = set()
+    gates = {part.gate for part in model.modules() if isinstance(part, ExpertLayer)}  # also those of no class of ours
+    gates |= {part for part in model.modules() if isinstance(part, ExpertGate)}
     for module in model.modules():  # an expert tensor or a gate comes before its parts
-        whole = isinstance(module, FactorizedExpertTensor | ExpertGate)
+        whole = isinstance(module, FactorizedExpertTensor) or module in gates
         for parameter in module.parameters(recurse=whole):
             if parameter.requires_grad and id(parameter) not in seen:
                 seen.add(id(parameter))
-                found[_group(module, parameter)].append(parameter)
+                found["gates" if module in gates else _group(module, parameter)].append(parameter)
     if not seen:
         raise ValueError("the model has no trainable parameter")
     groups = []
@@ -98,8 +102,6 @@ def parameter_groups(
 def _group(module: nn.Module, parameter: nn.Parameter) -> str:
     if isinstance(module, FactorizedExpertTensor):
         return "factors" if parameter.ndim <= 2 else "cores"
-    if isinstance(module, ExpertGate):
-        return "gates"
     return "matrices" if parameter.ndim >= 2 else "rest"
 
 
@@ -107,7 +109,7 @@ def warm_up_and_cosine(step: int, steps: int, warm_up: int) -> float:
     """The learning rate of a step relative to its largest value: a linear rise, never above half a cosine to zero.
 
     Args:
-        step: The step, from 0.
+        step: The step, from 0; after the last one the rate stays 0.
         steps: The number of steps.
         warm_up: In how many of them it rises, 1 or more.
 
@@ -115,4 +117,4 @@ def warm_up_and_cosine(step: int, steps: int, warm_up: int) -> float:
         >>> [round(warm_up_and_cosine(step, 100, 10), 2) for step in (0, 4, 50, 99)]
         [0.1, 0.5, 0.5, 0.0]
     """
-    return min((step + 1) / warm_up, 0.5 * (1.0 + math.cos(math.pi * step / steps)))
+    return min((step + 1) / warm_up, 0.5 * (1.0 + math.cos(math.pi * min(step, steps) / steps)))

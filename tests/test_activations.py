@@ -15,6 +15,7 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from factorized_moe.activations import (
@@ -37,6 +38,9 @@ EVERY = {
     "TopKSoftmax(1)": TopKSoftmax(1),
 }
 EXACT_SUM = {torch.float32: 1e-6, torch.float64: 1e-12}
+
+# torch itself scripts its derivatives of forward mode when they are first asked for.
+takes_tangents = pytest.mark.filterwarnings("ignore:.*torch.jit.*deprecated:DeprecationWarning")
 
 # torch._dynamo itself makes an instance of autograd.Function for every Function that it traces (torch 2.13,
 # torch/_dynamo/side_effects.py), and autograd.Function warns of that.
@@ -349,6 +353,37 @@ def test_vmap_and_jacobians(activation: Callable[[Tensor], Tensor]) -> None:
     hessian = torch.func.jacrev(torch.func.jacrev(lambda x: activation(x).square().sum()))(x[0])
     expected_hessian = torch.autograd.functional.hessian(lambda x: activation(x).square().sum(), x[0])
     torch.testing.assert_close(hessian, expected_hessian)
+
+
+@takes_tangents
+@each_activation
+@pytest.mark.parametrize("shape", [(3, 6), (2, 600)], ids=str)
+def test_forward_mode_derivatives_are_those_of_backward(
+    activation: Callable[[Tensor], Tensor], shape: tuple[int, int]
+) -> None:
+    x, tangent = draw(shape, 1.0, 0), draw(shape, 1.0, 1)
+    jacobians = torch.vmap(torch.func.jacrev(activation))(x)  # (batch, N, N)
+    expected = (jacobians @ tangent[..., None])[..., 0]
+    for gradients in (True, False):
+        with torch.set_grad_enabled(gradients):
+            found = torch.func.jvp(activation, (x,), (tangent,))[1]
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+    with forward_ad.dual_level():
+        dual = activation(forward_ad.make_dual(x.float(), tangent.float()))
+        torch.testing.assert_close(forward_ad.unpack_dual(dual).tangent, expected.float(), rtol=1e-4, atol=1e-5)
+
+
+@takes_tangents
+@each_activation
+@pytest.mark.parametrize("outer", [torch.func.jacfwd, torch.func.jacrev], ids=["forward", "reverse"])
+@pytest.mark.parametrize("inner", [torch.func.jacfwd, torch.func.jacrev], ids=["forward", "reverse"])
+def test_second_derivatives_in_every_mode(activation: Callable[[Tensor], Tensor], outer: Any, inner: Any) -> None:
+    def value(x: Tensor) -> Tensor:
+        return (activation(x).square() * torch.arange(1.0, 7.0, dtype=x.dtype)).sum()
+
+    x = draw((6,), 1.0, 0)
+    expected = torch.autograd.functional.hessian(value, x)
+    torch.testing.assert_close(outer(inner(value))(x), expected, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])

@@ -188,3 +188,27 @@ def test_replace_leaves_a_layer_of_experts_alone(residual: ExpertLayer) -> None:
     assert model[1] is residual
     assert isinstance(model[0], MuMoEBlock)
     assert report is not None
+
+
+@pytest.mark.parametrize("names", [[], ["gate"], ["input_norm"], ["forward"], ["first.weight"]], ids=str)
+def test_names_of_tensors_are_free(names: list[str]) -> None:
+    class Named(ExpertLayer):
+        def __init__(self) -> None:
+            super().__init__(dict.fromkeys(names, (4, 4)), [3], "cp", 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x
+
+    with pytest.raises(ValueError, match=r"Named: shapes has one entry or more, .* such as 'experts'; got (none|\[)"):
+        Named()
+
+
+def test_arguments_that_do_not_make_a_layer_are_named(tmp_path: Path) -> None:
+    class Forgotten(MuMoE):
+        def own_arguments(self) -> dict[str, Any]:
+            return {"features": 4}
+
+    with pytest.raises(
+        ValueError, match=r"Forgotten could not be made again of .* unexpected keyword argument 'features'"
+    ):
+        save_pretrained(Forgotten(4, 4, [3], rank=2), tmp_path)

@@ -422,6 +422,12 @@ def test_batch_norm_in_training_needs_two_positions(positions: tuple[int, ...]) 
             "ExpertGate: the input is on meta and the weight on cpu; move one of them",
         ),
         (
+            lambda: trained_gate(activation=lambda logits: (logits.softmax(-1),))(torch.randn(2, 6)),
+            TypeError,
+            "ExpertGate: the activation <lambda> returned tuple; it takes the logits of one mode and returns its "
+            "coefficients, one tensor",
+        ),
+        (
             lambda: trained_gate(activation=torch.sum)(torch.randn(2, 6)),
             ValueError,
             "ExpertGate: the activation sum returned shape () for logits of shape (2, 8); "

@@ -223,7 +223,7 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_refusal(case: str) -> None:
     options, error, message = REFUSED[case]
-    sizes = {"in_features": 6, "hidden_features": 10, "out_features": 5, "expert_dims": [8]}
+    sizes = {"in_features": 6, "hidden_features": 10, "out_features": 5, "expert_dims": [40]}
     with pytest.raises(error, match=message):
         MixtureOfDecodersBlock(**{**sizes, **options})
 
@@ -238,6 +238,10 @@ def test_top_k_relu() -> None:
     assert TopKReLU(2)(logits.half()).dtype == torch.float16
     with pytest.raises(ValueError, match="TopKReLU: k=5 is more than the 4 logits"):
         TopKReLU(5)(logits)
+    with pytest.raises(
+        ValueError, match=r"TopKReLU\(k=32\) keeps 32 experts, but expert_dims=\(40, 8\) has a mode of 8; give"
+    ):
+        MixtureOfDecodersBlock(4, 6, 4, [40, 8])
     with pytest.raises(ValueError, match="TopKReLU: k must be a positive integer, but got 0"):
         TopKReLU(0)
     with pytest.raises(TypeError, match=r"TopKReLU: k must be a positive integer, but got 2\.5"):

@@ -113,7 +113,8 @@ def get_decomposition(decomposition: str | Decomposition) -> Decomposition:
     if isinstance(decomposition, Decomposition):
         return decomposition
     if not isinstance(decomposition, str):
-        raise TypeError(f"decomposition is a name or a Decomposition instance, got {decomposition!r}")
+        hint = f"; write {decomposition.__name__}()" if isinstance(decomposition, type) else ""
+        raise TypeError(f"decomposition is a name or a Decomposition instance, got {decomposition!r}{hint}")
     key = _key(decomposition)
     if key not in _REGISTRY and key not in _ALIASES:
         _load_entry_points()

@@ -106,7 +106,7 @@ def fit(
     target = dense.detach().to(torch.float64)
     _check_values(target)
     if (rank is None) == (error is None):
-        raise TypeError("give a rank, or in its place the largest error; got " + ("none" if rank is None else "both"))
+        raise TypeError("give a rank, or to fit() an error in its place; got " + ("none" if rank is None else "both"))
     moment = input_moment(dense.shape[-2], bias, activations, input_covariance, dense.device)
     weights = output_moment(dense.shape[-1], output_covariance, dense.device)
     roots = Roots(*(None if given is None else moment_roots(given) for given in (moment, weights)))

@@ -105,6 +105,7 @@ class ExpertLayer(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        _check_names(type(self), shapes)
         check_flag("input_norm", input_norm)
         if isinstance(gate, nn.Module) and gate_rank is not None:
             raise ValueError(
@@ -192,6 +193,17 @@ class ExpertLayer(nn.Module):
             reset = getattr(child, "reset_parameters", None)
             if reset is not None:
                 reset()
+
+
+def _check_names(layer: type[ExpertLayer], shapes: Mapping[str, Any]) -> None:
+    """Refuse a layer without an expert tensor, or one whose tensor would take the place of something else."""
+    taken = {"gate", "input_norm", *dir(layer)}
+    wrong = [name for name in shapes if not name.isidentifier() or name in taken]
+    if wrong or not shapes:
+        raise ValueError(
+            f"{layer.__name__}: shapes has one entry or more, each under a name that the layer has no other use for, "
+            f"such as 'experts'; got {wrong or 'none'}"
+        )
 
 
 def _rank_within(

@@ -176,8 +176,8 @@ def test_progress_is_shown_and_tqdm_asked_for(monkeypatch: pytest.MonkeyPatch, c
 
 ONES = torch.ones(2, 3, 4)
 ERRORS = {
-    "neither": ({"rank": None}, TypeError, "give a rank, or in its place the largest error; got none"),
-    "both": ({"error": 0.1}, TypeError, "give a rank, or in its place the largest error; got both"),
+    "neither": ({"rank": None}, TypeError, r"give a rank, or to fit\(\) an error in its place; got none"),
+    "both": ({"error": 0.1}, TypeError, r"give a rank, or to fit\(\) an error in its place; got both"),
     "meta": ({"dense": ONES.to("meta")}, ValueError, "the meta device holds no values to fit"),
     "empty": ({"dense": ONES[:, :0]}, ValueError, r"shape \(2, 0, 4\) is empty; every mode needs an entry"),
     "infinite": ({"dense": ONES / 0}, ValueError, "has a NaN or an infinite entry; a fit needs finite values"),

@@ -144,6 +144,8 @@ def _check(inputs: Tensor, outputs: Tensor, labels: Tensor | None) -> None:
             f"counterfactuals: inputs of shape {tuple(inputs.shape)} and outputs of shape {tuple(outputs.shape)}, "
             "expected (B, ...) and (B, *positions, C)"
         )
+    if not outputs.numel():
+        raise ValueError(f"counterfactuals: outputs of shape {tuple(outputs.shape)} hold no prediction")
     if outputs.isnan().any():
         raise ValueError("counterfactuals: the model gives NaN for these inputs, which predicts no class")
     if labels is None:

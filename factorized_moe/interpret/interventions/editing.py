@@ -60,8 +60,15 @@ class ExpertThreshold:
                 excess rule.
 
         Raises:
+            TypeError: If they are no tensor, such as the tuple that a gate returns.
             ValueError: If they are no matrix, there is no sample, or everyone's are of another number of experts.
         """
+        for name, given in (("coefficients", coefficients), ("everyone's coefficients", everyone)):
+            if given is not None and not isinstance(given, Tensor):
+                raise TypeError(
+                    f"ExpertThreshold: {name} are one tensor (m, N), got {type(given).__name__}; a gate returns a "
+                    "tuple with one for each expert mode, of which gate(x)[0] is the first"
+                )
         if coefficients.ndim != 2 or not len(coefficients):
             raise ValueError(
                 f"ExpertThreshold: coefficients of shape {tuple(coefficients.shape)}, expected (m, N) with at least "

@@ -90,7 +90,9 @@ def layers_of(model: nn.Module, intervention: Intervention) -> dict[str, ExpertL
     found = find_layers(model, intervention.layer)
     if intervention.layer is None and len(found) > 1:
         names = ", ".join(map(repr, found))
-        raise ValueError(f"{type(intervention).__name__}: the model has {len(found)} uMoE layers; name one of {names}")
+        raise ValueError(
+            f"{type(intervention).__name__}: the model has {len(found)} uMoE layers; give layer=, one of {names}"
+        )
     for name, layer in found.items():
         intervention.check(name, layer)
     return found

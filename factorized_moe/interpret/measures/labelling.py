@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from factorized_moe._reading import check_room
-from factorized_moe._validation import check_size
+from factorized_moe._validation import check_kind, check_size
 from factorized_moe.interpret.measures.measurement import Measurement, expert_columns
 from factorized_moe.interpret.recording.coefficients import Mode
 from factorized_moe.interpret.recording.recording import Recording
@@ -202,7 +202,7 @@ def measure_label_specialisation(counts: LabelCounts, fewest: int = 1) -> LabelS
         fewest: The samples below which an expert counts as dead and gets no value.
 
     Raises:
-        TypeError: If ``fewest`` is not an int.
+        TypeError: If the counts are none, such as a recording, or ``fewest`` is not an int.
         ValueError: If it is not positive.
 
     Examples:
@@ -216,6 +216,7 @@ def measure_label_specialisation(counts: LabelCounts, fewest: int = 1) -> LabelS
         >>> found.entropy.tolist(), found.baseline_entropy, found.clarity.tolist()
         ([2.0, 2.0], 2.0, [0.25, 0.25])
     """
+    check_kind("counts", counts, LabelCounts)
     check_size("fewest", fewest)
     active = counts.counts.sum(dim=1)
     alive = active >= fewest

@@ -170,11 +170,14 @@ class UsageWatcher:
         """What was seen so far.
 
         Raises:
-            ValueError: If a layer has not run.
+            ValueError: If a layer has not run, or on no samples.
         """
         silent = [name for name in self._layers if name not in self._sums]
         if silent:
             raise ValueError(f"the layers {silent} have not run within the with block; call the model in it")
+        empty = [name for name in self._layers if not self._sums[name][0].samples]
+        if empty:
+            raise ValueError(f"the layers {empty} have run on no samples; give inputs with at least one position")
         return Usage(
             tuple(
                 sums.result(name, mode, *_row_distances(layer, mode))
@@ -213,7 +216,7 @@ class _Sums:
         self.entropy += float(torch.special.entr(shares).sum())
 
     def result(self, layer: str, mode: int, distance: float, nearest: float) -> ModeUsage:
-        samples = max(1, self.samples)
+        samples = self.samples
         means = self.first / samples
         spreads = (self.second / samples - means.square()).clamp(min=0).sqrt()
         entropy = float(torch.special.entr(self.shares / samples).sum())
@@ -267,7 +270,7 @@ def measure_usage(model: nn.Module, *arguments: Any, layers: str | Sequence[str]
 
     Raises:
         TypeError: If ``model`` is not a module.
-        ValueError: If there is no such layer, or one does not run.
+        ValueError: If there is no such layer, or one does not run, or on no samples.
 
     Examples:
         >>> from factorized_moe import CPMuMoE

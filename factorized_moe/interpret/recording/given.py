@@ -96,15 +96,18 @@ def _matrices(layer: str, given: Any) -> list[Tensor]:
     return found
 
 
-def as_ints(kind: str, given: Tensor | Sequence[int] | None) -> Tensor | None:
-    """As int64 in one row; ``kind`` is what the message calls them.
+def as_ints(kind: str, given: Tensor | Sequence[int] | None, advice: str = "") -> Tensor | None:
+    """As int64 in one row; ``kind`` is what the message calls them, ``advice`` what it says to do about strings.
 
     Raises:
         TypeError: If they are not ints.
     """
     if given is None:
         return None
-    tensor = torch.as_tensor(given).detach().cpu().reshape(-1)
+    try:
+        tensor = torch.as_tensor(given).detach().cpu().reshape(-1)
+    except (TypeError, ValueError, RuntimeError) as error:  # strings, and rows of different lengths
+        raise TypeError(f"{kind} are ints, got {type(given).__name__} of other things{advice}") from error
     if tensor.numel() and (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool):
         raise TypeError(f"{kind} are ints, got {tensor.dtype}")
     return tensor.to(torch.int64, copy=True)

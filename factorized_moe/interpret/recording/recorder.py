@@ -202,7 +202,9 @@ class Recorder:
             ValueError: If their number is not that of the samples, other annotations were given for earlier samples,
                 or a label is negative.
         """
-        given = Annotations(as_ints("ids", ids), as_ints("labels", labels), as_texts(texts))
+        given = Annotations(
+            as_ints("ids", ids), as_ints("labels", labels, "; recording.with_labels takes strings"), as_texts(texts)
+        )
         if not given.kinds and mask is None:
             raise ValueError("annotate got nothing; give labels, ids, texts or a mask")
         if mask is not None:

@@ -151,9 +151,11 @@ class Recording(LayerCoefficients):
         Raises:
             ValueError: If there is no such layer, or there are several and none is named.
         """
-        if len(self._tracks) < 2:
+        if layer is None and len(self._tracks) < 2:
             return self
         name = self.resolve(layer)
+        if len(self._tracks) < 2:
+            return self
         layers = next(layers for layers in self._tracks if name in layers)
         return Recording(self._header, self._tracks[layers], self._label_sets)
 

@@ -28,6 +28,7 @@ __all__ = [
     "build_layer_from",
     "build_tensor",
     "describe",
+    "describe_gate",
     "describe_tensor",
     "described_modules",
     "empty_module",
@@ -152,7 +153,7 @@ def describe(module: nn.Module) -> dict[str, Any]:
         "expert_dims": list(first.expert_dims),
         **_describe_network(first),
         "bias": first.bias,
-        **_describe_gate(module.gate),
+        **describe_gate(module.gate),
         "dtype": str(first.weight.operands[0].dtype).removeprefix("torch."),
         "input_norm": module.input_norm is not None,
         "checkpoint": first.checkpoint,
@@ -161,8 +162,10 @@ def describe(module: nn.Module) -> dict[str, Any]:
     try:
         again = build_layer_from(description, "meta")
         rebuilt = [part.network for part in again.expert_tensors.values()]
-    except ValueError:  # the network as text fits one of several tensors only
-        rebuilt = []
+    except ValueError as error:
+        if "network" not in description:
+            raise ValueError(f"a {name} could not be made again of what it says of itself: {error}") from error
+        rebuilt = []  # the network as text fits one of several tensors only
     if rebuilt and again.gate.state_dict().keys() != module.gate.state_dict().keys():
         raise ValueError(
             f"the gate of a {name} has other parameters than it gives its gates, such as a bias of its logits"
@@ -321,7 +324,12 @@ def _describe_network(experts: FactorizedExpertTensor) -> dict[str, Any]:
     return {"network": str(experts.network), "rank": [experts.network.sizes[bond] for bond in experts.network.bonds]}
 
 
-def _describe_gate(gate: Any) -> dict[str, Any]:
+def describe_gate(gate: Any) -> dict[str, Any]:
+    """A gate's settings as JSON, as a layer's constructor takes them.
+
+    Raises:
+        ValueError: If it is no `ExpertGate`, or its activation has no name.
+    """
     if type(gate) is not ExpertGate:
         raise ValueError(f"a gate of class {type(gate).__name__} cannot be written to a file; use an ExpertGate")
     activation = gate.activation

@@ -21,6 +21,7 @@ from factorized_moe.surgery.saving.announcing import announce
 from factorized_moe.surgery.saving.describing import (
     build_layer_from,
     describe,
+    describe_gate,
     described_modules,
     empty_module,
     rebuild,
@@ -108,6 +109,7 @@ def load(model: nn.Module, folder: str | Path) -> nn.Module:
         numbers = tuple(id(saved[name]) for name in sorted(saved) if name.startswith(f"{path}."))
         key = id(old), json.dumps(description, sort_keys=True), numbers  # one module in several places stays one
         changes[path] = made[key] = made.get(key) or _make(path, description, old, model, saved)
+    _share_again(changes, saved)
     with installed(model, changes):
         state = _state(model.state_dict())
         if config["content"] == "experts":
@@ -178,6 +180,7 @@ def from_pretrained(source: str | Path, *, revision: str | None = None) -> Exper
     layer = build_layer_from(config.get("layer"), "meta")
     _check_shapes(saved, layer.state_dict())  # before memory is taken for them
     layer = layer.to_empty(device="cpu")
+    _share_again({"": layer}, saved)
     layer.load_state_dict(saved)
     return layer.eval()
 
@@ -216,6 +219,32 @@ def _ours(modules: Mapping[str, nn.Module], state: Mapping[str, Tensor]) -> dict
         f"{path}.experts." if isinstance(module, MuMoEDelta) else f"{path}." for path, module in modules.items()
     )
     return {name: tensor for name, tensor in state.items() if name.startswith(prefixes)}
+
+
+def _share_again(layers: Mapping[str, nn.Module], saved: Mapping[str, Tensor]) -> None:
+    """Make one again what layers had in common when they were saved: a whole gate, or a single parameter.
+
+    A tensor with several names is in the file once, and all its names give one object. A gate is taken as a whole
+    because of its buffers, which a move to another device would part.
+
+    Args:
+        layers: The new modules by path.
+        saved: The tensors of the file under all their names.
+    """
+    gates: dict[tuple[Any, ...], nn.Module] = {}
+    parameters: dict[tuple[int, torch.device], nn.Parameter] = {}
+    for path, module in layers.items():
+        # The base of a delta is the model's own.
+        root, ours = (f"{path}.experts", module.experts) if isinstance(module, MuMoEDelta) else (path, module)
+        for name, part in ours.named_modules(prefix=root):
+            if isinstance(part, ExpertLayer) and part.gate.state_dict():
+                state, prefix = part.gate.state_dict(), f"{name}.gate." if name else "gate."
+                held = tuple((id(saved.get(f"{prefix}{leaf}")), tensor.device) for leaf, tensor in state.items())
+                part.gate = gates.setdefault((json.dumps(describe_gate(part.gate)), held), part.gate)
+            for leaf, parameter in list(part.named_parameters(recurse=False)):
+                tensor = saved.get(f"{name}.{leaf}" if name else leaf)
+                if tensor is not None:
+                    setattr(part, leaf, parameters.setdefault((id(tensor), parameter.device), parameter))
 
 
 def _fingerprint(state: Mapping[str, Tensor]) -> str:

@@ -241,6 +241,11 @@ REFUSALS = {
     ),
     "three parts": (refused(batches=[(X, X, X)]), TypeError, r"a pair \(inputs, labels\), got tuple of 3"),
     "no sample": (refused(batches=[X[:0]]), ValueError, r"inputs of shape \(0, 4\), expected \(B, \.\.\.\) with a"),
+    "no position": (
+        refused(batches=[(X[:3, None][:, :0], LABELS[:3, None][:, :0])]),
+        ValueError,
+        r"outputs of shape \(3, 0, 5\) hold no prediction",
+    ),
     "output": (
         refused(Wrapped(make("softmax", torch.float64)[0]).eval(), layer=None),
         TypeError,

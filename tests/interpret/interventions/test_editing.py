@@ -35,6 +35,16 @@ def test_expert_threshold_refuses(shape: tuple[int, ...]) -> None:
         ExpertThreshold.of(torch.zeros(shape), 1)
 
 
+def test_expert_threshold_refuses_the_tuple_that_a_gate_returns() -> None:
+    coefficients = MuMoE(6, 2, [5, 3], rank=4, gate_norm="layer").gate(torch.randn(7, 6))
+    with pytest.raises(
+        TypeError, match=r": coefficients are one tensor \(m, N\), got tuple; .* gate\(x\)\[0\] is the first"
+    ):
+        ExpertThreshold.of(coefficients, 1)
+    with pytest.raises(TypeError, match=r"everyone's coefficients are one tensor \(m, N\), got tuple"):
+        ExpertThreshold.of(coefficients[0], 1, everyone=coefficients)
+
+
 def measures(accuracy: float, difference: float) -> GroupMeasures:
     return GroupMeasures(accuracy, difference, 0.0, 0.0, {}, {})
 

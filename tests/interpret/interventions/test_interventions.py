@@ -259,7 +259,7 @@ def compiled_in_place() -> nn.Module:
         (
             lambda: intervene(make_model(), Ablate(0)),
             ValueError,
-            "the model has 2 uMoE layers; name one of '0'",
+            "the model has 2 uMoE layers; give layer=, one of '0'",
         ),
         (lambda: intervene(make_model(), Ablate(0, layer="O")), ValueError, "no uMoE layer of the model is called"),
         (

@@ -339,6 +339,8 @@ def test_expert_of_one_class() -> None:
     assert (special.clarity.tolist(), special.lift.tolist()) == ([1.0, 0.5], [2.0, 1.0])
     alone = measure_label_specialisation(count_labels(recorded(dense, labels=torch.zeros(4, dtype=torch.int64))))
     assert alone.entropy_ratio.isnan().all()
+    with pytest.raises(TypeError, match="counts is a LabelCounts, got Recording"):
+        measure_label_specialisation(recorded(dense, labels=labels))
 
 
 @pytest.mark.parametrize("batches", [(8, 8), (40, 3)], ids=str)

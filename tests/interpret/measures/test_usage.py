@@ -94,6 +94,10 @@ def test_a_layer_that_does_not_run_is_named() -> None:
         pass
     with pytest.raises(ValueError, match=r"the layers \['model'\] have not run"):
         _ = watcher.usage
+    with pytest.raises(
+        ValueError, match=r"the layers \['model'\] have run on no samples; give inputs with at least one"
+    ):
+        measure_usage(CPMuMoE(4, 2, [3], rank=2), torch.randn(0, 4))
 
 
 def test_every_expert_of_a_top_k_gate_takes_part_and_learns() -> None:

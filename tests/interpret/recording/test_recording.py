@@ -342,6 +342,12 @@ def test_annotations_must_fit(model: Model) -> None:
         ([{"labels": [1, 2]}], ValueError, r"got 2 labels for 4 samples, those recorded since the last call"),
         ([{"labels": [1, 2, 3, -1]}], ValueError, "label -1 is negative; classes are numbered from 0"),
         ([{"labels": [0.5] * 4}], TypeError, r"labels are ints, got torch.float32"),
+        (
+            [{"labels": ["dog"] * 4}],
+            TypeError,
+            "labels are ints, got list of other things; recording.with_labels takes strings",
+        ),
+        ([{"ids": ["dog"] * 4}], TypeError, "ids are ints, got list of other things$"),
         ([{"ids": [True] * 4}], TypeError, r"ids are ints, got torch.bool"),
         ([{"texts": "word"}], TypeError, "texts is a sequence with one string for each sample"),
         ([{"texts": [b"a"] * 4}], TypeError, "texts is a sequence with one string for each sample"),

@@ -138,6 +138,8 @@ def test_several_label_sets() -> None:
         _ = two.labels
     with pytest.raises(ValueError, match="no label set 'mood'; it has 'key', 'other': give it by with_labels"):
         count_labels(two, labels="mood")
+    with pytest.raises(ValueError, match="layer 'gone' was not recorded; the recording has 'model'"):
+        bare.in_step_with("gone")
     joined = Recording.concatenate([bare.with_labels(key=["C"] * SAMPLES), bare.with_labels(key=["F"] * SAMPLES)])
     assert joined.label_set("key").class_names == ("C", "F")
     assert joined.label_set("key").labels.tolist() == [0] * SAMPLES + [1] * SAMPLES
