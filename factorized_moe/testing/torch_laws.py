@@ -52,7 +52,8 @@ MOST_COMPILATIONS = 2
 def _refusal_fails(what: str, *refusals: type[Exception]) -> Iterator[None]:
     """Turns torch's own exceptions into a failed law, and lets torch warn of its own use of torch.jit."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=r"`torch\.jit\.\w+` is deprecated", category=DeprecationWarning)
+        for category in (DeprecationWarning, FutureWarning):  # the second since torch 2.14
+            warnings.filterwarnings("ignore", message=r"`torch\.jit\.\w+` is deprecated", category=category)
         try:
             yield
         except refusals as refusal:
