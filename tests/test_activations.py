@@ -39,8 +39,8 @@ EVERY = {
 }
 EXACT_SUM = {torch.float32: 1e-6, torch.float64: 1e-12}
 
-# torch itself scripts its derivatives of forward mode when they are first asked for; the class of its warning depends on
-# its version.
+# torch itself scripts its derivatives of forward mode when they are first asked for; of which class its warning is
+# depends on the version.
 takes_tangents = pytest.mark.filterwarnings("ignore:.*torch.jit.*deprecated")
 
 # torch._dynamo itself makes an instance of autograd.Function for every Function that it traces (torch 2.13,
