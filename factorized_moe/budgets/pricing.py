@@ -15,7 +15,32 @@ from factorized_moe.decompositions import Decomposition
 from factorized_moe.decompositions.base import Rank
 from factorized_moe.network import TensorNetwork
 
-__all__ = ["LayerCosts"]
+__all__ = ["LayerCosts", "Matrix", "bounded_matrices"]
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A matrix that a network's dense tensor is arranged to, and that has a bound.
+
+    Attributes:
+        rows: The labels of its rows.
+        columns: Those of its columns.
+        side: The smaller of its sides, without padding.
+    """
+
+    rows: frozenset[str]
+    columns: frozenset[str]
+    side: int
+
+
+def bounded_matrices(network: TensorNetwork) -> tuple[Matrix, Matrix]:
+    """One expert's matrix, and the matrix of all experts: one row for each."""
+    inputs, outputs, experts = map(frozenset, (network.in_labels, network.out_labels, network.expert_labels))
+    rows, columns = network.shape[-2:]
+    return (
+        Matrix(inputs, outputs, min(rows, columns)),
+        Matrix(experts, inputs | outputs, min(network.size_of(experts), network.size_of(inputs | outputs))),
+    )
 
 
 @dataclass(frozen=True)
@@ -82,10 +107,14 @@ class LayerCosts:
 
     def rank_bounds(self, rank: Rank) -> tuple[int, int]:
         """Both bounds, `expert_rank_bound` and `independent_experts`: the smallest cuts of the network."""
-        networks = self._networks(rank, self.bias)
-        matrix = (min(rank_bound(n, n.in_labels, n.out_labels), *n.shape[-2:]) for n in networks)
-        experts = (rank_bound(n, n.expert_labels, (*n.in_labels, *n.out_labels)) for n in networks)
-        return min(matrix), min(experts)
+        networks = self.networks(rank)
+        found = [[min(m.side, rank_bound(n, m.rows, m.columns)) for m in bounded_matrices(n)] for n in networks]
+        one, every = map(min, zip(*found, strict=True))
+        return one, every
+
+    def networks(self, rank: Rank) -> list[TensorNetwork]:
+        """The network of each layer at a rank, with the bias if there is one."""
+        return self._networks(rank, self.bias)
 
     def shapes(self) -> tuple[tuple[int, ...], ...]:
         """The dense shape of each layer's weight, ``(*expert_dims, I (+1), O)``."""

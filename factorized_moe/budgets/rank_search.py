@@ -11,9 +11,11 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from operator import ge
 
 from factorized_moe._scalars import is_whole
 from factorized_moe.budgets.pricing import LayerCosts
+from factorized_moe.budgets.rank_bounds import bounds_of
 from factorized_moe.decompositions.base import Rank, largest_within
 
 __all__ = ["RankForm", "best_expert_rank"]
@@ -84,12 +86,16 @@ class RankForm:
 
     def rank(self, values: Sequence[int]) -> Rank:
         """The rank with a value for each group, as far as they are of use."""
+        return self._useful(self.filled(values))
+
+    def filled(self, values: Sequence[int]) -> tuple[int, ...]:
+        """The rank with a value for each group as it is."""
         assert self.template is not None  # only a tuple has groups
         entries = list(self.template)
         for group, value in zip(self.groups, values, strict=True):
             for position in group:
                 entries[position] = value
-        return self._useful(tuple(entries))
+        return tuple(entries)
 
     def _useful(self, rank: Rank) -> Rank:
         """Entries beyond use are cut in all layers at once; given ones stay."""
@@ -162,11 +168,11 @@ class _Search:
     """The cheapest ranks within a limit that reach given bounds, remembered."""
 
     def __init__(self, costs: LayerCosts, form: RankForm, measure: Callable[[Rank], int], limit: int) -> None:
-        self.form, self.limit = form, limit
+        self.costs, self.form, self.limit = costs, form, limit
         self.measure = lru_cache(maxsize=None)(measure)
-        self.bounds = lru_cache(maxsize=None)(costs.rank_bounds)
         self.cheapest = lru_cache(maxsize=None)(self._cheapest)
         self.caps = tuple(self._cap(group) for group in range(len(form.groups)))
+        self.bounds = bounds_of(costs, form.rank, form.filled, self.caps)
 
     def _cap(self, group: int) -> int:
         """The largest value of one entry that is affordable at all."""
@@ -192,29 +198,25 @@ class _Search:
                 found += tries
                 if tries and _without(tries, group) == _without(least, group):
                     break
-        ranks = {self.form.rank(values) for values in found}
-        fitting = [rank for rank in ranks if self.measure(rank) <= self.limit]
-        return min(fitting, key=lambda rank: (self.measure(rank), rank)) if fitting else None
+        ranks = {self.form.rank(values) for values in set(found)}
+        fitting = sorted((self.measure(rank), rank) for rank in ranks)
+        for cost, rank in fitting:
+            # Asked again of the rank itself: of a decomposition of another's own the bounds may have been read wrongly.
+            if cost <= self.limit and all(map(ge, self.costs.rank_bounds(rank), (bound, count))):
+                return rank
+        return None
 
     def _lowered(self, start: tuple[int, ...], held: int | None, bound: int, count: int) -> list[tuple[int, ...]]:
         """Entries lowered as far as both bounds hold, from the first to the last and from the last to the first."""
-
-        def holds(values: Sequence[int]) -> bool:
-            reached = self.bounds(self.form.rank(values))
-            return reached[0] >= bound and reached[1] >= count
-
-        if not holds(start):
+        wanted = (bound, count)
+        if not self.bounds.reach(start, wanted):
             return []
         order = [k for k in range(len(start)) if k != held]
         found = []
         for sequence in (order, order[::-1]) if len(order) > 1 else (order,):
             values = list(start)
             for k in sequence:
-                low, high = 0, values[k]
-                while high - low > 1:
-                    middle = (low + high) // 2
-                    low, high = (low, middle) if holds([*values[:k], middle, *values[k + 1 :]]) else (middle, high)
-                values[k] = high
+                values[k] = self.bounds.least(values, k, wanted)
             found.append(tuple(values))
         return found
 

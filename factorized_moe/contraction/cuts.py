@@ -12,7 +12,7 @@ from functools import lru_cache
 
 from factorized_moe.network import TensorNetwork
 
-__all__ = ["MOST_NODES", "rank_bound", "separating_labels"]
+__all__ = ["MOST_NODES", "bounding_cuts", "rank_bound", "separating_labels"]
 
 MOST_NODES = 14
 """Cuts are listed over all ways to put a term's nodes on two sides; for more nodes no bound is given."""
@@ -41,12 +41,29 @@ def rank_bound(network: TensorNetwork, rows: Iterable[str], columns: Iterable[st
         (12, 20)
     """
     left, right = frozenset(rows), frozenset(columns)
-    terms = tuple(tuple(node.labels for node in term) for term in network.terms)
     sides = network.size_of(left), network.size_of(right)
-    if any(len(term) > MOST_NODES for term in terms):
+    cuts = bounding_cuts(network, left, right)
+    if cuts is None:
         return min(sides)
-    cuts = (separating_labels(term, left, right, frozenset(network.external_labels)) for term in terms)
     return min(*sides, sum(min(network.size_of(cut) for cut in found) for found in cuts))
+
+
+def bounding_cuts(network: TensorNetwork, rows: frozenset[str], columns: frozenset[str]) -> tuple[Cuts, ...] | None:
+    """For each term the sets of labels whose products of sizes `rank_bound` takes the smallest of.
+
+    Args:
+        network: The network, of which the labels alone matter.
+        rows: Labels of the matrix's rows.
+        columns: Labels of its columns.
+
+    Returns:
+        The sets, or ``None`` if a term has more than `MOST_NODES` nodes.
+    """
+    terms = tuple(tuple(node.labels for node in term) for term in network.terms)
+    if any(len(term) > MOST_NODES for term in terms):
+        return None
+    external = frozenset(network.external_labels)
+    return tuple(separating_labels(term, rows, columns, external) for term in terms)
 
 
 @lru_cache(maxsize=1024)

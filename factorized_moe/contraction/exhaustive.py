@@ -157,7 +157,7 @@ class AllOrders:
             before = any(sizes[x] > 1 for x in labels if not kept[x][alone])  # a sum before it meets anything
             self._fixed[position] = whole * (before + (self._moved if operand.memory is None else 0))
             self._stored += whole * (np.arange(1 << self._count) >> position & 1)
-            if operand.memory is None:
+            if operand.memory is None or len(operand.memory) < 3:  # two labels lie in blocks whatever they are
                 continue
             # As in `step_cost`: a product reads a parameter in place if its labels lie in blocks.
             sets = np.arange(1 << self._count)

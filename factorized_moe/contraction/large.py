@@ -11,16 +11,19 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
-from itertools import combinations
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from heapq import heapify, heappop, heappush
+from itertools import combinations, starmap
 
 from factorized_moe.contraction.exhaustive import search_order
-from factorized_moe.contraction.search import MOVED, Operand, Pairs, merged_operand, order_cost, step_cost
+from factorized_moe.contraction.search import MOVED, Operand, Pairs
+from factorized_moe.contraction.steps import Steps, Value
+from factorized_moe.network import BATCH
 
 __all__ = ["DRAWN", "search_large"]
 
 Rule = Callable[[float, float, float, float], float]
+Ranked = tuple[bool, float, float, int, int]
 
 RULES: tuple[Rule, ...] = (
     lambda left, right, result, cost: cost,
@@ -83,31 +86,39 @@ def search_large(
     return best if limit is None or search.largest(best) <= limit else None
 
 
-@dataclass(frozen=True)
 class _Search:
-    """A problem; the attributes are the arguments of `search_large`."""
+    """A problem; the arguments are those of `search_large`."""
 
-    operands: tuple[Operand, ...]
-    output: frozenset[str]
-    sizes: dict[str, int]
-    moved: float
-    limit: int | None
-    smallest: bool
+    def __init__(
+        self,
+        operands: tuple[Operand, ...],
+        output: frozenset[str],
+        sizes: dict[str, int],
+        moved: float,
+        limit: int | None,
+        smallest: bool,
+    ) -> None:
+        self.operands, self.output, self.sizes = operands, output, sizes
+        self.moved, self.limit, self.smallest = moved, limit, smallest
+        self.steps = Steps(operands, output, sizes, moved)
+        self.parts: dict[tuple[object, ...], Pairs] = {}  # the best orders of parts of a tree
+        summed = [operand.labels - output for operand in operands]
+        self.beside = [
+            sum(1 << other for other, labels in enumerate(summed) if labels & mine and other != position)
+            for position, mine in enumerate(summed)
+        ]
 
-    def cost(self, pairs: Sequence[tuple[int, int]]) -> tuple[int, float]:
+    def cost(self, pairs: Sequence[tuple[int, int]], values: Sequence[Value] = ()) -> tuple[int, float]:
         """What is to be made small: the largest intermediate where that counts, then the cost."""
-        largest, cost = order_cost(pairs, self.operands, self.output, self.sizes, self.moved)
+        largest, cost = self.steps.cost(pairs, values)
         return self._counted(largest), cost
 
     def largest(self, pairs: Pairs) -> int:
         """The elements of the largest intermediate."""
-        return order_cost(pairs, self.operands, self.output, self.sizes, self.moved)[0]
+        return self.steps.cost(pairs)[0]
 
     def _counted(self, elements: int) -> int:
         return elements if self.smallest or (self.limit is not None and elements > self.limit) else 0
-
-    def _size(self, labels: frozenset[str]) -> int:
-        return math.prod(self.sizes[label] for label in labels)
 
     def merged(
         self, first: Sequence[tuple[int, int]], rule: Rule, parameters_last: bool, chance: random.Random | None = None
@@ -119,60 +130,73 @@ class _Search:
         parameters are merged only where nothing else is left: that looks cheap, as no samples take part, and makes
         large parameters. With a source of chance the rule's values are blurred.
         """
-        live = dict(enumerate(self.operands))
+        live = dict(enumerate(self.steps.leaves))
+        beside = dict(enumerate(self.beside))  # who shares a label to be summed, as bits
         pairs: Pairs = []
         for pair in first:
-            self._merge(live, pairs, pair)
-        carriers: dict[str, int] = {}
-        for position, operand in live.items():
-            for label in operand.labels:
-                carriers[label] = carriers.get(label, 0) | 1 << position
-        # A pair's value does not change until one of the two is merged: a label is lost with its last pair.
-        values: dict[tuple[int, int], tuple[bool, float, float]] = {}
-        for pair in combinations(live, 2):
-            values[pair] = self._value(live, carriers, pair, rule, parameters_last, chance)
+            self._merge(live, beside, pairs, pair)
+        near = {position: self._near(position, beside) for position in live}  # who may be merged with it
+        # A pair's value does not change until one of the two is merged: a label is lost with its last pair. All pairs
+        # draw in turn; values are worked out of those that may be merged.
+        draws: dict[tuple[int, int], float] = {}
+
+        def rank(one: int, two: int) -> Ranked:
+            left, right = live[one], live[two]
+            made, cost = self.steps.step(left, right)
+            value = float(rule(left.elements, right.elements, made.elements, cost))
+            if chance is not None:
+                value += abs(value) * math.log(1 / (1 - draws[one, two]))
+            last = parameters_last and left.operand.memory is not None and right.operand.memory is not None
+            return last, value, cost, one, two
+
+        if chance is not None:
+            draws = {pair: chance.random() for pair in combinations(live, 2)}
+        # The least first. Whoever is near each other remains so, until one is merged.
+        waiting = [rank(one, two) for one in live for two in _bits(near[one] >> one << one)]
+        heapify(waiting)
         while len(live) > 1:
-            beside = {
-                position: _union(carriers[label] for label in operand.labels - self.output) & ~(1 << position)
-                for position, operand in live.items()
-            }
-            together = [(a, b) for a, b in values if beside[a] >> b & 1 or beside[a] & beside[b]]
-            one, two = min(together or values, key=lambda pair: (*values[pair], *pair))
-            self._merge(live, pairs, (one, two))
-            made = len(self.operands) + len(pairs) - 1
-            for label in carriers:
-                if carriers[label] & (1 << one | 1 << two):
-                    carriers[label] &= ~(1 << one | 1 << two)
-                    carriers[label] |= (label in live[made].labels) << made
-            values = {pair: value for pair, value in values.items() if one not in pair and two not in pair}
-            for other in live:
-                if other != made:
-                    pair = (other, made)
-                    values[pair] = self._value(live, carriers, pair, rule, parameters_last, chance)
+            while waiting and not (waiting[0][3] in live and waiting[0][4] in live):
+                heappop(waiting)
+            if waiting:
+                one, two = heappop(waiting)[3:]
+            else:
+                one, two = min(starmap(rank, combinations(live, 2)))[3:]
+            made = self._merge(live, beside, pairs, (one, two))
+            del near[one], near[two]
+            near[made] = self._near(made, beside)
+            for other in _bits(near[made]):
+                near[other] = near[other] & ~(1 << one | 1 << two) | 1 << made
+            if chance is not None:
+                draws |= {(other, made): chance.random() for other in live if other != made}
+            for other in _bits(near[made]):
+                heappush(waiting, rank(other, made))
+            for other in _bits(beside[made]):  # its neighbours are now near each other
+                new = beside[made] & ~near[other] & ~(1 << other)
+                near[other] |= new
+                for another in _bits(new):
+                    if another > other:
+                        heappush(waiting, rank(other, another))
         return pairs
 
-    def _merge(self, live: dict[int, Operand], pairs: Pairs, pair: tuple[int, int]) -> None:
-        left, right = live.pop(pair[0]), live.pop(pair[1])
-        pairs.append(pair)
-        live[len(self.operands) + len(pairs) - 1] = merged_operand(left, right, self.output, live.values())
+    @staticmethod
+    def _near(position: int, beside: dict[int, int]) -> int:
+        """Who shares a label to be summed with it or with one who does, as bits."""
+        near = beside[position]
+        for other in _bits(beside[position]):
+            near |= beside[other]
+        return near & ~(1 << position)
 
-    def _value(
-        self,
-        live: dict[int, Operand],
-        carriers: dict[str, int],
-        pair: tuple[int, int],
-        rule: Rule,
-        parameters_last: bool,
-        chance: random.Random | None,
-    ) -> tuple[bool, float, float]:
-        left, right = live[pair[0]], live[pair[1]]
-        mine = 1 << pair[0] | 1 << pair[1]
-        kept = frozenset(x for x in left.labels | right.labels if x in self.output or carriers[x] & ~mine)
-        cost = step_cost(left, right, kept, self._size, self.moved)
-        value = float(rule(self._size(left.labels), self._size(right.labels), self._size(kept), cost))
-        if chance is not None:
-            value += abs(value) * math.log(1 / (1 - chance.random()))
-        return parameters_last and left.memory is not None and right.memory is not None, value, cost
+    def _merge(self, live: dict[int, Value], beside: dict[int, int], pairs: Pairs, pair: tuple[int, int]) -> int:
+        """Merge a pair; the position of what it makes."""
+        one, two = pair
+        pairs.append(pair)
+        made = len(self.operands) + len(pairs) - 1
+        live[made] = self.steps.step(live.pop(one), live.pop(two))[0]
+        gone = 1 << one | 1 << two
+        beside[made] = (beside.pop(one) | beside.pop(two)) & ~gone
+        for other in _bits(beside[made]):
+            beside[other] = beside[other] & ~gone | 1 << made
+        return made
 
     def improved(self, pairs: Pairs) -> Pairs:
         """The same order with parts replaced by the best orders of their operands, until none gets better.
@@ -182,15 +206,15 @@ class _Search:
         chance = random.Random(0)
         count = len(self.operands)
         children = {count + number: pair for number, pair in enumerate(pairs)}
-        made = dict(enumerate(self.operands))
-        _make(made, list(children), children, set(made), self.output)
+        made = dict(enumerate(self.steps.leaves))
+        self._make(made, list(children), children)
         waiting = set(children)
         for root in list(reversed(children)) * SWEEPS:
             if root not in waiting:
                 continue
             waiting.discard(root)
             inner, around = _part(root, children, chance)
-            found = self._better(root, inner, around, children, made)
+            found = self._better(inner, around, children, made)
             if found is None:
                 continue
             # The part has as many inner values as before: their positions are used again, the root's for the last.
@@ -198,43 +222,68 @@ class _Search:
             names = [*around, *again]
             for position, (one, two) in zip(again, found, strict=True):
                 children[position] = (names[one], names[two])
-            _make(made, again, children, set(around), made[root].labels)
+            self._make(made, again, children)
             waiting = set(children)
         return _unrolled(count + len(pairs) - 1, children, count)
 
+    def _make(self, made: dict[int, Value], order: Sequence[int], children: dict[int, tuple[int, int]]) -> None:
+        """Put into ``made`` the values at some positions, each behind those that it is made of."""
+        for position in order:
+            one, two = children[position]
+            made[position] = self.steps.step(made[one], made[two])[0]
+
     def _better(
-        self,
-        root: int,
-        inner: list[int],
-        around: list[int],
-        children: dict[int, tuple[int, int]],
-        made: dict[int, Operand],
+        self, inner: list[int], around: list[int], children: dict[int, tuple[int, int]], made: dict[int, Value]
     ) -> Pairs | None:
         """A better order of a part, its operands numbered as in ``around``."""
         if len(around) < 3:
             return None
-        part = replace(self, operands=tuple(made[position] for position in around), output=made[root].labels)
+        values = [made[position] for position in around]
         number = {position: k for k, position in enumerate(around)}
         now: Pairs = []
         for position in reversed(inner):
             one, two = children[position]
             now.append((number[one], number[two]))
             number[position] = len(around) + len(now) - 1
-        arguments = (part.operands, part.output, self.sizes)
-        found = search_order(*arguments, moved=self.moved, limit=self.limit, smallest=self.smallest)
-        if found is None:  # nothing within the limit: then as small as it goes
-            found = search_order(*arguments, moved=self.moved, smallest=True)
-        assert found is not None  # without a limit there is always an order
-        (largest, cost), (largest_now, cost_now) = part.cost(found), part.cost(now)
+        found = self._best(values, made[inner[0]])
+        (largest, cost), (largest_now, cost_now) = self.cost(found, values), self.cost(now, values)
         better = largest < largest_now or (largest == largest_now and cost < cost_now * (1 - 1e-9))
         return found if better else None
 
+    def _alike(self, values: Sequence[Value], whole: Value) -> tuple[object, ...]:
+        """The same for parts that differ in the names of their labels alone, as those along a chain do."""
+        carriers: dict[str, int] = {}
+        for position, value in enumerate(values):
+            for label in value.operand.labels:
+                carriers[label] = carriers.get(label, 0) | 1 << position
+        kept = whole.operand.labels
+        kinds = {x: (mask, x in kept, x == BATCH, self.sizes[x]) for x, mask in carriers.items()}
+        memories = [value.operand.memory for value in values]
+        return (
+            len(values),
+            tuple(sorted(kinds.values())),
+            tuple(None if memory is None else tuple(kinds[x] for x in memory) for memory in memories),
+        )
 
-def _union(masks: Iterable[int]) -> int:
-    union = 0
-    for mask in masks:
-        union |= mask
-    return union
+    def _best(self, values: Sequence[Value], whole: Value) -> Pairs:
+        """The best order of some values, searched once for all parts that are alike."""
+        key = self._alike(values, whole)
+        if key not in self.parts:
+            arguments = ([value.operand for value in values], whole.operand.labels, self.sizes)
+            found = search_order(*arguments, moved=self.moved, limit=self.limit, smallest=self.smallest)
+            if found is None:  # nothing within the limit: then as small as it goes
+                found = search_order(*arguments, moved=self.moved, smallest=True)
+            assert found is not None  # without a limit there is always an order
+            self.parts[key] = found
+        return self.parts[key]
+
+
+def _bits(members: int) -> Iterator[int]:
+    """The places of an int's bits that are set, from the lowest."""
+    while members:
+        lowest = members & -members
+        yield lowest.bit_length() - 1
+        members ^= lowest
 
 
 def _part(root: int, children: dict[int, tuple[int, int]], chance: random.Random) -> tuple[list[int], list[int]]:
@@ -249,21 +298,6 @@ def _part(root: int, children: dict[int, tuple[int, int]], chance: random.Random
         inner.append(position)
         around += children[position]
     return inner, around
-
-
-def _make(
-    made: dict[int, Operand],
-    order: Sequence[int],
-    children: dict[int, tuple[int, int]],
-    live: set[int],
-    output: frozenset[str],
-) -> None:
-    """Put into ``made`` the values at some positions, in the order in which they are made of those that are live."""
-    for position in order:
-        one, two = children[position]
-        live -= {one, two}
-        made[position] = merged_operand(made[one], made[two], output, [made[other] for other in live])
-        live.add(position)
 
 
 def _unrolled(root: int, children: dict[int, tuple[int, int]], count: int) -> Pairs:

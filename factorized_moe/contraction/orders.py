@@ -17,7 +17,8 @@ from opt_einsum.paths import DynamicProgramming
 
 from factorized_moe.contraction.exhaustive import EXHAUSTIVE, AllOrders, search_order
 from factorized_moe.contraction.large import DRAWN, search_large
-from factorized_moe.contraction.search import MOVED, Operand, Pairs, merged_operand, order_cost
+from factorized_moe.contraction.search import MOVED, Operand, Pairs, merged_operand
+from factorized_moe.contraction.steps import Steps
 from factorized_moe.network import BATCH
 
 __all__ = ["CONNECTED_SETS", "TermOrders"]
@@ -46,6 +47,7 @@ class TermOrders:
         self.output = output
         self._sizes = sizes
         self._moved = moved
+        self._steps: dict[int, Steps] = {}
 
     @property
     def exhaustive(self) -> bool:
@@ -110,16 +112,12 @@ class TermOrders:
             The order, or ``None`` if there is none within the limit, or what remains is too much for that as well.
         """
         sizes = self._sizes | {BATCH: batch_size}
-        live, pairs = dict(enumerate(self.operands)), []
-        for one, two in self._absorbed_pairs:
-            made = merged_operand(live.pop(one), live.pop(two), self.output, live.values())
-            pairs.append((one, two))
-            live[len(self.operands) + len(pairs) - 1] = made
-        names, left = list(live), list(live.values())
+        pairs = list(self._absorbed_pairs)
+        names, left = list(self._remaining), list(self._remaining.values())
         found: Pairs | None = None
         if len(left) <= EXHAUSTIVE:
             found = search_order(left, self.output, sizes, moved=self._moved, limit=limit, smallest=smallest)
-        elif _is_loosely_connected(left, self.output):
+        elif self._remains_loosely_connected:
             found = _dynamic_programming(left, self.output, sizes, limit, smallest)
         if found is None:
             return None
@@ -130,11 +128,17 @@ class TermOrders:
 
     def cost(self, pairs: Sequence[tuple[int, int]], batch_size: int) -> float:
         """What an order costs."""
-        return order_cost(pairs, self.operands, self.output, self._sizes | {BATCH: batch_size}, self._moved)[1]
+        return self._steps_at(batch_size).cost(pairs)[1]
 
     def largest(self, pairs: Sequence[tuple[int, int]], batch_size: int) -> int:
         """The elements of an order's largest intermediate."""
-        return order_cost(pairs, self.operands, self.output, self._sizes | {BATCH: batch_size}, self._moved)[0]
+        return self._steps_at(batch_size).cost(pairs)[0]
+
+    def _steps_at(self, batch_size: int) -> Steps:
+        """The costs of steps at a batch size: the orders that are compared have many in common."""
+        if batch_size not in self._steps:
+            self._steps[batch_size] = Steps(self.operands, self.output, self._sizes | {BATCH: batch_size}, self._moved)
+        return self._steps[batch_size]
 
     @cached_property
     def _absorbed_pairs(self) -> Pairs:
@@ -149,12 +153,29 @@ class TermOrders:
             if len(mine) == 1 and all(mine[0] not in theirs for v, theirs in partners.items() if v != vector)
         ]
 
+    @cached_property
+    def _remaining(self) -> dict[int, Operand]:
+        """What is left after the pairs that are absorbed, by position."""
+        live = dict(enumerate(self.operands))
+        for count, (one, two) in enumerate(self._absorbed_pairs):
+            made = merged_operand(live.pop(one), live.pop(two), self.output, live.values())
+            live[len(self.operands) + count] = made
+        return live
+
+    @cached_property
+    def _remains_loosely_connected(self) -> bool:
+        return _is_loosely_connected(list(self._remaining.values()), self.output)
+
+    @cached_property
+    def _loosely_connected(self) -> bool:
+        return _is_loosely_connected(self.operands, self.output)
+
     def _of_many(
         self, batch_size: int, limit: int | None, smallest: bool, nearby: Sequence[tuple[int, int]] = ()
     ) -> Pairs | None:
         sizes = self._sizes | {BATCH: batch_size}
         starts = [self.absorbed(batch_size, limit, smallest)]
-        if self._absorbed_pairs and _is_loosely_connected(self.operands, self.output):
+        if self._absorbed_pairs and self._loosely_connected:
             starts.append(_dynamic_programming(self.operands, self.output, sizes, limit, smallest))
         known = [pairs for pairs in starts if pairs is not None]
         if self._absorbed_pairs:

@@ -1,4 +1,4 @@
-"""What an order of pairwise contractions costs; `exhaustive` searches few operands, `large` many.
+"""What a step of pairwise contractions costs; `exhaustive` searches orders of few operands, `large` of many.
 
 opt_einsum's dynamic programming counts FLOPs alone, and FLOPs are not time: among orders of nearly equal FLOPs one may
 copy a parameter at every call or write large intermediates. Here each step is charged for the elements it moves as
@@ -7,8 +7,7 @@ well, which needs to know the memory order of the parameters.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -23,7 +22,6 @@ __all__ = [
     "Pairs",
     "copy_price",
     "merged_operand",
-    "order_cost",
     "pair_flops",
     "step_cost",
 ]
@@ -92,37 +90,6 @@ def merged_operand(left: Operand, right: Operand, output: frozenset[str], rest: 
         rest: All operands that are left.
     """
     return Operand((left.labels | right.labels) & output.union(*(operand.labels for operand in rest)))
-
-
-def order_cost(
-    pairs: Sequence[tuple[int, int]],
-    operands: Sequence[Operand],
-    output: frozenset[str],
-    sizes: dict[str, int],
-    moved: float = MOVED,
-) -> tuple[int, float]:
-    """The elements of an order's largest intermediate, and its cost.
-
-    Args:
-        pairs: The order.
-        operands: The operands.
-        output: The labels that the result keeps.
-        sizes: The size of every label.
-        moved: The cost of an element moved, in FLOPs.
-    """
-
-    def size_of(labels: frozenset[str]) -> int:
-        return math.prod(sizes[label] for label in labels)
-
-    live = dict(enumerate(operands))
-    largest, cost = 0, 0.0
-    for count, (one, two) in enumerate(pairs):
-        left, right = live.pop(one), live.pop(two)
-        made = merged_operand(left, right, output, live.values())
-        largest = max(largest, size_of(made.labels))
-        cost += step_cost(left, right, made.labels, size_of, moved)
-        live[len(operands) + count] = made
-    return largest, cost
 
 
 def pair_flops(

@@ -21,10 +21,12 @@ from factorized_moe.contraction import (
 )
 from factorized_moe.contraction.exhaustive import search_order
 from factorized_moe.contraction.large import search_large
-from factorized_moe.contraction.search import Operand, order_cost
+from factorized_moe.contraction.search import Operand
 from factorized_moe.decompositions import available_decompositions, get_decomposition
 from factorized_moe.network import BATCH
 from factorized_moe.testing import count_flops, plan_cost, structures
+
+from .plain_merging import order_cost
 
 pytestmark = pytest.mark.thorough
 
