@@ -19,7 +19,9 @@ from benchmarks import (
     copies,
     cost_model,
     counterfactuals,
+    entmax_profile,
     figure,
+    gate_page,
     interpret,
     layer,
     machine,
@@ -32,10 +34,10 @@ from benchmarks import (
     single_token,
     training_memory,
 )
+from benchmarks.gate_page import FIGURE
 from benchmarks.measuring import FULL, QUICK, Effort
-from benchmarks.report import FIGURE
 from benchmarks.rows import Row
-from benchmarks.sections import Section
+from benchmarks.sections import Section, Sections
 from factorized_moe._writing import write_files
 
 ROOT = Path(__file__).parents[1]
@@ -46,6 +48,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Effort], Iterator[Row]]]] = {
     "layer": (layer.TITLE, layer.rows),
     "single_token": (single_token.TITLE, single_token.rows),
     "activation": (activation.TITLE, activation.rows),
+    "entmax": (entmax_profile.TITLE, lambda effort: iter(())),
     "contraction": (contraction.TITLE, contraction.rows),
     "memory": (training_memory.TITLE, training_memory.rows),
     "scaling": (scaling.TITLE, scaling.rows),
@@ -75,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         section = measure(name, effort, command)
         write(out, name, section)
         print(f"{name}: {time.perf_counter() - begun:.0f} s")
-    print(f"{time.perf_counter() - start:.0f} s in all; {out / 'benchmarks.md'}")
+    print(f"{time.perf_counter() - start:.0f} s in all; {out / report.PAGE}")
 
 
 def measure(name: str, effort: Effort, command: str) -> Section:
@@ -88,6 +91,8 @@ def measure(name: str, effort: Effort, command: str) -> Section:
     extra: dict[str, Any] = {}
     if name == "scaling":
         extra["points"] = [asdict(point) for point in scaling.points(effort)]
+    if name == "entmax":
+        extra["table"] = entmax_profile.markdown(entmax_profile.profiles(effort))
     if name == "cost_model":
         extra = cost_model.constants(cost_model.fit(effort))
         print(f"  {extra}")
@@ -106,7 +111,7 @@ def write(out: Path, name: str, section: Section) -> None:
     others = processors.moved(processors.load(out / processors.FILE), before, name, section)
     stored = {**before, name: section}
     sections = {known: stored[known] for known in SECTIONS if known in stored}
-    files = {file.name: report.text(sections), "benchmarks.md": report.markdown(sections, others)}
+    files = {file.name: report.text(sections), **pages(sections, others)}
     if others or (out / processors.FILE).exists():
         files |= {processors.FILE: processors.text(others), processors.PAGE: processors.markdown(sections, others)}
     write_files(out, {name: text.encode() for name, text in files.items()})
@@ -114,6 +119,14 @@ def write(out: Path, name: str, section: Section) -> None:
         points = [scaling.Point(**point) for point in section.extra["points"]]
         if not figure.draw(points, out / FIGURE):
             print("  the figure is not drawn: matplotlib is not installed (pip install 'factorized-moe[bench]')")
+
+
+def pages(sections: Sections, others: processors.Others) -> dict[str, str]:
+    """The pages of what was measured last, by file."""
+    gate = {name: section for name, section in sections.items() if name in gate_page.SECTIONS}
+    rest = {name: section for name, section in sections.items() if name not in gate}
+    found = {report.PAGE: report.markdown(rest, others, gate, gate_page.LINK if gate else "")}
+    return found | ({gate_page.PAGE: gate_page.markdown(gate)} if gate else {})
 
 
 def _parser() -> argparse.ArgumentParser:

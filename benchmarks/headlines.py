@@ -107,6 +107,7 @@ LINES = (
             Figure("full gate", _MANY, _MOST),
             Figure("gate of rank 32", _MANY, f"{_MOST}, gate_rank=32"),
             Figure("that in the sparse form", _MANY, f"{_MOST}, sparse_coefficients=True, gate_rank=32"),
+            Figure("four modes of 32, full gate", _MANY, f"{_MOST} in 4 modes"),
         ),
     ),
     Line(

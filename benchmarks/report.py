@@ -14,9 +14,9 @@ from benchmarks.measuring import Ratio
 from benchmarks.rows import Row
 from benchmarks.sections import Section, read
 
-__all__ = ["load", "markdown", "text"]
+__all__ = ["PAGE", "circumstances", "load", "markdown", "table", "text"]
 
-FIGURE = "assets/scaling.svg"
+PAGE = "benchmarks.md"
 
 RULES = """\
 ## How to read it
@@ -85,18 +85,23 @@ def text(sections: Mapping[str, Section]) -> str:
     return json.dumps(stored, indent=1) + "\n"
 
 
-def markdown(sections: Mapping[str, Section], others: processors.Others = MappingProxyType({})) -> str:
-    """The page: the results in short, the figure, the tables, and last the rules, machines and commands.
+def markdown(
+    sections: Mapping[str, Section],
+    others: processors.Others = MappingProxyType({}),
+    elsewhere: Mapping[str, Section] = MappingProxyType({}),
+    link: str = "",
+) -> str:
+    """The page: the results in short, the tables, and last the rules, machines and commands.
 
     Args:
         sections: What was measured last.
         others: What was measured on other processors.
+        elsewhere: Sections that have another page, of which this one has the results in short.
+        link: The paragraph that names that page.
     """
-    parts = ["# Benchmarks\n", _in_short(sections)]
-    if "scaling" in sections and sections["scaling"].extra:
-        parts.append(f"## How it grows\n\n![Time per token and memory against experts, rank and tokens]({FIGURE})\n")
+    parts = ["# Benchmarks\n", _in_short({**sections, **elsewhere}), link]
     parts.append("## The table\n")
-    parts.append(_table(section for section in sections.values() if section.rows))
+    parts.append(table(section for section in sections.values() if section.rows))
     if "contraction" in sections:
         parts.append(_slower(sections["contraction"]))
     if "cost_model" in sections:
@@ -105,7 +110,7 @@ def markdown(sections: Mapping[str, Section], others: processors.Others = Mappin
         parts.append(COPIES + str(sections["copies"].extra["table"]))
     if "measured_plans" in sections:
         parts.append(MEASURED + str(sections["measured_plans"].extra["table"]))
-    parts += [processors.LINK if processors.markdown(sections, others) else "", RULES, _circumstances(sections)]
+    parts += [processors.LINK if processors.markdown(sections, others) else "", RULES, circumstances(sections)]
     return "\n".join(part for part in parts if part)
 
 
@@ -118,7 +123,7 @@ def _in_short(sections: Mapping[str, Section]) -> str:
     return "\n".join([opening, *headlines({name: section.rows for name, section in sections.items()}), ""])
 
 
-def _circumstances(sections: Mapping[str, Section]) -> str:
+def circumstances(sections: Mapping[str, Section]) -> str:
     """One paragraph for each machine and command."""
     together: dict[str, list[str]] = {}
     for name, section in sections.items():
@@ -130,7 +135,8 @@ def _circumstances(sections: Mapping[str, Section]) -> str:
     return "".join(f"- Measured on ({', '.join(names)}): {text}\n" for text, names in together.items())
 
 
-def _table(sections: Iterable[Section]) -> str:
+def table(sections: Iterable[Section]) -> str:
+    """The rows of some sections under one head."""
     lines = ["| " + " | ".join(HEADER) + " |", "|" + "---|" * 2 + "---:|" * (len(HEADER) - 2)]
     for section in sections:
         lines.append(f"| **{section.title}** |" + " |" * (len(HEADER) - 1))

@@ -23,7 +23,7 @@ from factorized_moe.activations import entmax15
 
 __all__ = ["SIZES", "TITLE", "Point", "Sizes", "points", "rows"]
 
-TITLE = "1,048,576 experts in two modes (timed, not trained), beside 64 experts in one"
+TITLE = "1,048,576 experts in two modes, and in more (timed, not trained), beside 64 experts in one"
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ class Sizes:
         ranks: The ranks.
         token_counts: The numbers of tokens.
         many: The expert modes that are compared with ``experts``.
+        arranged: As many experts in more modes.
         gate_rank: The rank of the cheaper gates in that comparison.
         compared_tokens: The numbers of tokens of that comparison.
         block: The sizes of the block in that comparison.
@@ -59,6 +60,7 @@ class Sizes:
     ranks: tuple[int, ...] = (16, 32, 64, 128, 256, 512, 1024)
     token_counts: tuple[int, ...] = (1, 4, 16, 64, 256, 1024, 4096)
     many: tuple[int, ...] = (1024, 1024)
+    arranged: tuple[tuple[int, ...], ...] = ((64, 128, 128), (32, 32, 32, 32))
     gate_rank: int = 32
     compared_tokens: tuple[int, ...] = (1024, 1)
     block: BlockSizes = BLOCK_SIZES
@@ -163,11 +165,12 @@ def rows(effort: Effort, sizes: Sizes = SIZES) -> Iterator[Row]:
             for name in ("cp", "tr"):
                 fewer = make(name, few, tokens, sizes, {})
                 more = [make(name, sizes.many, tokens, sizes, form) for form in _forms(name, kind, sizes)]
+                more += [make(name, dims, tokens, sizes, {}) for dims in sizes.arranged]
                 yield from compare(f"{kind}, {count(tokens, 'token')}", fewer, more, [x], effort)
 
 
 def _forms(name: str, kind: str, sizes: Sizes) -> list[dict[str, Any]]:
-    """What a layer of many experts is made with: a full gate, or one of low rank; CP also in the sparse form."""
+    """What a layer of many experts in two modes is made with: a full gate or one of low rank; CP also sparse."""
     sparse = [{"sparse_coefficients": True}] if name == "cp" else []
     if kind == "contraction alone":
         return [{}, *sparse]
@@ -196,4 +199,5 @@ def _block(name: str, dims: tuple[int, ...], tokens: int, sizes: Sizes, form: Ma
 
 def _title(name: str, size: int, dims: tuple[int, ...], form: Mapping[str, Any]) -> str:
     options = "".join(f", {option}={value}" for option, value in form.items())
-    return f"{rank_name(name, size, len(dims))}, {math.prod(dims):,} experts{options}"
+    modes = f" in {count(len(dims), 'mode')}" if len(dims) > 2 else ""
+    return f"{rank_name(name, size, len(dims))}, {math.prod(dims):,} experts{modes}{options}"

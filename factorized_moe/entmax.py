@@ -24,7 +24,7 @@ _SMALL = 1024
 _WIDE = 512
 """The narrowest rows whose search starts from some of their logits."""
 
-_MANY = 2**16
+_MANY = 2**19
 """More logits than this: a look at whether a step was the last one costs less than the step."""
 
 _EXACT = 256

@@ -20,6 +20,7 @@ from benchmarks import (
     contraction,
     cost_model,
     figure,
+    gate_page,
     layer,
     measuring,
     memory,
@@ -84,6 +85,7 @@ SCALING = scaling.Sizes(
     ranks=(1, 2),
     token_counts=(1, 2),
     many=(3, 4),
+    arranged=((2, 3, 2),),
     compared_tokens=(2,),
     block=BLOCK,
 )
@@ -326,13 +328,15 @@ def test_sections_give_rows_and_the_page_has_them(tmp_path: Path) -> None:
         section = Section(command.SECTIONS[name][0], "python -m benchmarks", describe(), rows)
         command.write(tmp_path, name, replace(section, extra=points if name == "scaling" else {}))
     assert (tmp_path / "assets" / "scaling.svg").exists()
-    page = (tmp_path / "benchmarks.md").read_text(encoding="utf-8")
-    assert "](assets/scaling.svg)" in page
-    for rows in measured.values():
+    main, gate = ((tmp_path / name).read_text(encoding="utf-8") for name in (report.PAGE, gate_page.PAGE))
+    assert f"]({gate_page.PAGE})" in main
+    assert "](assets/scaling.svg)" in gate
+    for name, rows in measured.items():
+        page = gate if name in gate_page.SECTIONS else main
         for row in rows:
             assert row.contender in page
             assert row.case in page
-    assert len(page.splitlines()) > sum(map(len, measured.values()))
+    assert len((main + gate).splitlines()) > sum(map(len, measured.values()))
 
 
 RATIO = Ratio(1.5, 1.25, 2.0, 3e-3, 2e-3, 11)
@@ -384,9 +388,11 @@ def test_what_another_processor_gave_is_kept_and_shown_beside(tmp_path: Path) ->
 
 def test_published_page_is_that_of_the_published_figures() -> None:
     docs = command.ROOT / "docs"
-    page = report.markdown(report.load(docs / "benchmarks.json"), processors.load(docs / processors.FILE))
-    assert page == (docs / "benchmarks.md").read_text(encoding="utf-8")
     here, others = report.load(docs / "benchmarks.json"), processors.load(docs / processors.FILE)
+    pages = command.pages(here, others)
+    assert list(pages) == [report.PAGE, gate_page.PAGE]
+    for name, page in pages.items():
+        assert page == (docs / name).read_text(encoding="utf-8")
     assert processors.markdown(here, others) == (docs / processors.PAGE).read_text(encoding="utf-8")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from math import prod
 from typing import Any
 
 from studies.common.paired import Difference, paired
@@ -14,6 +15,9 @@ __all__ = ["page"]
 
 TITLES = {"gpt": "GPT, held-out loss", "mixer": "Mixer, test loss"}
 RATE_SEED = 100
+
+LARGEST = max(arranged[2] for arranged in EXPERT_DIMS.values() if 2 in arranged)
+"""The expert modes of the full gate that more experts are compared with than it was given."""
 
 Cells = Mapping[tuple[str, tuple[int, ...], str], Mapping[int, Mapping[str, Any]]]
 """By problem, expert modes and contender: what each seed gave."""
@@ -40,8 +44,9 @@ def page(runs: Sequence[Mapping[str, Any]]) -> str:
         "as the gate has a row for each index of each mode, not for each expert. What they cost in accuracy was",
         "measured in small models with experts in every MLP, each with as many parameters as the dense MLP, the gate",
         "counted: what a cheaper gate saves goes into the rank of the experts. A full gate has two modes where nothing",
-        "is said. Lower loss is better; `±` is the standard error of differences paired by seed, and within two of",
-        "them is a tie.",
+        f"is said; {max(EXPERT_DIMS):,} experts, for which it would be larger than the dense MLP, are compared with",
+        f"one of {prod(LARGEST):,}. Lower loss is better; `±` is the standard error of differences paired by seed.",
+        "Better and worse are so by the 95% interval of Student's t; the others are not told apart.",
         "",
         *_results(found),
         "",
@@ -57,13 +62,13 @@ def page(runs: Sequence[Mapping[str, Any]]) -> str:
         *_edges(runs),
         "- An expert is *in use* if the standard deviation of its coefficient over inputs is above 0.01, a large part",
         "  of a uniform 1/64: a softmax that stays near uniform counts as unused.",
-        "- What the gates cost in time is in the [benchmarks](../benchmarks.md).",
+        "- What the gates cost in time: [What the gate and many experts cost](../gate-benchmarks.md).",
         "",
         "## What this cannot show",
         "",
         "Larger models and longer training. A rank of 16 is a quarter of these models' features; of 768 features it",
-        "would be a much smaller share. Modes of four or eight experts are small ones: four modes of 32, as in the",
-        "benchmarks, were timed and not trained.",
+        "would be a much smaller share. The number of modes and of the experts in each change together: whether more",
+        "modes are worse, or fewer logits, is not told apart.",
         "",
         f"Command: `python -m studies many_experts`; the {len(runs)} runs of this page took {seconds / 60:.0f}",
         "minutes, one thread each. A stopped command goes on where it was.",
@@ -118,9 +123,14 @@ def _results(found: Cells) -> list[str]:
             parts = []
             for problem, title in TITLES.items():
                 for experts, arranged in EXPERT_DIMS.items():
-                    mine, theirs = (arranged[CONTENDERS[n].modes] if n in CONTENDERS else () for n in (name, other))
+                    mine, theirs = (
+                        arranged.get(CONTENDERS[name].modes),
+                        () if other != FULL else arranged.get(2, LARGEST),
+                    )
+                    if mine is None:
+                        continue
                     if (d := _difference(found, problem, (name, mine), (other, theirs))) is not None:
-                        verdict = "a tie" if d.is_tie else "better" if d.mean < 0 else "worse"
+                        verdict = "not told apart" if d.is_unclear else "better" if d.mean < 0 else "worse"
                         parts.append(f"{title.split(',')[0]} {experts:,} experts {d} ({verdict})")
             if parts:
                 lines.append(f"- **{name}**, loss less that of **{other}**: {'; '.join(parts)}.")

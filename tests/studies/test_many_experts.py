@@ -31,7 +31,7 @@ def test_forms_have_as_many_parameters_as_the_dense_one(contender: str, dims: tu
         sum(p.numel() for p in form.mlp(64, 256).parameters())
         for form in (GateForm.of(DENSE, ()), GateForm.of(contender, dims))
     )
-    assert (0.88 if contender == PRODUCT_KEYS else 0.97) * dense <= mine <= dense
+    assert (0.88 if contender == PRODUCT_KEYS else 0.96) * dense <= mine <= dense
 
 
 def test_product_keys_sum_over_the_chosen_experts() -> None:
@@ -51,12 +51,15 @@ def test_product_keys_sum_over_the_chosen_experts() -> None:
     torch.testing.assert_close(layer(x), expected)
 
 
-def test_more_modes_are_compared_with_two_of_as_many_experts() -> None:
-    def entry(name: str, dims: list[int], loss: float) -> dict[str, object]:
-        settings = {"problem": "gpt", "contender": name, "expert_dims": dims, "seed": 0, "learning_rate": 1e-3}
-        result = {"loss": loss, "accuracy": 0.5, "mlp_parameters": 9, "in_use": []}
-        return {"settings": settings, "result": result}
+def entry(name: str, dims: list[int], loss: float, seed: int = 0) -> dict[str, object]:
+    settings = {"problem": "gpt", "contender": name, "expert_dims": dims, "seed": seed, "learning_rate": 1e-3}
+    return {
+        "settings": settings,
+        "result": {"loss": loss, "accuracy": 0.5, "mlp_parameters": 9, "in_use": [[3, 4]]},
+    }
 
+
+def test_more_modes_are_compared_with_two_of_as_many_experts() -> None:
     runs = [
         entry("full gate, entmax", [32, 32], 1.0),
         entry("full gate, entmax", [64, 64], 3.0),
@@ -68,26 +71,18 @@ def test_more_modes_are_compared_with_two_of_as_many_experts() -> None:
 
 @pytest.mark.parametrize(("experts", "arranged"), EXPERT_DIMS.items())
 def test_experts_are_arranged_in_as_many_modes_as_said(experts: int, arranged: dict[int, tuple[int, ...]]) -> None:
-    assert {modes: (len(dims), prod(dims)) for modes, dims in arranged.items()} == {
-        modes: (modes, experts) for modes in (2, 3, 4)
+    assert {(modes, len(dims), prod(dims)) for modes, dims in arranged.items()} == {
+        (modes, modes, experts) for modes in arranged
     }
 
 
 def test_a_verdict_comes_from_the_runs() -> None:
-    def runs(full: float, low: float) -> list[dict[str, object]]:
+    def runs(full: float, low: float, spread: float = 0.0) -> list[dict[str, object]]:
+        pairs = (("full gate, entmax", full, 0.0), ("rank 16, entmax", low, spread))
         return [
-            {
-                "settings": {
-                    "problem": "gpt",
-                    "contender": name,
-                    "expert_dims": [32, 32],
-                    "seed": seed,
-                    "learning_rate": 1e-3,
-                },
-                "result": {"loss": loss + 0.01 * seed, "accuracy": 0.5, "mlp_parameters": 9, "in_use": [[3, 4]]},
-            }
-            for name, loss in (("full gate, entmax", full), ("rank 16, entmax", low))
-            for seed in (0, 1)
+            entry(name, [32, 32], loss + 0.01 * seed + sign * apart, seed)
+            for name, loss, apart in pairs
+            for seed, sign in ((0, -1), (1, 1))
         ]
 
     assert "**rank 16, entmax**, loss less that of **full gate, entmax**: GPT 1,024 experts -0.500" in page(
@@ -96,3 +91,4 @@ def test_a_verdict_comes_from_the_runs() -> None:
     assert "(better)" in page(runs(2, 1.5))
     assert "(worse)" in page(runs(2, 2.5))
     assert "75%" in page(runs(2, 2.5))
+    assert "(not told apart)" in page(runs(2, 2.5, spread=0.1))  # 5 standard errors, where two seeds need 12.7
