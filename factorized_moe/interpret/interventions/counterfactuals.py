@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from factorized_moe._bars import if_slow
 from factorized_moe._scalars import is_whole
 from factorized_moe._validation import check_kind
-from factorized_moe.interpret.interventions.intervening import layers_of, refuse_compiled
-from factorized_moe.interpret.interventions.kinds import Ablate
+from factorized_moe.interpret.interventions.addressing import check_experts, expert_numbers, named_layers
+from factorized_moe.interpret.interventions.intervening import refuse_compiled
 from factorized_moe.interpret.interventions.last_layer import LastLayer
 from factorized_moe.interpret.interventions.tally import Counterfactuals, Tally
 from factorized_moe.interpret.measures.contributions import Pairs
@@ -91,15 +91,16 @@ def counterfactuals(
     check_kind("counterfactuals: batches", batches, Iterable)
     if not is_whole(ignore_index):
         raise TypeError(f"counterfactuals: ignore_index is an int, a label, got {ignore_index!r}")
-    found = layers_of(model, Ablate(0 if experts is None else experts, layer=layer, mode=mode))
+    numbers = expert_numbers("counterfactuals", 0 if experts is None else experts, mode)
+    found = named_layers("counterfactuals", model, layer)
     if len(found) > 1:
         raise ValueError(f"counterfactuals: {layer!r} names {len(found)} layers, {', '.join(found)}; give one of them")
     ((name, target),) = found.items()
+    check_experts("counterfactuals", name, target, mode, numbers)
     refuse_compiled(model, "counterfactuals")
     if any(module.training for module in model.modules()):
         raise ValueError("counterfactuals: the model is in training mode; call eval() on it first")
-    size = target.expert_dims[mode]
-    chosen = torch.arange(size) if experts is None else torch.tensor(Ablate(experts, mode=mode).numbers)
+    chosen = torch.arange(target.expert_dims[mode]) if experts is None else torch.tensor(numbers)
     tally: Tally | None = None
     last: LastLayer | None = None
     total = len(batches) if isinstance(batches, Sized) else None

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from factorized_moe._scalars import is_number, is_whole
 from factorized_moe._validation import check_values
+from factorized_moe.interpret.interventions.addressing import check_experts, expert_numbers
 from factorized_moe.layers import ExpertLayer
 from factorized_moe.tensor import FactorizedExpertTensor
 
@@ -56,16 +57,7 @@ class Intervention(ABC):
     mode: int = field(default=0, kw_only=True)
 
     def __post_init__(self) -> None:
-        if isinstance(self.experts, Tensor):
-            check_values(f"{type(self).__name__}: experts", self.experts)
-        given = self.experts.tolist() if isinstance(self.experts, Tensor) else self.experts
-        numbers = list(given) if isinstance(given, Iterable) else [given]
-        for name, value in [*(("expert", n) for n in numbers), ("mode", self.mode)]:
-            if not is_whole(value):
-                raise TypeError(f"{type(self).__name__}: {name} {value!r} is not an int; it is a number counted from 0")
-        if not numbers or len(set(numbers)) < len(numbers):
-            raise ValueError(f"{type(self).__name__}: experts are one or several different numbers, got {numbers}")
-        object.__setattr__(self, "experts", tuple(int(n) for n in numbers))
+        object.__setattr__(self, "experts", expert_numbers(type(self).__name__, self.experts, self.mode))
 
     @property
     def numbers(self) -> tuple[int, ...]:
@@ -83,18 +75,7 @@ class Intervention(ABC):
         Raises:
             ValueError: If the mode, an expert or an output is out of range.
         """
-        sizes = layer.expert_dims
-        if not 0 <= self.mode < len(sizes):
-            raise ValueError(
-                f"{type(self).__name__}: layer {name!r} has expert modes of sizes {sizes}, counted from 0; "
-                f"there is no mode {self.mode}"
-            )
-        outside = [n for n in self.numbers if not 0 <= n < sizes[self.mode]]
-        if outside:
-            raise ValueError(
-                f"{type(self).__name__}: expert {outside[0]} is out of range for the {sizes[self.mode]} experts of "
-                f"mode {self.mode} of layer {name!r}, counted from 0"
-            )
+        check_experts(type(self).__name__, name, layer, self.mode, self.numbers)
 
     @abstractmethod
     def attach(self, layer: ExpertLayer, undo: ExitStack) -> None:
