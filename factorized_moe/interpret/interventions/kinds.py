@@ -14,6 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -107,13 +108,13 @@ class CoefficientIntervention(Intervention):
 
     def attach(self, layer: ExpertLayer, undo: ExitStack) -> None:
         """Register the hook on the layer's gate."""
+        undo.callback(layer.gate.register_forward_hook(self._at_gate).remove)
 
-        def hook(module: nn.Module, inputs: object, output: Sequence[Tensor]) -> tuple[Tensor, ...]:
-            changed = list(output)
-            changed[self.mode] = self.change(changed[self.mode])
-            return tuple(changed)
-
-        undo.callback(layer.gate.register_forward_hook(hook).remove)
+    # A method, not a closure: with the model it is copied and pickled.
+    def _at_gate(self, module: nn.Module, inputs: object, output: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        changed = list(output)
+        changed[self.mode] = self.change(changed[self.mode])
+        return tuple(changed)
 
 
 @dataclass(frozen=True)
@@ -314,20 +315,42 @@ class Bias(Intervention):
 
     def attach(self, layer: ExpertLayer, undo: ExitStack) -> None:
         """Register a hook that sees the coefficients, and one that adds to the output."""
-        call = threading.local()  # the layer's call that is under way: every thread has its own
+        hooks = _BiasHooks(self)
+        undo.callback(_last_experts(layer).register_forward_pre_hook(hooks.look).remove)
+        undo.callback(layer.register_forward_hook(hooks.add).remove)
 
-        def look(module: nn.Module, arguments: tuple[Tensor, Sequence[Tensor]]) -> None:
-            call.coefficients = arguments[1][self.mode]
+    def add_to(self, output: Tensor, coefficients: Tensor) -> Tensor:
+        """The changed output.
 
-        def add(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
-            mine = vars(call).pop("coefficients").index_select(-1, self._index(output))  # (*batch, experts)
-            chosen = range(output.shape[-1]) if self.outputs is None else self.outputs
-            amount = torch.as_tensor(self.amount, device=output.device, dtype=output.dtype)
-            added = mine.to(output.dtype) @ amount.expand(len(self.numbers), len(chosen))  # (*batch, outputs)
-            return output.index_add(-1, torch.tensor(chosen, device=output.device), added)
+        Args:
+            output: The layer's, ``(*batch, O)``; it is not written to.
+            coefficients: Those of the expert mode, ``(*batch, N)``.
 
-        undo.callback(_last_experts(layer).register_forward_pre_hook(look).remove)
-        undo.callback(layer.register_forward_hook(add).remove)
+        Returns:
+            ``(*batch, O)``.
+        """
+        mine = coefficients.index_select(-1, self._index(output))  # (*batch, experts)
+        chosen = range(output.shape[-1]) if self.outputs is None else self.outputs
+        amount = torch.as_tensor(self.amount, device=output.device, dtype=output.dtype)
+        added = mine.to(output.dtype) @ amount.expand(len(self.numbers), len(chosen))  # (*batch, outputs)
+        return output.index_add(-1, torch.tensor(chosen, device=output.device), added)
+
+
+class _BiasHooks:
+    """The two hooks of a bias on one layer; with the model they are copied and pickled."""
+
+    def __init__(self, bias: Bias) -> None:
+        self._bias = bias
+        self._call = threading.local()  # the layer's call that is under way: every thread has its own
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._bias,)
+
+    def look(self, module: nn.Module, arguments: tuple[Tensor, Sequence[Tensor]]) -> None:
+        self._call.coefficients = arguments[1][self._bias.mode]
+
+    def add(self, module: nn.Module, inputs: object, output: Tensor) -> Tensor:
+        return self._bias.add_to(output, vars(self._call).pop("coefficients"))
 
 
 def _last_experts(layer: ExpertLayer) -> FactorizedExpertTensor:
