@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from factorized_moe._bars import if_slow
 from factorized_moe._scalars import is_whole
-from factorized_moe._validation import check_kind
+from factorized_moe._validation import check_batches
 from factorized_moe.interpret.interventions.addressing import check_experts, expert_numbers, named_layers
 from factorized_moe.interpret.interventions.intervening import refuse_compiled
 from factorized_moe.interpret.interventions.last_layer import LastLayer
@@ -84,11 +84,7 @@ def counterfactuals(
         >>> found.mean_effect.shape, found.accuracy_without.shape
         (torch.Size([16, 3]), torch.Size([16, 3]))
     """
-    if isinstance(batches, Tensor):
-        raise TypeError(
-            "counterfactuals: batches is one tensor; give an iterable of batches, such as inputs.split(1024)"
-        )
-    check_kind("counterfactuals: batches", batches, Iterable)
+    check_batches("counterfactuals: batches", batches)
     if not is_whole(ignore_index):
         raise TypeError(f"counterfactuals: ignore_index is an int, a label, got {ignore_index!r}")
     numbers = expert_numbers("counterfactuals", 0 if experts is None else experts, mode)
