@@ -113,4 +113,5 @@ def test_the_package_runs_as_the_command() -> None:
 
 
 def test_importing_the_packages_main_module_runs_nothing() -> None:
-    subprocess.run([sys.executable, "-c", "import factorized_moe.__main__"], check=True, capture_output=True)
+    code = "import factorized_moe.__main__; print('imported')"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "imported\n"
