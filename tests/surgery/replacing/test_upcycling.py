@@ -221,7 +221,7 @@ class Given(Decomposition):
 def test_networks_that_cannot_start_from_a_matrix_start_at_random(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_REGISTRY", {**registry._REGISTRY, "given": Given(text)})
     model = nn.Sequential(nn.Linear(4, 4))
-    with pytest.raises(ValueError, match="cannot be set from a matrix; .* a config with pretrained=False"):
+    with pytest.raises(ValueError, match=r"cannot be set from a matrix; .* a config with pretrained=False"):
         replace(model, "0", MuMoEConfig(expert_dims=(3,), decomposition="given", rank=2))
     replace(model, "0", MuMoEConfig(expert_dims=(3,), decomposition="given", rank=2, pretrained=False))
     assert model(torch.randn(5, 4)).std() > 0
