@@ -26,6 +26,7 @@ NEGLIGIBLE = 1e-12
 """A rest of this relative size is rounding: a further term of a sum need not approximate it."""
 
 RANDOM = "start from random weights: a new layer, or in `replace` a config with pretrained=False"
+"""The way out where a network cannot start from a matrix, for messages."""
 
 
 def equal_experts(

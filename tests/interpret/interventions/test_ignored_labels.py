@@ -39,6 +39,7 @@ def test_equal_to_separate_runs_without_the_ignored(
     kind: str, positions: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(last_layer, "MOST_ELEMENTS", 200)  # several times what is gathered
+    monkeypatch.setattr(last_layer, "GROUP_ELEMENTS", 100)  # several groups of experts
     if kind == "attending":
         torch.manual_seed(0)
         model, name, sizes, options = Attending().double(), "layer", (6,), {}
