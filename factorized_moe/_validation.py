@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from factorized_moe.network import TensorNetwork
 
 __all__ = [
     "check_alone",
+    "check_batches",
     "check_call",
     "check_called_alone",
     "check_countable",
@@ -176,6 +177,17 @@ def check_kind(name: str, value: Any, kind: type[Any]) -> None:
     if not isinstance(value, kind):
         given = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
         raise TypeError(f"{name} is a {kind.__name__}, got {given}")
+
+
+def check_batches(name: str, batches: Any) -> None:
+    """Refuse what is no iterable of batches, and one tensor, whose rows would pass for batches.
+
+    Raises:
+        TypeError: If it is such.
+    """
+    if isinstance(batches, Tensor):
+        raise TypeError(f"{name} is one tensor; give an iterable of batches, such as inputs.split(1024)")
+    check_kind(name, batches, Iterable)
 
 
 def check_path(name: str, path: Any) -> Path:

@@ -33,7 +33,7 @@ ORDER = (
     ("optimisation",),
     ("compat", "surgery", "interpret", "parallel", "testing"),
     ("demo",),
-    ("cli",),
+    ("cli", "__main__"),
 )
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
 

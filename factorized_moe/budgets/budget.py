@@ -72,7 +72,7 @@ class Budget:
 
     Raises:
         TypeError: If no budget or several are given, or an argument is of the wrong type.
-        ValueError: If an argument is out of range.
+        ValueError: If an argument is out of range, or ``like`` has no parameters that count.
 
     Examples:
         >>> from factorized_moe import Budget, MuMoE
@@ -108,6 +108,9 @@ class Budget:
             if not isinstance(value, nn.Module):
                 kind = type(value).__name__
                 raise TypeError(f"like is a module, for instance the nn.Linear to be replaced, got {kind}")
+            if not any(_counts(name, self.count_bias) for name, _ in value.named_parameters()):
+                which = "parameters" if self.count_bias else "parameters but biases, which count_bias=False leaves out"
+                raise ValueError(f"like is a module without {which}: {type(value).__name__}; give what is replaced")
         elif not is_whole(value) or value < 1:
             raise ValueError(f"a budget of {name} is a positive int, got {value!r}")
 
@@ -211,9 +214,10 @@ def _parameters_of(module: nn.Module, count_bias: bool) -> int:
     named = dict(module.named_parameters())
     if any(is_lazy(p) for p in named.values()):
         raise ValueError("like has parameters without a size yet; call the module once, so that it makes them")
-    return sum(p.numel() for name, p in named.items() if count_bias or not _is_bias(name.rpartition(".")[2]))
+    return sum(p.numel() for name, p in named.items() if _counts(name, count_bias))
 
 
-def _is_bias(name: str) -> bool:
-    """Also of torch's attention (``in_proj_bias``) and recurrent layers (``bias_ih_l0``)."""
-    return name.endswith("bias") or name.startswith("bias_")
+def _counts(name: str, count_bias: bool) -> bool:
+    """Whether a parameter counts; biases are also those of torch's attention and recurrent layers."""
+    own = name.rpartition(".")[2]  # in_proj_bias, bias_ih_l0
+    return count_bias or not (own.endswith("bias") or own.startswith("bias_"))

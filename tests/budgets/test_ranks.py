@@ -211,6 +211,12 @@ ERRORS = {
     "two": ({"parameters": 9, "flops": 9}, TypeError, r"give one budget: .* got \['parameters', 'flops'\]"),
     "zero": ({"parameters": 0}, ValueError, "a budget of parameters is a positive int, got 0"),
     "a float": ({"flops": 1e6}, ValueError, "a budget of flops is a positive int, got 1000000.0"),
+    "nothing to match": ({"like": nn.ReLU()}, ValueError, "^like is a module without parameters: ReLU; give what is"),
+    "biases alone": (
+        {"like": nn.ParameterDict({"bias": torch.zeros(3)}), "count_bias": False},
+        ValueError,
+        "^like is a module without parameters but biases, which count_bias=False leaves out: ",
+    ),
     "no module": ({"like": 7}, TypeError, "like is a module, for instance the nn.Linear to be replaced, got int"),
     "too small": (
         {"parameters": 60},

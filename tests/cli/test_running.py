@@ -100,3 +100,18 @@ def test_a_reader_that_leaves_early_is_no_error(
 def test_help_needs_no_torch() -> None:
     code = "import sys; from factorized_moe.cli import main; main(['--help']); sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_the_package_runs_as_the_command() -> None:
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, "-m", "factorized_moe", *arguments], capture_output=True, text=True)
+
+    assert run("--version").stdout == f"factorized-moe {version('factorized-moe')}\n"
+    wrong = run("params", "--expert-dims", "none")
+    assert wrong.returncode == 2
+    assert wrong.stderr.startswith("factorized-moe params: error: ")
+
+
+def test_importing_the_packages_main_module_runs_nothing() -> None:
+    code = "import factorized_moe.__main__; print('imported')"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "imported\n"

@@ -25,6 +25,9 @@ __all__ = ["equal_experts"]
 NEGLIGIBLE = 1e-12
 """A rest of this relative size is rounding: a further term of a sum need not approximate it."""
 
+RANDOM = "start from random weights: a new layer, or in `replace` a config with pretrained=False"
+"""The way out where a network cannot start from a matrix, for messages."""
+
 
 def equal_experts(
     matrix: Tensor,
@@ -58,10 +61,12 @@ def equal_experts(
     """
     if fixed := [node.name for node in network.nodes if node.fixed is not None]:
         raise ValueError(
-            f"nodes {fixed} are fixed, so experts cannot be set from a matrix; fit the dense tensor instead"
+            f"nodes {fixed} are fixed, so experts cannot be set from a matrix; fit the dense tensor, or {RANDOM}"
         )
     if network.shares_parameters:
-        raise ValueError("two nodes share a parameter, so experts cannot be set from a matrix; give each node its own")
+        raise ValueError(
+            f"two nodes share a parameter, so experts cannot be set from a matrix; give each node its own, or {RANDOM}"
+        )
     matrix = matrix.detach().double()
     tensors: dict[str, Tensor] = {}
     rest, size = matrix, torch.linalg.vector_norm(matrix)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -65,16 +66,7 @@ def scale_bond(
         raise TypeError(f"factor is a number, got {factor!r}")
     if not torch.isfinite(torch.tensor(float(factor))):
         raise ValueError(f"factor must be finite, got {factor}")
-    places = _carriers(experts, bond)
-
-    def hook(module: nn.Module, inputs: object, output: Operands) -> Operands:
-        changed = list(output.operands)
-        for node, axis in places:
-            factors = changed[node].new_ones(size)
-            factors[torch.tensor(numbers, device=factors.device)] = float(factor)
-            changed[node] = changed[node] * factors.reshape(-1, *(1,) * (changed[node].ndim - axis - 1))
-        return Operands(tuple(changed))
-
+    hook = _Scaling(tuple(_carriers(experts, bond)), tuple(int(part) for part in numbers), size, float(factor))
     with ExitStack() as undo:
         undo.callback(experts.weight.register_forward_hook(hook).remove)
         return InterventionHandle(undo.pop_all())
@@ -124,6 +116,31 @@ def bond_contributions(experts: FactorizedExpertTensor, x: Tensor, coefficients:
                 alone.enter_context(scale_bond(experts, bond, others))
             found.append(experts(x, coefficients) - rest)
     return torch.stack(found, dim=1)
+
+
+@dataclass(frozen=True)
+class _Scaling:
+    """The hook of `scale_bond`; with the model it is copied and pickled.
+
+    Attributes:
+        places: For each term the number of a node that carries the bond, and the bond's axis there.
+        parts: The parts' numbers.
+        size: ``R``.
+        factor: What they are multiplied by.
+    """
+
+    places: tuple[tuple[int, int], ...]
+    parts: tuple[int, ...]
+    size: int
+    factor: float
+
+    def __call__(self, module: nn.Module, inputs: object, output: Operands) -> Operands:
+        changed = list(output.operands)
+        for node, axis in self.places:
+            factors = changed[node].new_ones(self.size)
+            factors[torch.tensor(self.parts, device=factors.device)] = self.factor
+            changed[node] = changed[node] * factors.reshape(-1, *(1,) * (changed[node].ndim - axis - 1))
+        return Operands(tuple(changed))
 
 
 def _check_bond(experts: FactorizedExpertTensor, bond: str) -> None:

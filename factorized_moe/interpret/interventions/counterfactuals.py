@@ -19,9 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from factorized_moe._bars import if_slow
-from factorized_moe._validation import check_kind
-from factorized_moe.interpret.interventions.intervening import layers_of, refuse_compiled
-from factorized_moe.interpret.interventions.kinds import Ablate
+from factorized_moe._scalars import is_whole
+from factorized_moe._validation import check_batches
+from factorized_moe.interpret.interventions.addressing import check_experts, expert_numbers, named_layers
+from factorized_moe.interpret.interventions.intervening import refuse_compiled
 from factorized_moe.interpret.interventions.last_layer import LastLayer
 from factorized_moe.interpret.interventions.tally import Counterfactuals, Tally
 from factorized_moe.interpret.measures.contributions import Pairs
@@ -40,6 +41,7 @@ def counterfactuals(
     experts: Sequence[int] | Tensor | None = None,
     after: Callable[[Tensor], Tensor] | None = None,
     forward: Callable[[Tensor], Tensor] | None = None,
+    ignore_index: int = -100,
 ) -> Counterfactuals:
     """Take every expert of a mode out in turn, its coefficient 0 and the others kept, and see what changes.
 
@@ -59,16 +61,19 @@ def counterfactuals(
             a softmax, or a linear map.
         forward: From inputs to the output, where ``model(inputs)`` is not that tensor. It has to call the model:
             ``lambda ids: language_model(ids).logits``.
+        ignore_index: The label of predictions that do not count, such as those at padding: as of torch's
+            ``cross_entropy``. They are in none of the results. What they do to other predictions stays, as attention to
+            an unmasked position may.
 
     Returns:
         Counts and means for each expert, in the order of ``experts`` where they are given; with labels also accuracies,
         and from them polysemanticity.
 
     Raises:
-        TypeError: If batches, an output or labels are of the wrong type.
-        ValueError: If the model is in training mode or compiled; there is no batch; a name, the mode, a shape or a
-            label does not fit; the layer or its gate does not run exactly once in a call; or ``after`` of the
-            layer's output is not the model's output.
+        TypeError: If batches, an output, labels or ``ignore_index`` are of the wrong type.
+        ValueError: If the model is in training mode or compiled; there is no batch, or one in which no prediction
+            counts; a name, the mode, a shape or a label does not fit; the layer or its gate does not run exactly once
+            in a call; or ``after`` of the layer's output is not the model's output.
 
     Examples:
         >>> from factorized_moe import CPMuMoE
@@ -79,20 +84,19 @@ def counterfactuals(
         >>> found.mean_effect.shape, found.accuracy_without.shape
         (torch.Size([16, 3]), torch.Size([16, 3]))
     """
-    if isinstance(batches, Tensor):
-        raise TypeError(
-            "counterfactuals: batches is one tensor; give an iterable of batches, such as inputs.split(1024)"
-        )
-    check_kind("counterfactuals: batches", batches, Iterable)
-    found = layers_of(model, Ablate(0 if experts is None else experts, layer=layer, mode=mode))
+    check_batches("counterfactuals: batches", batches)
+    if not is_whole(ignore_index):
+        raise TypeError(f"counterfactuals: ignore_index is an int, a label, got {ignore_index!r}")
+    numbers = expert_numbers("counterfactuals", 0 if experts is None else experts, mode)
+    found = named_layers("counterfactuals", model, layer)
     if len(found) > 1:
         raise ValueError(f"counterfactuals: {layer!r} names {len(found)} layers, {', '.join(found)}; give one of them")
     ((name, target),) = found.items()
+    check_experts("counterfactuals", name, target, mode, numbers)
     refuse_compiled(model, "counterfactuals")
     if any(module.training for module in model.modules()):
         raise ValueError("counterfactuals: the model is in training mode; call eval() on it first")
-    size = target.expert_dims[mode]
-    chosen = torch.arange(size) if experts is None else torch.tensor(Ablate(experts, mode=mode).numbers)
+    chosen = torch.arange(target.expert_dims[mode]) if experts is None else torch.tensor(numbers)
     tally: Tally | None = None
     last: LastLayer | None = None
     total = len(batches) if isinstance(batches, Sized) else None
@@ -101,18 +105,19 @@ def counterfactuals(
         for batch in batches:
             inputs, labels = _parts(batch)
             outputs = tap.run(inputs)
-            _check(inputs, outputs, labels)
+            counted = _check(inputs, outputs, labels, ignore_index)
             if tally is None or last is None:
                 chosen = chosen.to(outputs.device)
                 tally = Tally(chosen, outputs.shape[-1], labels is not None)
                 last = LastLayer(target, mode, chosen, after, tally)
             if tally.labelled != (labels is not None):
                 raise ValueError("counterfactuals: some batches have labels and some have none")
-            tally.add_predictions(outputs.flatten(0, -2), None if labels is None else labels.flatten())
+            given = None if labels is None else labels.flatten()
+            tally.add_predictions(*_those(counted, outputs.flatten(0, -2), given))
             if tap.is_linear and (after is not None or outputs is tap.layer_output):
-                last.add(tap.x, tap.coefficients, tap.layer_output, outputs, labels)
+                last.add(tap.x, tap.coefficients, tap.layer_output, outputs, labels, counted)
             else:
-                _run_again(tap, mode, chosen, inputs, outputs, labels, tally)
+                _run_again(tap, mode, chosen, inputs, outputs, labels, counted, tally)
             shown.update()
         if tally is None or last is None:
             raise ValueError("counterfactuals: there is no batch")
@@ -132,8 +137,12 @@ def _parts(batch: Tensor | Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
     return inputs, labels
 
 
-def _check(inputs: Tensor, outputs: Tensor, labels: Tensor | None) -> None:
-    """Refuse outputs and labels that do not fit the inputs."""
+def _check(inputs: Tensor, outputs: Tensor, labels: Tensor | None, ignore_index: int) -> Tensor | None:
+    """Refuse outputs and labels that do not fit the inputs.
+
+    Returns:
+        Which predictions count, ``(B, *positions)``, bool; ``None`` where all do.
+    """
     if not isinstance(outputs, Tensor):
         raise TypeError(
             f"counterfactuals: the model's output is {_kind(outputs)}, expected a tensor; give "
@@ -146,20 +155,39 @@ def _check(inputs: Tensor, outputs: Tensor, labels: Tensor | None) -> None:
         )
     if not outputs.numel():
         raise ValueError(f"counterfactuals: outputs of shape {tuple(outputs.shape)} hold no prediction")
-    if outputs.isnan().any():
+    counted = None if labels is None else _counted(labels, outputs, ignore_index)
+    if outputs.isnan().any() if counted is None else outputs[counted].isnan().any():
         raise ValueError("counterfactuals: the model gives NaN for these inputs, which predicts no class")
-    if labels is None:
-        return
+    return counted
+
+
+def _counted(labels: Tensor, outputs: Tensor, ignore_index: int) -> Tensor | None:
+    """Which predictions count by their labels, ``(B, *positions)``; ``None`` where all do."""
     if labels.is_floating_point() or labels.dtype == torch.bool or labels.shape != outputs.shape[:-1]:
         raise ValueError(
             f"counterfactuals: labels of shape {tuple(labels.shape)} and type {labels.dtype}, expected integers of "
             f"shape {tuple(outputs.shape[:-1])}, one for each prediction"
         )
-    if int(labels.min()) < 0 or int(labels.max()) >= outputs.shape[-1]:
+    counted = labels.long() != ignore_index  # as int64: of uint8, -100 would be 156
+    classes = labels[counted]
+    if not len(classes):
         raise ValueError(
-            f"counterfactuals: labels are from {int(labels.min())} to {int(labels.max())}, expected 0 to "
-            f"{outputs.shape[-1] - 1} for {outputs.shape[-1]} classes"
+            f"counterfactuals: all labels of a batch are {ignore_index}, the ignore_index, so that no prediction of it "
+            "counts; leave the batch out, or give another ignore_index"
         )
+    if int(classes.min()) < 0 or int(classes.max()) >= outputs.shape[-1]:
+        raise ValueError(
+            f"counterfactuals: labels are from {int(classes.min())} to {int(classes.max())}, expected 0 to "
+            f"{outputs.shape[-1] - 1} for {outputs.shape[-1]} classes, or {ignore_index}, the ignore_index, for "
+            "predictions that do not count"
+        )
+    return None if bool(counted.all()) else counted
+
+
+def _those(counted: Tensor | None, *columns: Tensor | None) -> tuple[Any, ...]:
+    """Of each column, one row for each prediction, the rows that count."""
+    rows = None if counted is None else counted.flatten()
+    return tuple(column if column is None or rows is None else column[rows] for column in columns)
 
 
 def _kind(value: object) -> str:
@@ -249,9 +277,19 @@ class _Tap:
 
 
 def _run_again(
-    tap: _Tap, mode: int, chosen: Tensor, inputs: Tensor, outputs: Tensor, labels: Tensor | None, tally: Tally
+    tap: _Tap,
+    mode: int,
+    chosen: Tensor,
+    inputs: Tensor,
+    outputs: Tensor,
+    labels: Tensor | None,
+    counted: Tensor | None,
+    tally: Tally,
 ) -> None:
-    """Each sample through the model once for each expert that it uses, as many at a time as the batch has."""
+    """Each sample through the model once for each expert that it uses, as many at a time as the batch has.
+
+    An expert that a sample uses only where nothing counts is taken out too: other positions may depend on that one.
+    """
     a = tap.coefficients[mode]
     if len(a) != len(inputs):
         raise ValueError(
@@ -259,17 +297,25 @@ def _run_again(
             "of single samples, the coefficients' first axis has to be that of the inputs"
         )
     a = a.index_select(-1, chosen)
-    pairs = Pairs.of((a != 0).flatten(1, -2).any(dim=1) if a.ndim > 2 else a)
+    used = (a != 0).flatten(1, -2).any(dim=1) if a.ndim > 2 else a != 0
+    if counted is not None:
+        used &= counted.reshape(len(a), -1).any(dim=1, keepdim=True)
+    pairs = Pairs.of(used)
     predicted = outputs.argmax(dim=-1)
     with if_slow("samples without an expert", len(pairs.inputs), "sample") as bar:
         for samples, experts in zip(pairs.inputs.split(len(inputs)), pairs.experts.split(len(inputs)), strict=True):
+            if not len(samples):  # no sample uses an expert
+                continue
             without = tap.run(inputs[samples], without=chosen[experts])
             each = without[0, ..., 0].numel()  # predictions of one sample
             tally.add_pairs(
-                experts.repeat_interleave(each),
-                outputs[samples].flatten(0, -2),
-                predicted[samples].flatten(),
-                without.flatten(0, -2),
-                None if labels is None else labels[samples].flatten(),
+                *_those(
+                    None if counted is None else counted[samples],
+                    experts.repeat_interleave(each),
+                    outputs[samples].flatten(0, -2),
+                    predicted[samples].flatten(),
+                    without.flatten(0, -2),
+                    None if labels is None else labels[samples].flatten(),
+                )
             )
             bar.update(len(samples))

@@ -8,6 +8,7 @@ from types import TracebackType
 from torch import nn
 
 from factorized_moe.interpret.finding import find_layers
+from factorized_moe.interpret.interventions.addressing import named_layers
 from factorized_moe.interpret.interventions.kinds import Intervention
 from factorized_moe.layers import ExpertLayer
 
@@ -78,21 +79,16 @@ def intervene(model: nn.Module, *interventions: Intervention) -> InterventionHan
             raise TypeError(f"intervene: expected interventions such as Ablate(3), got {given!r}")
     find_layers(model)  # is it a model, and has it a layer?
     refuse_compiled(model, "intervene")
-    chosen = [(layer, given) for given in interventions for layer in layers_of(model, given).values()]
+    chosen = [(layer, given) for given in interventions for layer in _layers_of(model, given).values()]
     with ExitStack() as undo:
         for layer, given in chosen:
             given.attach(layer, undo)
         return InterventionHandle(undo.pop_all())
 
 
-def layers_of(model: nn.Module, intervention: Intervention) -> dict[str, ExpertLayer]:
+def _layers_of(model: nn.Module, intervention: Intervention) -> dict[str, ExpertLayer]:
     """The layers that an intervention is for, by name, found to have what it wants to change."""
-    found = find_layers(model, intervention.layer)
-    if intervention.layer is None and len(found) > 1:
-        names = ", ".join(map(repr, found))
-        raise ValueError(
-            f"{type(intervention).__name__}: the model has {len(found)} uMoE layers; give layer=, one of {names}"
-        )
+    found = named_layers(type(intervention).__name__, model, intervention.layer)
     for name, layer in found.items():
         intervention.check(name, layer)
     return found

@@ -14,12 +14,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from factorized_moe._scalars import is_number, is_whole
 from factorized_moe._validation import check_values
+from factorized_moe.interpret.interventions.addressing import check_experts, expert_numbers
 from factorized_moe.layers import ExpertLayer
 from factorized_moe.tensor import FactorizedExpertTensor
 
@@ -56,16 +58,7 @@ class Intervention(ABC):
     mode: int = field(default=0, kw_only=True)
 
     def __post_init__(self) -> None:
-        if isinstance(self.experts, Tensor):
-            check_values(f"{type(self).__name__}: experts", self.experts)
-        given = self.experts.tolist() if isinstance(self.experts, Tensor) else self.experts
-        numbers = list(given) if isinstance(given, Iterable) else [given]
-        for name, value in [*(("expert", n) for n in numbers), ("mode", self.mode)]:
-            if not is_whole(value):
-                raise TypeError(f"{type(self).__name__}: {name} {value!r} is not an int; it is a number counted from 0")
-        if not numbers or len(set(numbers)) < len(numbers):
-            raise ValueError(f"{type(self).__name__}: experts are one or several different numbers, got {numbers}")
-        object.__setattr__(self, "experts", tuple(int(n) for n in numbers))
+        object.__setattr__(self, "experts", expert_numbers(type(self).__name__, self.experts, self.mode))
 
     @property
     def numbers(self) -> tuple[int, ...]:
@@ -83,18 +76,7 @@ class Intervention(ABC):
         Raises:
             ValueError: If the mode, an expert or an output is out of range.
         """
-        sizes = layer.expert_dims
-        if not 0 <= self.mode < len(sizes):
-            raise ValueError(
-                f"{type(self).__name__}: layer {name!r} has expert modes of sizes {sizes}, counted from 0; "
-                f"there is no mode {self.mode}"
-            )
-        outside = [n for n in self.numbers if not 0 <= n < sizes[self.mode]]
-        if outside:
-            raise ValueError(
-                f"{type(self).__name__}: expert {outside[0]} is out of range for the {sizes[self.mode]} experts of "
-                f"mode {self.mode} of layer {name!r}, counted from 0"
-            )
+        check_experts(type(self).__name__, name, layer, self.mode, self.numbers)
 
     @abstractmethod
     def attach(self, layer: ExpertLayer, undo: ExitStack) -> None:
@@ -126,13 +108,13 @@ class CoefficientIntervention(Intervention):
 
     def attach(self, layer: ExpertLayer, undo: ExitStack) -> None:
         """Register the hook on the layer's gate."""
+        undo.callback(layer.gate.register_forward_hook(self._at_gate).remove)
 
-        def hook(module: nn.Module, inputs: object, output: Sequence[Tensor]) -> tuple[Tensor, ...]:
-            changed = list(output)
-            changed[self.mode] = self.change(changed[self.mode])
-            return tuple(changed)
-
-        undo.callback(layer.gate.register_forward_hook(hook).remove)
+    # A method, not a closure: with the model it is copied and pickled.
+    def _at_gate(self, module: nn.Module, inputs: object, output: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        changed = list(output)
+        changed[self.mode] = self.change(changed[self.mode])
+        return tuple(changed)
 
 
 @dataclass(frozen=True)
@@ -333,20 +315,42 @@ class Bias(Intervention):
 
     def attach(self, layer: ExpertLayer, undo: ExitStack) -> None:
         """Register a hook that sees the coefficients, and one that adds to the output."""
-        call = threading.local()  # the layer's call that is under way: every thread has its own
+        hooks = _BiasHooks(self)
+        undo.callback(_last_experts(layer).register_forward_pre_hook(hooks.look).remove)
+        undo.callback(layer.register_forward_hook(hooks.add).remove)
 
-        def look(module: nn.Module, arguments: tuple[Tensor, Sequence[Tensor]]) -> None:
-            call.coefficients = arguments[1][self.mode]
+    def add_to(self, output: Tensor, coefficients: Tensor) -> Tensor:
+        """The changed output.
 
-        def add(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
-            mine = vars(call).pop("coefficients").index_select(-1, self._index(output))  # (*batch, experts)
-            chosen = range(output.shape[-1]) if self.outputs is None else self.outputs
-            amount = torch.as_tensor(self.amount, device=output.device, dtype=output.dtype)
-            added = mine.to(output.dtype) @ amount.expand(len(self.numbers), len(chosen))  # (*batch, outputs)
-            return output.index_add(-1, torch.tensor(chosen, device=output.device), added)
+        Args:
+            output: The layer's, ``(*batch, O)``; it is not written to.
+            coefficients: Those of the expert mode, ``(*batch, N)``.
 
-        undo.callback(_last_experts(layer).register_forward_pre_hook(look).remove)
-        undo.callback(layer.register_forward_hook(add).remove)
+        Returns:
+            ``(*batch, O)``.
+        """
+        mine = coefficients.index_select(-1, self._index(output))  # (*batch, experts)
+        chosen = range(output.shape[-1]) if self.outputs is None else self.outputs
+        amount = torch.as_tensor(self.amount, device=output.device, dtype=output.dtype)
+        added = mine.to(output.dtype) @ amount.expand(len(self.numbers), len(chosen))  # (*batch, outputs)
+        return output.index_add(-1, torch.tensor(chosen, device=output.device), added)
+
+
+class _BiasHooks:
+    """The two hooks of a bias on one layer; with the model they are copied and pickled."""
+
+    def __init__(self, bias: Bias) -> None:
+        self._bias = bias
+        self._call = threading.local()  # the layer's call that is under way: every thread has its own
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._bias,)
+
+    def look(self, module: nn.Module, arguments: tuple[Tensor, Sequence[Tensor]]) -> None:
+        self._call.coefficients = arguments[1][self._bias.mode]
+
+    def add(self, module: nn.Module, inputs: object, output: Tensor) -> Tensor:
+        return self._bias.add_to(output, vars(self._call).pop("coefficients"))
 
 
 def _last_experts(layer: ExpertLayer) -> FactorizedExpertTensor:

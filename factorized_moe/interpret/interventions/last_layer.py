@@ -61,7 +61,15 @@ class LastLayer:
         self._gathered: list[tuple[Pairs, list[Tensor]]] = []
         self._elements = 0
 
-    def add(self, x: Tensor, coefficients: Sequence[Tensor], y: Tensor, outputs: Tensor, labels: Tensor | None) -> None:
+    def add(
+        self,
+        x: Tensor,
+        coefficients: Sequence[Tensor],
+        y: Tensor,
+        outputs: Tensor,
+        labels: Tensor | None,
+        counted: Tensor | None = None,
+    ) -> None:
         """Gather one batch.
 
         Args:
@@ -70,17 +78,22 @@ class LastLayer:
             y: The layer's output, ``(*batch, O)``.
             outputs: The model's, ``(*batch, C)``.
             labels: ``(*batch)``, or ``None``.
+            counted: Which predictions count, ``(*batch)``, bool; all by default.
         """
-        x, y, outputs = x.flatten(0, -2), y.flatten(0, -2), outputs.flatten(0, -2)
+        columns = [*(a.flatten(0, -2) for a in coefficients), *(t.flatten(0, -2) for t in (x, y, outputs))]
+        columns += [] if labels is None else [labels.flatten()]
+        if counted is not None:
+            columns = [column[counted.flatten()] for column in columns]
+        modes = len(coefficients)
+        x, y, outputs = columns[modes : modes + 3]
         if self._after is not None:
             self._check_after(self._after(y), outputs)
         if self._single is None:
             (experts,) = self._layer.expert_tensors.values()  # a layer of several is not linear in its coefficients
             self._single = ExpertsOfMode(experts, self._mode)
-        rows = [a.flatten(0, -2) for a in coefficients]
-        pairs = Pairs.of(rows[self._mode].index_select(-1, self._chosen))
-        columns = [*rows, x, self._single.state(x), y, outputs]
-        self._gathered.append((pairs, columns if labels is None else [*columns, labels.flatten()]))
+        pairs = Pairs.of(columns[self._mode].index_select(-1, self._chosen))
+        columns.insert(modes + 1, self._single.state(x))
+        self._gathered.append((pairs, columns))
         self._elements += len(pairs.inputs) * outputs.shape[-1]
         if self._elements >= MOST_ELEMENTS:
             self.finish()

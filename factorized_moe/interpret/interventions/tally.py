@@ -25,7 +25,8 @@ class Counterfactuals(Measurement):
     """How a model's predictions change when each expert of a mode is taken out, one at a time.
 
     Attributes:
-        num_predictions: The number of predictions, one for each sample (and position).
+        num_predictions: The number of predictions, one for each sample (and position). Those whose label is the
+            ``ignore_index`` count neither here nor below.
         remade: For each expert the number of predictions that were made again without it, ``(N,)``: all others are of
             samples that give it a coefficient of 0.
         changed: For each expert the number of predictions that are others without it, ``(N,)``.

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from factorized_moe._validation import check_values
 from factorized_moe.interpret.finding import find_layers
 from factorized_moe.interpret.measures.measurement import Measurement
+from factorized_moe.interpret.recording.hooks import WatchingHook
 from factorized_moe.layers import ExpertLayer
 from factorized_moe.spread import whole
 from factorized_moe.tensor import FactorizedExpertTensor
@@ -229,7 +230,8 @@ def watch_usage(model: nn.Module, layers: str | Sequence[str] | None = None) -> 
     """Watch which experts a model uses in the calls within a ``with`` block, a training step for instance.
 
     It reads what the gates return: a hundredth step costs one pass over the coefficients. In training mode a gate that
-    normalises by the batch gives other coefficients than in evaluation; what is seen is what the step used.
+    normalises by the batch gives other coefficients than in evaluation; what is seen is what the step used. Calls of a
+    deep copy made within the block are not watched.
 
     Args:
         model: The model, or a single layer. A model compiled before the block runs on without hooks.
@@ -252,7 +254,7 @@ def watch_usage(model: nn.Module, layers: str | Sequence[str] | None = None) -> 
     """
     chosen = find_layers(model, layers)
     watcher = UsageWatcher(chosen)
-    handles = [layer.gate.register_forward_hook(watcher._hook(name)) for name, layer in chosen.items()]
+    handles = [layer.gate.register_forward_hook(WatchingHook(watcher._hook(name))) for name, layer in chosen.items()]
     try:
         yield watcher
     finally:

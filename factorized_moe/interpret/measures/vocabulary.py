@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from factorized_moe._validation import check_kind, check_size, check_values
+from factorized_moe._validation import check_batches, check_kind, check_size, check_values
 from factorized_moe.interpret.finding import find_layers
 from factorized_moe.interpret.measures.measurement import Measurement, expert_columns
 from factorized_moe.tensor import FactorizedExpertTensor
@@ -110,7 +110,7 @@ def average_inputs(
     Args:
         model: The model; called with each batch, or with its entries where it is a tuple, and with keywords where it is
             a dictionary.
-        batches: The model's inputs.
+        batches: An iterable of batches, such as ``inputs.split(1024)``.
         layer: The layer's name; may be left out if the model has one only.
         tensor: The name of the layer's expert tensor whose input is meant; the last one by default, whose output is the
             layer's.
@@ -119,6 +119,7 @@ def average_inputs(
         ``(N, I)``, float64; NaN for an expert without a coefficient above 0.
 
     Raises:
+        TypeError: If ``batches`` is one tensor, or no iterable.
         ValueError: If there are several layers and none is named, or there is no such layer or tensor.
 
     Examples:
@@ -127,6 +128,7 @@ def average_inputs(
         >>> average_inputs(layer, [torch.randn(5, 8), torch.randn(5, 8)]).shape
         torch.Size([4, 8])
     """
+    check_batches("batches", batches)
     found = find_layers(model, layer)
     if len(found) > 1:
         raise ValueError(f"the model has {len(found)} layers of experts; name one of {', '.join(map(repr, found))}")

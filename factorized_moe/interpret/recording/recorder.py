@@ -23,6 +23,7 @@ from factorized_moe.interpret.recording import given as limits
 from factorized_moe.interpret.recording.chunks import Annotations, Chunk, write_chunk
 from factorized_moe.interpret.recording.given import DTYPES, as_ints, as_texts
 from factorized_moe.interpret.recording.header import HEADER_NAME, Header, chunk_path, chunk_paths
+from factorized_moe.interpret.recording.hooks import WatchingHook
 from factorized_moe.interpret.recording.opening import open_recording
 from factorized_moe.interpret.recording.padding import PaddingWatch
 from factorized_moe.interpret.recording.recording import Recording
@@ -49,7 +50,8 @@ def record(
     Each position of the leading shape of a gate's input is one sample, in order: of ``(batch, tokens, I)`` the tokens
     of the first sequence come first. A block's two layers share one gate, which is recorded once. What is recorded is
     what the gate returns, after hooks that were registered on it earlier. The model's outputs stay the same, and
-    nothing is left on it, also after an exception. Only non-zero coefficients are stored where that takes less space.
+    nothing is left on it, also after an exception. Deep copies made meanwhile are not recorded. Only non-zero
+    coefficients are stored where that takes less space.
 
     Padding is left out where the call says which it is: if the model, or a model of transformers within it that has
     recorded layers, is called with an ``attention_mask`` ``(B, W)``, positions where it is 0 are not recorded, of every
@@ -108,9 +110,9 @@ def record(
     with ExitStack() as undo:
         if mask is not None:
             recorder._padding = PaddingWatch(model, chosen, mask)
-            recorder._padding.attach(undo, _outside_graphs)
+            recorder._padding.attach(undo, _watching)
         for name, layer in chosen.items():
-            undo.callback(layer.gate.register_forward_hook(_outside_graphs(recorder._hook(name))).remove)
+            undo.callback(layer.gate.register_forward_hook(_watching(recorder._hook(name))).remove)
         try:
             yield recorder
         except BaseException as error:
@@ -119,10 +121,10 @@ def record(
     recorder._close()
 
 
-def _outside_graphs(hook: Callable[..., Any]) -> Callable[..., Any]:
-    """A hook that runs as it is in a compiled model, after a break in the graph."""
+def _watching(hook: Callable[..., Any]) -> WatchingHook:
+    """A hook that runs as it is in a compiled model, after a break in the graph, and in no copy of the model."""
     # Without torch's compiler in the process there is no such model, and loading it takes seconds.
-    return torch.compiler.disable(hook) if "torch._dynamo" in sys.modules else hook
+    return WatchingHook(torch.compiler.disable(hook) if "torch._dynamo" in sys.modules else hook)
 
 
 class Recorder:

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from factorized_moe._validation import check_batches
+
 __all__ = ["Call", "capture", "output_error"]
 
 
@@ -60,7 +62,7 @@ def capture(model: nn.Module, name: str, batches: Iterable[Any]) -> Iterator[Cal
             anything else as the one argument.
 
     Raises:
-        TypeError: If the module does not give a tensor.
+        TypeError: If ``batches`` is one tensor, or no iterable, or the module does not give a tensor.
         ValueError: If the model has no module of the name, or never calls it.
 
     Examples:
@@ -69,6 +71,7 @@ def capture(model: nn.Module, name: str, batches: Iterable[Any]) -> Iterator[Cal
         >>> [(tuple(call.arguments[0].shape), tuple(call.output.shape)) for call in calls]
         [((5, 8), (5, 2)), ((3, 8), (3, 2))]
     """
+    check_batches("batches", batches)
     check_names(model, [name])
     for batch in batches:
         yield from calls_of(model, [name], batch)[name]

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from factorized_moe._validation import check_batches
 from factorized_moe.surgery.distillation.capturing import call_model, in_evaluation_mode
 from factorized_moe.surgery.factorizing import find_experts
 from factorized_moe.surgery.replacing.experts_layouts import ReadExperts, gated, read_experts
@@ -61,7 +62,7 @@ def collect_covariances(
         The moments of inputs, and of outputs if there is a loss.
 
     Raises:
-        TypeError: If the loss gives no scalar tensor.
+        TypeError: If ``batches`` is one tensor, or no iterable, or the loss gives no scalar tensor.
         ValueError: If the model has no such experts, none of a name that is given, or some get no token; or if the loss
             does not depend on some.
 
@@ -77,6 +78,7 @@ def collect_covariances(
         {'gate_up': (16, 16), 'down': (24, 24)}
         >>> reports = factorize_experts(model, rank=0.5, input_covariance=found.inputs, output_covariance=found.outputs)
     """
+    check_batches("batches", batches)
     chosen = find_experts(model, names)
     moments = {experts: _Moments(read_experts(experts)) for experts in dict.fromkeys(chosen.values())}
     calls: list[_Call] = []

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from factorized_moe import _bars as bars
 from factorized_moe import _reading as reading
-from factorized_moe._validation import check_kind, check_size
+from factorized_moe._validation import check_batches, check_kind, check_size
 from factorized_moe._writing import place_of
 from factorized_moe.surgery.distillation.capturing import Call, calls_of, check_names
 from factorized_moe.surgery.distillation.distillation_settings import DistillationSettings, DistillationStep
@@ -75,7 +75,8 @@ def distill(
         FloatingPointError: If a loss, a gradient or a parameter is not finite; the replacements then hold the last
             parameters that gave a finite loss, and the checkpoint stays as it was.
         ModuleNotFoundError: If a progress bar is asked for and tqdm is not installed.
-        TypeError: If a module does not give a tensor.
+        TypeError: If an argument is of the wrong type, ``batches`` one tensor for instance, or a module does not give a
+            tensor.
         ValueError: If an argument is out of range, the original gives a value that is not finite, the batches run
             out before the last step, or the checkpoint is of another run.
 
@@ -310,7 +311,7 @@ def _check(
     check_kind("model", model, nn.Module)
     check_kind("settings", settings, DistillationSettings)
     check_kind("replacements", replacements, Mapping)
-    check_kind("batches", batches, Iterable)
+    check_batches("batches", batches)
     if not replacements:
         raise ValueError("there are no replacements to train; give a module for each name")
     check_size("checkpoint_every", checkpoint_every)

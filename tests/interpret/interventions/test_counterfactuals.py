@@ -232,7 +232,25 @@ REFUSALS = {
     "a tensor": (refused(batches=X), TypeError, r"batches is one tensor; .* such as inputs\.split\(1024\)"),
     "no batch": (refused(batches=[]), ValueError, "there is no batch"),
     "training": (refused(make("inner", torch.float64)[0]), ValueError, r"in training mode; call eval\(\) on it first"),
-    "mode": (refused(mode=2), ValueError, "there is no mode 2"),
+    "mode": (refused(mode=2), ValueError, r"^counterfactuals: layer '1' has .* sizes \(6, 3\), .* there is no mode 2"),
+    "mode's type": (refused(mode="first"), TypeError, "^counterfactuals: mode 'first' is not an int"),
+    "experts": (
+        refused(experts=[6]),
+        ValueError,
+        "^counterfactuals: expert 6 is out of range for the 6 experts",
+    ),
+    "experts' type": (refused(experts=["first"]), TypeError, "^counterfactuals: expert 'first' is not an int"),
+    "experts' values": (refused(experts=torch.empty(1, device="meta")), TypeError, "^counterfactuals: experts is"),
+    "one expert twice": (
+        refused(experts=[1, 1]),
+        ValueError,
+        r"^counterfactuals: experts are .*, got \[1, 1\]",
+    ),
+    "a name is needed": (
+        refused(nn.Sequential(experts_layer(8), experts_layer(5)).eval(), layer=None),
+        ValueError,
+        "^counterfactuals: the model has 2 uMoE layers; give layer=, one of '0', '1'",
+    ),
     "layer": (refused(layer="one"), ValueError, "no uMoE layer of the model is called 'one'"),
     "two layers": (
         refused(nn.Sequential(experts_layer(8), experts_layer(5)).eval(), layer="*"),

@@ -6,12 +6,12 @@ from torch import Tensor, nn
 
 from factorized_moe import MuMoE, MuMoEBlock, available_decompositions
 from factorized_moe.contraction import dense_tensor, expert_rank_bound
-from factorized_moe.decompositions import GivenNetwork, get_decomposition
+from factorized_moe.decompositions import Decomposition, GivenNetwork, get_decomposition, registry
 from factorized_moe.fitting.closed_form.carriers import mean_matrix
 from factorized_moe.fitting.closed_form.equal_experts import equal_experts
 from factorized_moe.interpret import measure_usage
 from factorized_moe.network import TensorNetwork
-from factorized_moe.surgery import upcycle
+from factorized_moe.surgery import MuMoEConfig, replace, upcycle
 
 # Their experts are structured matrices: the matrix rank is not what limits them.
 STRUCTURED = ("block_tensor_train", "kronecker", "tt_matrix")
@@ -203,6 +203,30 @@ def shared_parameters() -> GivenNetwork:
     )
 
 
+class Given(Decomposition):
+    """A network of four inputs, two of whose nodes share a parameter, or one of which is fixed."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def network(self, expert_dims: object, in_features: int, out_features: int, rank: object) -> TensorNetwork:
+        return TensorNetwork.parse(f"{self.text}; expert_0=3 in={in_features} out=4 a=2 b=2 c=2 d=2")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["expert_0 a, in a b, x@w: b c, y@w: c d, d out", "expert_0 a, in a b, link(identity): b c, c d, d out"],
+    ids=["shared", "fixed"],
+)
+def test_networks_that_cannot_start_from_a_matrix_start_at_random(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_REGISTRY", {**registry._REGISTRY, "given": Given(text)})
+    model = nn.Sequential(nn.Linear(4, 4))
+    with pytest.raises(ValueError, match=r"cannot be set from a matrix; .* a config with pretrained=False"):
+        replace(model, "0", MuMoEConfig(expert_dims=(3,), decomposition="given", rank=2))
+    replace(model, "0", MuMoEConfig(expert_dims=(3,), decomposition="given", rank=2, pretrained=False))
+    assert model(torch.randn(5, 4)).std() > 0
+
+
 @pytest.mark.parametrize("name", available_decompositions())
 def test_experts_of_every_mode_differ(name: str) -> None:
     layer = upcycle(nn.Linear(8, 6), (4, 3), name, rank=6, noise=0.2).layer
@@ -235,7 +259,12 @@ def test_a_top_k_gate_starts_uniform() -> None:
             ValueError,
             r"do not start uniform \(from 0 to 0.5 for 3 experts\)",
         ),
-        (nn.Linear(4, 4), {"decomposition": shared_parameters()}, ValueError, "two nodes share a parameter"),
+        (
+            nn.Linear(4, 4),
+            {"decomposition": shared_parameters()},
+            ValueError,
+            "two nodes share a parameter.* each node its own, or start",
+        ),
         (
             nn.Linear(4, 4),
             {"input_covariance": torch.eye(7)},
