@@ -44,7 +44,11 @@ CASES += [("hierarchical_tucker", dims) for dims in ((5,), (2, 3), (2, 2, 3))]
 CASES += [(Pairs(), (4,)), (Squares(), (4,))]
 
 
-@pytest.mark.parametrize(("decomposition", "dims"), CASES, ids=str)
+@pytest.mark.parametrize(
+    ("decomposition", "dims"),
+    CASES,
+    ids=lambda given: type(given).__name__ if isinstance(given, Decomposition) else str(given),
+)
 @pytest.mark.parametrize("linears", [((11, 9),), ((6, 10), (10, 7))], ids=["layer", "block"])
 def test_bounds_along_a_rank_are_those_of_its_networks(decomposition: Any, dims: Any, linears: Any) -> None:
     costs = LayerCosts(dims, linears, get_decomposition(decomposition))
