@@ -241,8 +241,18 @@ def test_top_k_relu() -> None:
     with pytest.raises(
         ValueError, match=r"TopKReLU\(k=32\) keeps 32 experts, but expert_dims=\(40, 8\) has a mode of 8; give"
     ):
-        MixtureOfDecodersBlock(4, 6, 4, [40, 8])
+        MixtureOfDecodersBlock(4, 6, 4, [40, 8], gate=TopKReLU(32))
     with pytest.raises(ValueError, match="TopKReLU: k must be a positive integer, but got 0"):
         TopKReLU(0)
     with pytest.raises(TypeError, match=r"TopKReLU: k must be a positive integer, but got 2\.5"):
         TopKReLU(2.5)  # type: ignore[arg-type]
+
+
+def test_default_gate_takes_as_many_experts_as_the_smallest_mode_has_below_32() -> None:
+    x = torch.randn(5, 6)
+    block = MixtureOfDecodersBlock(6, 8, 5, [3, 40])
+    assert block(x).shape == (5, 5)
+    few, many = block.gate(x)
+    assert few.shape == (5, 3)
+    assert int((many > 0).sum(-1).max()) <= 3  # one k for all modes
+    assert MixtureOfDecodersBlock(6, 8, 5, [40]).gate.activation.k == 32

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from factorized_moe._linear import Linear
-from factorized_moe._validation import check_flag, check_size
+from factorized_moe._validation import check_expert_dims, check_flag, check_size
 from factorized_moe.activations import TopKReLU
 from factorized_moe.budgets import Budget, SizeLike
 from factorized_moe.decompositions import Decomposition
@@ -30,7 +30,7 @@ from factorized_moe.tensor import FactorizedExpertTensor
 __all__ = ["MixtureOfDecodersBlock", "zero_decoder"]
 
 LARGEST = TopKReLU(32)
-"""How many experts take part by default: as many as in the source's probing and steering."""
+"""How many experts take part by default: as many as in the source's probing and steering, or as many as the smallest mode has."""
 
 
 def zero_decoder(network: TensorNetwork, tensors: Mapping[str, Tensor]) -> None:
@@ -73,7 +73,8 @@ class MixtureOfDecodersBlock(ExpertLayer):
         skip: Whether ``x`` times a matrix is added, which starts at zero.
         activation: What is applied to the encoder's output; ReLU by default.
         bias: Whether every decoder has a bias, which the source has not. One bias for all is always there.
-        gate: As for `ExpertLayer`; given as an activation, the gate's logits have a bias.
+        gate: As for `ExpertLayer`; given as an activation, the gate's logits have a bias. By default the 32 largest
+            logits of each mode, or as many as the smallest mode has.
         gate_norm: As for `ExpertLayer`.
         gate_temperature: As for `ExpertLayer`.
         gate_rank: As for `ExpertLayer`.
@@ -137,6 +138,8 @@ class MixtureOfDecodersBlock(ExpertLayer):
         for name, flag in (("gated", gated), ("skip", skip)):
             check_flag(name, flag)
         place: dict[str, Any] = {"device": device, "dtype": dtype}
+        if gate is LARGEST:
+            gate = TopKReLU(min((32, *check_expert_dims(expert_dims))))
         if not isinstance(gate, nn.Module):
             options: dict[str, Any] = {"temperature": gate_temperature, "rank": gate_rank}
             gate = ExpertGate(
