@@ -30,7 +30,7 @@ from factorized_moe.tensor import FactorizedExpertTensor
 __all__ = ["MixtureOfDecodersBlock", "zero_decoder"]
 
 LARGEST = TopKReLU(32)
-"""How many experts take part by default: as many as in the source's probing and steering, or as many as the smallest mode has."""
+"""How many experts take part by default, as in the source's probing and steering; fewer where a mode has fewer."""
 
 
 def zero_decoder(network: TensorNetwork, tensors: Mapping[str, Tensor]) -> None:
