@@ -135,8 +135,7 @@ def markdown(found: Mapping[str, Sequence[Share]], size: tuple[int, int] = SIZE)
     for kind in sorted(dict.fromkeys(kinds), key=(SMALL, BETWEEN).count):
         cells = [_cells(table.get(kind), whole) for table, whole in zip(tables, wholes, strict=True)]
         lines.append(f"| {kind} | {' | '.join(cells)} |")
-    together = " | ".join(f" | {whole * 1e3:.2f} ms" for whole in wholes)
-    return "\n".join([*lines, f"| together | {together} |"]) + "\n"
+    return "\n".join(lines) + "\n"
 
 
 def _cells(share: Share | None, whole: float) -> str:

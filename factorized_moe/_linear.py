@@ -5,6 +5,8 @@ from torch import nn
 
 from factorized_moe.spread import agree_on_random_numbers, is_spread, like
 
+__all__ = ["Linear"]
+
 
 class Linear(nn.Linear):
     """`nn.Linear`, filled as a whole.

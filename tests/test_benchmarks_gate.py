@@ -23,7 +23,7 @@ def test_profile_counts_operations_over_all_logits_and_puts_the_others_together(
     page = entmax_profile.markdown(
         {"forward": [entmax_profile.Share("one", 3, 1e-3), entmax_profile.Share("two", 0, 3e-3)]}
     )
-    assert "| one | 3 | 25% |\n| two |  | 75% |\n| together |  | 4.00 ms |" in page
+    assert "| one | 3 | 25% |\n| two |  | 75% |\n" in page
 
 
 def test_profile_of_entmax_names_what_it_does() -> None:
